@@ -1,0 +1,196 @@
+"""The gradient of the architecture parameters, first and second order; knows no engine and no configuration.
+
+Auto-ReID, algorithm 1, after DARTS (Liu et al., ICLR 2019, section 2.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+__all__ = ["Architect", "SearchableNetwork"]
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class SearchableNetwork(Protocol):
+    """What the architect needs of a network; ``buffers`` and ``modules`` are those of any ``nn.Module``."""
+
+    def weights(self) -> list[nn.Parameter]: ...
+
+    def alphas(self) -> list[nn.Parameter]: ...
+
+    def buffers(self) -> Iterator[Tensor]: ...
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+
+class Architect:
+    """Fills ``.grad`` of the alphas, and leaves weights, buffers, gradients of weights and optimiser state as they were.
+
+    First order: the gradient of ``L_val(w, alpha)``. Second order: that of ``L_val(w'(alpha), alpha)``, where
+    ``w' = w - xi * step(grad_w L_train(w, alpha))`` is what the weight optimiser would do next, with its own learning rate, momentum,
+    dampening, Nesterov and weight decay, read from its parameter groups. The chain rule gives
+
+    ``d/d alpha = grad_alpha L_val(w', alpha) - d^2 L_train / (d alpha d w) . u``,  ``u = dw'/d(-grad) * grad_w' L_val(w', alpha)``
+
+    and the product is taken by central differences, ``(grad_alpha L_train(w + eps u) - grad_alpha L_train(w - eps u)) / (2 eps)``
+    with ``eps * |u| = 0.01`` (DARTS, equation 8; the paper's ``eps = 0.01 / |grad L_val|`` is the same displacement).
+
+    Buffers (batch norm statistics) are saved before and restored after, and so is the random state between the two
+    displaced passes, so that both see the same dropout.
+
+    Args:
+        network: has ``weights()``, ``alphas()`` and ``__call__``.
+        loss: ``loss(outputs, identities)`` gives a scalar.
+        weight_optimizer: the optimiser of the weights; SGD for the second order.
+        order: 1 or 2.
+        val_loss: the loss on the validation batch where it differs from ``loss``.
+
+    Raises:
+        UserError: if ``order`` is neither 1 nor 2, or the second order is asked of an optimiser other than SGD.
+    """
+
+    def __init__(
+        self,
+        network: SearchableNetwork,
+        loss: Loss,
+        weight_optimizer: torch.optim.Optimizer,
+        order: int = 1,
+        val_loss: Loss | None = None,
+    ) -> None:
+        if order not in (1, 2):
+            raise UserError(f"the order of the architecture gradient is 1 or 2, not {order!r}")
+        if order == 2 and not isinstance(weight_optimizer, torch.optim.SGD):
+            raise UserError(
+                f"the second order imitates a step of SGD, not of {type(weight_optimizer).__name__}; "
+                "set train.optim sgd or search.order 1"
+            )
+        self.network = network
+        self.loss = loss
+        self.val_loss = val_loss or loss
+        self.weight_optimizer = weight_optimizer
+        self.order = order
+
+    def backward(self, train_batch: Batch, val_batch: Batch) -> Tensor:
+        """Sets ``.grad`` of every alpha; returns the detached loss on the validation batch.
+
+        Args:
+            train_batch: ``(images (B, 3, H, W), identities (B,))`` of the weights' half; used by the second order only.
+            val_batch: the same of the alphas' half.
+        """
+        with _unchanged_buffers(self.network):
+            if self.order == 1:
+                value, gradients = self._first_order(val_batch)
+            else:
+                value, gradients = self._second_order(train_batch, val_batch)
+        for alpha, gradient in zip(self.network.alphas(), gradients, strict=True):
+            alpha.grad = gradient
+        return value
+
+    def _first_order(self, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        value = self._value(self.val_loss, val_batch)
+        return value.detach(), _gradients(value, self.network.alphas())
+
+    def _second_order(self, train_batch: Batch, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        weights, alphas = self.network.weights(), self.network.alphas()
+        saved = [w.detach().clone() for w in weights]
+        try:
+            train_gradients = _gradients(self._value(self.loss, train_batch), weights)
+            rates = self._virtual_step(weights, train_gradients)
+            value = self._value(self.val_loss, val_batch)
+            both = _gradients(value, [*alphas, *weights])
+            gradients, at_virtual = both[: len(alphas)], both[len(alphas) :]
+            direction = [rate * gradient for rate, gradient in zip(rates, at_virtual, strict=True)]  # u
+            norm = torch.stack([u.double().pow(2).sum() for u in direction]).sum().sqrt()
+            if norm > 0:
+                product = self._hessian_product(train_batch, weights, saved, direction, 0.01 / norm.item())
+                gradients = [g - p for g, p in zip(gradients, product, strict=True)]
+        finally:
+            _copy(weights, saved)  # copies, never arithmetic: bit for bit
+        return value.detach(), gradients
+
+    @torch.no_grad()
+    def _virtual_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[float]:
+        """Moves the weights as SGD would; returns ``-dw'/d grad`` of each tensor, a scalar each."""
+        groups = {id(p): group for group in self.weight_optimizer.param_groups for p in group["params"]}
+        rates = []
+        for w, gradient in zip(weights, gradients, strict=True):
+            group = groups.get(id(w))
+            if group is None or not w.requires_grad:  # what the optimiser does not train stays where it is
+                rates.append(0.0)
+                continue
+            momentum, nesterov = group["momentum"], group["nesterov"]
+            step = gradient.neg() if group.get("maximize") else gradient
+            step = step + group["weight_decay"] * w
+            share = 1.0  # d step / d gradient
+            if momentum:
+                buffer = self.weight_optimizer.state.get(w, {}).get("momentum_buffer")
+                kept = 1.0 if buffer is None else 1.0 - group["dampening"]
+                moved = step if buffer is None else momentum * buffer + kept * step
+                step, share = (step + momentum * moved, 1.0 + momentum * kept) if nesterov else (moved, kept)
+            learning_rate = float(group["lr"])
+            w.sub_(learning_rate * step)
+            rates.append(-learning_rate * share if group.get("maximize") else learning_rate * share)
+        return rates
+
+    def _hessian_product(
+        self,
+        train_batch: Batch,
+        weights: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        direction: Sequence[Tensor],
+        epsilon: float,
+    ) -> list[Tensor]:
+        """``d^2 L_train / (d alpha d w) . direction`` at the saved weights, by central differences."""
+        displaced = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for w, start, u in zip(weights, saved, direction, strict=True):
+                    w.copy_(start + sign * epsilon * u)
+            with _same_randomness(weights, keep=sign < 0):
+                displaced.append(_gradients(self._value(self.loss, train_batch), self.network.alphas()))
+        return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
+
+    def _value(self, loss: Loss, batch: Batch) -> Tensor:
+        images, identities = batch
+        return loss(self.network(images), identities)
+
+
+def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Gradients without touching ``.grad``; zeros for what the value does not depend on or what is frozen."""
+    active = [p for p in parameters if p.requires_grad]
+    found = dict(zip(map(id, active), torch.autograd.grad(value, active, allow_unused=True), strict=True))
+    gradients = [found.get(id(p)) for p in parameters]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+@torch.no_grad()
+def _copy(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
+
+
+@contextmanager
+def _unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
+    buffers = list(network.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        _copy(buffers, saved)
+
+
+@contextmanager
+def _same_randomness(weights: Sequence[Tensor], keep: bool) -> Iterator[None]:
+    """Gives the random state back after the block, unless ``keep``: the next block then draws the same numbers."""
+    devices = sorted({w.device.index or 0 for w in weights if w.device.type == "cuda"})
+    with torch.random.fork_rng(devices, enabled=not keep):
+        yield

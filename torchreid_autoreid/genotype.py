@@ -1,0 +1,319 @@
+"""A genotype says which cells a network is made of; it is data, and stays data (frozen, validated, JSON).
+
+Numbering, as in auto-ReID and DARTS: inputs 0 and 1 of a cell are the outputs of the two cells before it, input
+``n >= 2`` is block ``n - 2``. The edges of a cell with ``B`` blocks are numbered block by block: block ``i`` has the edges
+from inputs ``0 … i + 1``, so there are ``E = B (B + 3) / 2`` of them (14 for ``B = 4``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+__all__ = ["OPERATION_NAMES", "SPACES", "Block", "Genotype", "cell_edges", "derive", "num_edges", "operation_names"]
+
+#: The search space O_reid (Auto-ReID, section 3.1), in the order in which alphas are stored.
+OPERATION_NAMES: tuple[str, ...] = (
+    "part_aware",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "none",
+    "skip_connect",
+)
+
+#: Named search spaces: ``reid`` is O_reid, ``standard`` is O, the same without the part-aware operation (the ablation).
+SPACES: dict[str, tuple[str, ...]] = {
+    "reid": OPERATION_NAMES,
+    "standard": tuple(name for name in OPERATION_NAMES if name != "part_aware"),
+}
+
+Edge = tuple[str, int]
+Block = tuple[Edge, Edge]
+
+_VERSION = 1
+_MAX_FILE_BYTES = 1 << 20  # a genotype is a few hundred bytes; anything this large is something else
+
+
+def operation_names(space: str) -> tuple[str, ...]:
+    """The operations of a named search space.
+
+    Raises:
+        UserError: if there is no such space.
+
+    >>> operation_names("standard")[0]
+    'max_pool_3x3'
+    """
+    if space not in SPACES:
+        raise UserError(f"unknown search space {space!r}; choose one of {', '.join(SPACES)}")
+    return SPACES[space]
+
+
+def num_edges(blocks: int) -> int:
+    """Number of edges E of a cell with this many blocks.
+
+    >>> num_edges(4)
+    14
+    """
+    return blocks * (blocks + 3) // 2
+
+
+def cell_edges(blocks: int) -> Iterator[tuple[int, int, int]]:
+    """Yields ``(edge, block, input)`` in the order in which alphas are stored.
+
+    >>> list(cell_edges(1))
+    [(0, 0, 0), (1, 0, 1)]
+    """
+    edge = 0
+    for block in range(blocks):
+        for source in range(block + 2):
+            yield edge, block, source
+            edge += 1
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The two cells of a network.
+
+    Attributes:
+        name: a label for people, such as ``retrieval``.
+        normal, reduce: a tuple of blocks each; a block is two edges ``(operation, input)``.
+
+    Raises:
+        UserError: if an operation is unknown, an input does not exist, or the numbers of blocks are wrong; the message
+            names the cell, the block and the bad value.
+
+    >>> Genotype.load("retrieval").normal[0]
+    (('sep_conv_3x3', 0), ('skip_connect', 1))
+    """
+
+    name: str
+    normal: tuple[Block, ...]
+    reduce: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise UserError(f"a genotype needs a name (a non-empty text), not {self.name!r}")
+        object.__setattr__(self, "normal", _checked_cell("normal", self.normal))
+        object.__setattr__(self, "reduce", _checked_cell("reduce", self.reduce))
+        if len(self.normal) != len(self.reduce):
+            raise UserError(
+                f"genotype {self.name!r} has {len(self.normal)} normal and {len(self.reduce)} reduction blocks; "
+                "both cells need the same number"
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in each cell."""
+        return len(self.normal)
+
+    def count(self, operation: str) -> dict[str, int]:
+        """How many edges of each cell use an operation: ``{'normal': n, 'reduce': n}``."""
+        return {
+            kind: sum(name == operation for block in cell for name, _ in block)
+            for kind, cell in (("normal", self.normal), ("reduce", self.reduce))
+        }
+
+    @staticmethod
+    def presets() -> dict[str, Genotype]:
+        """The three cells that the authors published (Auto-ReID, Figure 4 and the appendix), by name."""
+        return dict(_PRESETS)
+
+    @classmethod
+    def load(cls, path_or_preset: str | Path) -> Genotype:
+        """Reads a genotype from a JSON file, or returns a preset by its name.
+
+        Raises:
+            UserError: if there is neither such a preset nor such a file, or the file is not a valid genotype.
+        """
+        if str(path_or_preset) in _PRESETS:
+            return _PRESETS[str(path_or_preset)]
+        path = Path(path_or_preset)
+        if not path.is_file():
+            near = get_close_matches(str(path_or_preset), _PRESETS, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(
+                f"no genotype {str(path_or_preset)!r}: {hint}give a preset ({', '.join(_PRESETS)}) or the path of a JSON file"
+            )
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, which is no genotype (they have a few hundred)")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not valid JSON: {error}") from None
+        try:
+            return cls.from_dict(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the genotype as JSON (the format is in the README)."""
+        # One block a line: a person reads the file too.
+        lines = ["{", f'  "version": {_VERSION},', f'  "name": {json.dumps(self.name)},']
+        for kind, cell, comma in (("normal", self.normal, ","), ("reduce", self.reduce, "")):
+            blocks = ",\n".join(f"    {json.dumps(block)}" for block in cell)
+            lines.append(f'  "{kind}": [\n{blocks}\n  ]{comma}')
+        Path(path).write_text("\n".join([*lines, "}", ""]), encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The genotype as plain lists, ready for JSON."""
+        return {
+            "version": _VERSION,
+            "name": self.name,
+            "normal": [[list(edge) for edge in block] for block in self.normal],
+            "reduce": [[list(edge) for edge in block] for block in self.reduce],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Genotype:
+        """The inverse of :meth:`to_dict`; validates everything.
+
+        Raises:
+            UserError: if a key is missing or unknown, the version is another one, or a value is wrong.
+        """
+        if not isinstance(content, Mapping):
+            raise UserError(f"a genotype is a JSON object, not {type(content).__name__}")
+        keys = {"version", "name", "normal", "reduce"}
+        if missing := sorted(keys - content.keys()):
+            raise UserError(f"a genotype needs the key {missing[0]!r}")
+        if unknown := sorted(map(str, content.keys() - keys)):
+            raise UserError(f"unknown key {unknown[0]!r} in a genotype; the keys are {', '.join(sorted(keys))}")
+        if content["version"] != _VERSION:
+            raise UserError(f"genotype version {content['version']!r} is not supported; this program reads version {_VERSION}")
+        return cls(content["name"], content["normal"], content["reduce"])
+
+
+def _checked_cell(kind: str, cell: Any) -> tuple[Block, ...]:
+    if not isinstance(cell, Sequence) or isinstance(cell, str) or not cell:
+        raise UserError(f"the {kind} cell must be a non-empty list of blocks, not {cell!r}")
+    return tuple(_checked_block(f"{kind} block {index}", index, block) for index, block in enumerate(cell))
+
+
+def _checked_block(where: str, index: int, block: Any) -> Block:
+    if not isinstance(block, Sequence) or isinstance(block, str) or len(block) != 2:
+        raise UserError(f"{where} must have two edges, got {block!r}")
+    first, second = (_checked_edge(where, index, edge) for edge in block)
+    return first, second
+
+
+def _checked_edge(where: str, index: int, edge: Any) -> Edge:
+    if not isinstance(edge, Sequence) or isinstance(edge, str) or len(edge) != 2:
+        raise UserError(f"an edge of {where} must be [operation, input], got {edge!r}")
+    operation, source = edge
+    if not isinstance(operation, str) or operation not in OPERATION_NAMES:
+        near = get_close_matches(str(operation), OPERATION_NAMES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"unknown operation {operation!r} in {where}{hint}; choose from {', '.join(OPERATION_NAMES)}")
+    if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < index + 2:
+        raise UserError(f"input {source!r} of {where} does not exist; it may use inputs 0 to {index + 1}")
+    return operation, source
+
+
+def derive(
+    normal: Sequence[Sequence[float]],
+    reduce: Sequence[Sequence[float]],
+    operations: Sequence[str] = OPERATION_NAMES,
+    *,
+    renormalised: bool = False,
+    name: str = "searched",
+) -> Genotype:
+    """Derives the discrete cells from edge probabilities (Auto-ReID, section 3.1; DARTS, section 2.4).
+
+    The strength of an edge is its largest probability among the operations other than ``none``; a block keeps its two
+    strongest edges, each with that operation. Ties go to the earlier edge and the earlier operation.
+
+    Args:
+        normal, reduce: (E, O) probabilities, edges in the order of :func:`cell_edges`, each row summing to 1 with
+            ``none`` counted, as published.
+        operations: the O names of the columns.
+        renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has absorbed is
+            weak whatever its best operation is; renormalised, edges compete by how decided they are.
+        name: the name of the result.
+
+    Raises:
+        UserError: if a value is not finite, or the shape fits no cell.
+
+    >>> uniform = [[1 / 7] * 7] * 2
+    >>> derive(uniform, uniform).normal
+    ((('part_aware', 0), ('part_aware', 1)),)
+    """
+    return Genotype(
+        name,
+        _derive_cell("normal", normal, operations, renormalised),
+        _derive_cell("reduce", reduce, operations, renormalised),
+    )
+
+
+def _derive_cell(
+    kind: str, probabilities: Sequence[Sequence[float]], operations: Sequence[str], renormalised: bool
+) -> tuple[Block, ...]:
+    blocks = next((b for b in range(1, len(probabilities) + 1) if num_edges(b) == len(probabilities)), None)
+    if blocks is None:
+        raise UserError(f"{len(probabilities)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
+    best: list[list[tuple[float, Edge]]] = [[] for _ in range(blocks)]
+    for edge, block, source in cell_edges(blocks):
+        row = probabilities[edge]
+        if len(row) != len(operations):
+            raise UserError(f"{kind} edge {edge} has {len(row)} probabilities for {len(operations)} operations")
+        if not all(abs(value) < float("inf") for value in row):
+            raise UserError(f"{kind} edge {edge} has probabilities that are not finite: {list(row)}")
+        candidates = [(value, op) for value, op in zip(row, operations, strict=True) if op != "none"]
+        strength, operation = max(candidates, key=lambda candidate: candidate[0])
+        if renormalised:
+            strength /= sum(value for value, _ in candidates) or 1.0
+        best[block].append((strength, (operation, source)))
+    cell = []
+    for edges in best:
+        # sorted() is stable, so among equals the earlier input wins.
+        first, second = sorted(edges, key=lambda candidate: -candidate[0])[:2]
+        cell.append((first[1], second[1]))
+    return tuple(cell)
+
+
+def _preset(name: str, normal: str, reduce: str) -> Genotype:
+    """Reads the paper's notation: ``sep_conv_3x3<0 skip_connect<1 | …``, blocks parted by bars."""
+
+    def cell(text: str) -> Any:
+        return [
+            [(op, int(source)) for op, source in (edge.split("<") for edge in block.split())] for block in text.split("|")
+        ]
+
+    return Genotype(name, cell(normal), cell(reduce))
+
+
+_PRESETS = {
+    genotype.name: genotype
+    for genotype in (
+        # Searched with the retrieval loss in O_reid: the paper's Auto-ReID network.
+        _preset(
+            "retrieval",
+            "sep_conv_3x3<0 skip_connect<1 | dil_conv_3x3<2 dil_conv_3x3<0 | "
+            "dil_conv_3x3<3 sep_conv_3x3<2 | dil_conv_3x3<4 dil_conv_3x3<3",
+            "max_pool_3x3<0 part_aware<1 | sep_conv_3x3<0 dil_conv_3x3<2 | "
+            "dil_conv_3x3<2 max_pool_3x3<0 | dil_conv_3x3<4 dil_conv_3x3<3",
+        ),
+        # Searched with the classification loss in O_reid.
+        _preset(
+            "baseline_reid_space",
+            "dil_conv_3x3<0 skip_connect<1 | max_pool_3x3<2 sep_conv_3x3<0 | "
+            "max_pool_3x3<3 sep_conv_3x3<1 | sep_conv_3x3<2 dil_conv_3x3<3",
+            "skip_connect<1 part_aware<0 | avg_pool_3x3<2 part_aware<0 | "
+            "sep_conv_3x3<1 avg_pool_3x3<2 | skip_connect<4 max_pool_3x3<3",
+        ),
+        # Searched with the classification loss in O.
+        _preset(
+            "baseline",
+            "dil_conv_3x3<1 dil_conv_3x3<0 | dil_conv_3x3<1 sep_conv_3x3<2 | "
+            "dil_conv_3x3<2 sep_conv_3x3<1 | sep_conv_3x3<2 sep_conv_3x3<3",
+            "sep_conv_3x3<1 skip_connect<0 | max_pool_3x3<2 dil_conv_3x3<1 | "
+            "max_pool_3x3<0 dil_conv_3x3<2 | skip_connect<0 dil_conv_3x3<4",
+        ),
+    )
+}

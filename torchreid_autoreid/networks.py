@@ -1,0 +1,241 @@
+"""One skeleton (ResNet's macro structure with cells for residual layers), and the two networks that fill it.
+
+Auto-ReID, section 3.1 and Figure 1: a stem of a 7x7/2 convolution and a 3x3/2 max pool, four stages of cells, the first cell
+of stages 2-4 a reduction that doubles the channels, global average pooling to the feature, a linear classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cells import Cell, DerivedCell, SearchCell
+from .errors import UserError
+from .genotype import Genotype, derive, num_edges, operation_names
+from .strategies import STRATEGIES
+
+__all__ = ["ArchitectureParameters", "AutoReIDNetwork", "AutoReIDSearchNetwork"]
+
+# (in_channels of the two inputs, channels, reduction, halve_first) -> cell
+CellFactory = Callable[[tuple[int, int], int, bool, bool], Cell]
+
+
+class Skeleton(nn.Module):
+    """What the search network and the derived network share: everything but the cells.
+
+    Args:
+        make_cell: builds one cell.
+        blocks: blocks of a cell, so that a cell puts out ``blocks * channels``.
+        num_classes: training identities.
+        loss: ``softmax`` or ``triplet``, torchreid's contract for the output in training.
+        channels: C of the first stage.
+        layers: cells in each of the four stages.
+    """
+
+    def __init__(
+        self,
+        make_cell: CellFactory,
+        blocks: int,
+        num_classes: int,
+        loss: str,
+        channels: int,
+        layers: Sequence[int],
+    ) -> None:
+        super().__init__()
+        _check_shape(loss, channels, layers, num_classes)
+        self.loss = loss
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        cells = []
+        before_last = last = channels
+        last_reduced = False
+        for stage, depth in enumerate(layers):
+            for index in range(depth):
+                reduction = stage > 0 and index == 0
+                width = channels * 2**stage
+                cells.append(make_cell((before_last, last), width, reduction, last_reduced))
+                before_last, last, last_reduced = last, blocks * width, reduction
+        self.cells = nn.ModuleList(cells)
+        self.feature_dim = last
+        self.classifier = nn.Linear(last, num_classes)
+        self.apply(_initialise)
+
+    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
+        """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
+        return {"normal": (), "reduce": ()}
+
+    def featuremaps(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images to the (B, D, h, w) output of the last cell, before pooling."""
+        arguments = self.cell_arguments()
+        before_last = last = self.stem(x)
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last, *arguments[cell.kind])
+        return last
+
+    def forward(self, x: Tensor, return_featuremaps: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """torchreid's contract: logits, or (logits, features), in training; (B, D) features in eval mode."""
+        maps = self.featuremaps(x)
+        if return_featuremaps:
+            return maps
+        features = F.adaptive_avg_pool2d(maps, 1).flatten(1)
+        if not self.training:
+            return features
+        logits = self.classifier(features)
+        return logits if self.loss == "softmax" else (logits, features)
+
+
+class AutoReIDNetwork(Skeleton):
+    """The network of a genotype: what is trained, evaluated and deployed.
+
+    Args:
+        num_classes: training identities.
+        loss: ``softmax`` or ``triplet``.
+        genotype: the cells; the authors' retrieval cells by default.
+        channels: C of the first stage, 64 in the paper.
+        layers: cells in each of the four stages, (2, 2, 2, 2) in the paper.
+        parts: stripes of the part-aware operation, 4 in the paper.
+        drop_path: probability with which a sample's branch is dropped in training.
+
+    Shapes: ``(B, 3, H, W)`` to ``(B, D)`` with ``D = 8 * blocks * channels`` (2048 for the paper's network).
+
+    Raises:
+        UserError: if an argument is out of range.
+
+    >>> AutoReIDNetwork(10, channels=4).feature_dim
+    128
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        loss: str = "softmax",
+        genotype: Genotype | None = None,
+        channels: int = 64,
+        layers: Sequence[int] = (2, 2, 2, 2),
+        parts: int = 4,
+        drop_path: float = 0.0,
+    ) -> None:
+        genotype = genotype or Genotype.load("retrieval")
+        if not 0.0 <= drop_path < 1.0:
+            raise UserError(f"drop_path must be in [0, 1), not {drop_path!r}")
+
+        def make_cell(inputs: tuple[int, int], width: int, reduction: bool, halve_first: bool) -> Cell:
+            cell = genotype.reduce if reduction else genotype.normal
+            return DerivedCell(cell, inputs, width, reduction, halve_first, parts, drop_path)
+
+        super().__init__(make_cell, genotype.blocks, num_classes, loss, channels, layers)
+        self.genotype = genotype
+
+
+class ArchitectureParameters(nn.Module):
+    """The alphas of the two cells: all normal cells share one set, all reduction cells the other.
+
+    Attributes:
+        normal, reduce: (E, O) parameters, edges in the order of :func:`genotype.cell_edges`; near zero at the start, so that
+            every operation begins with almost the same weight (DARTS: 1e-3 times a normal deviate).
+    """
+
+    def __init__(self, blocks: int, operations: int) -> None:
+        super().__init__()
+        shape = (num_edges(blocks), operations)
+        self.normal = nn.Parameter(1e-3 * torch.randn(shape))
+        self.reduce = nn.Parameter(1e-3 * torch.randn(shape))
+
+
+class AutoReIDSearchNetwork(Skeleton):
+    """The search network (supernet): every edge mixes all candidate operations with weights from the alphas.
+
+    Args:
+        num_classes, loss, channels, layers, parts: as in :class:`AutoReIDNetwork`.
+        blocks: blocks of a cell, 4 in the paper.
+        space: ``reid`` (with the part-aware operation) or ``standard`` (without).
+        strategy: how alphas become weights, a name in ``STRATEGIES``.
+
+    Raises:
+        UserError: if an argument is out of range.
+
+    >>> network = AutoReIDSearchNetwork(10, channels=4, layers=(1, 1, 1, 1), blocks=2)
+    >>> [tuple(alpha.shape) for alpha in network.alphas()]
+    [(5, 7), (5, 7)]
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        loss: str = "triplet",
+        channels: int = 16,
+        layers: Sequence[int] = (2, 2, 2, 2),
+        blocks: int = 4,
+        parts: int = 4,
+        space: str = "reid",
+        strategy: str = "darts",
+    ) -> None:
+        operations = operation_names(space)
+        if blocks < 1:
+            raise UserError(f"a cell needs at least one block, not {blocks!r}")
+        if strategy not in STRATEGIES:
+            raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+
+        def make_cell(inputs: tuple[int, int], width: int, reduction: bool, halve_first: bool) -> Cell:
+            return SearchCell(operations, blocks, inputs, width, reduction, halve_first, parts)
+
+        super().__init__(make_cell, blocks, num_classes, loss, channels, layers)
+        self.operations = operations
+        self.strategy = STRATEGIES[strategy]()
+        self.architecture = ArchitectureParameters(blocks, len(operations))
+        split = {id(p) for p in self.alphas()} | {id(p) for p in self.weights()}
+        assert len(split) == len(self.alphas()) + len(self.weights()) == len(list(self.parameters()))
+
+    def alphas(self) -> list[nn.Parameter]:
+        """The architecture parameters: normal, then reduce."""
+        return list(self.architecture.parameters())
+
+    def weights(self) -> list[nn.Parameter]:
+        """The operation weights: every parameter that is not an alpha."""
+        alphas = {id(alpha) for alpha in self.alphas()}
+        return [p for p in self.parameters() if id(p) not in alphas]
+
+    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
+        return {kind: (self.strategy.weights(alpha),) for kind, alpha in self.architecture.named_parameters()}
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """(E, O) probabilities of each cell, ``{'normal': …, 'reduce': …}``, detached, on the CPU."""
+        return {
+            kind: self.strategy.probabilities(alpha.detach()).cpu()
+            for kind, alpha in self.architecture.named_parameters()
+        }
+
+    def genotype(self, renormalised: bool = False, name: str = "searched") -> Genotype:
+        """The discrete cells that the present alphas stand for; see :func:`genotype.derive`."""
+        rows = {kind: p.double().tolist() for kind, p in self.probabilities().items()}
+        return derive(rows["normal"], rows["reduce"], self.operations, renormalised=renormalised, name=name)
+
+
+def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: int) -> None:
+    if loss not in ("softmax", "triplet"):
+        raise UserError(f"unknown loss {loss!r}; the networks know softmax and triplet")
+    if channels < 1:
+        raise UserError(f"channels must be at least 1, not {channels!r}")
+    if len(layers) != 4 or min(layers) < 1:
+        raise UserError(f"layers must be four numbers of cells, each at least 1, not {list(layers)!r}")
+    if num_classes < 1:
+        raise UserError(f"a classifier needs at least one identity, not {num_classes!r}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """He for 2-D convolutions, N(0, 0.01) for linear layers, as torchreid's own models.
+
+    By fan-in, where torchreid takes fan-out: PyTorch's fan-out ignores groups, and makes depth-wise weights too small.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.01)
+        nn.init.zeros_(module.bias)
