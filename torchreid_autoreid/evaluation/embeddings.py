@@ -1,0 +1,154 @@
+"""Labelled feature vectors: the input of every evaluation."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+
+CHECK_ROWS = 65536  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Feature vectors with the identity and the camera of each.
+
+    Args:
+        features: (N, D) real numbers; float32 and float16 arrays, `numpy.memmap` included, are kept as they are (a
+            memory-mapped file is only ever read in pieces); anything else, a torch tensor for instance, becomes float32.
+        pids: (N,) identities, whole numbers.
+        camids: (N,) cameras, whole numbers.
+
+    Raises:
+        UserError: features that are not a matrix, are empty, NaN or infinite (the rows are named), labels of another
+            length or that are not whole numbers.
+
+    Example:
+        >>> Embeddings(np.eye(3, dtype=np.float32), [0, 1, 2], [0, 0, 1]).dimension
+        3
+    """
+
+    features: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+
+    def __post_init__(self) -> None:
+        features = _as_features(self.features)
+        object.__setattr__(self, "features", features)
+        for name in ("pids", "camids"):
+            object.__setattr__(self, name, as_labels(getattr(self, name), name, len(features)))
+        check_finite(features, "features")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of each vector."""
+        return self.features.shape[1]
+
+
+def _as_features(features) -> np.ndarray:
+    """A matrix of float32 or float16; other types are converted."""
+    if hasattr(features, "detach"):
+        features = features.detach().cpu().float().numpy()
+    if not isinstance(features, np.ndarray):
+        features = np.asarray(features)
+    if features.ndim != 2:
+        raise UserError(f"features have shape {features.shape}; give a matrix of shape (N, D)")
+    if features.size == 0:
+        raise UserError(f"features have shape {features.shape}; give at least one vector of at least one value")
+    if features.dtype in (np.float32, np.float16):
+        return features
+    if features.dtype.kind not in "fiu":
+        raise UserError(f"features have type {features.dtype}; give real numbers")
+    return features.astype(np.float32)
+
+
+def as_labels(labels, name: str, length: int) -> np.ndarray:
+    """(length,) int64 labels, or a UserError that names them."""
+    if hasattr(labels, "detach"):
+        labels = labels.detach().cpu().numpy()
+    labels = np.asarray(labels)
+    if labels.shape != (length,):
+        raise UserError(f"{name} have shape {labels.shape} for {length} vectors; give one label per vector")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{name} have type {labels.dtype}; give whole numbers")
+    return labels.astype(np.int64)
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Raise a UserError that names the rows holding NaN or infinity."""
+    bad: list[int] = []
+    count = 0
+    for start in range(0, len(values), CHECK_ROWS):
+        finite = np.isfinite(values[start : start + CHECK_ROWS]).all(axis=1)
+        rows = np.flatnonzero(~finite) + start
+        count += len(rows)
+        bad.extend(rows[: 5 - len(bad)].tolist())
+    if bad:
+        more = ", ..." if count > len(bad) else ""
+        raise UserError(
+            f"{name} hold NaN or infinity in {count} of {len(values)} rows: {', '.join(map(str, bad))}{more}; "
+            "remove those rows or mend the model that made them"
+        )
+
+
+NPZ_KEYS = tuple(f"{part}_{field}" for part in ("query", "gallery") for field in ("features", "pids", "camids"))
+
+
+def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
+    """Query and gallery from an npz file of any framework.
+
+    Args:
+        path: an npz with `query_features` (Nq, D), `query_pids` (Nq,), `query_camids` (Nq,) and the same three of the
+            gallery. Pickled objects are refused: loading never runs code.
+
+    Returns:
+        (query, gallery).
+
+    Raises:
+        UserError: no such file, not an npz, a key is missing, pickled objects, or whatever `Embeddings` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an npz file; write it with numpy.savez") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"{path} holds a single array; write an npz with the keys {', '.join(NPZ_KEYS)}")
+    with archive:
+        missing = [key for key in NPZ_KEYS if key not in archive.files]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}")
+        arrays = {}
+        for key in NPZ_KEYS:
+            try:
+                arrays[key] = archive[key]
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{key} in {path} is pickled or damaged; save plain arrays of numbers") from error
+    parts = []
+    for part in ("query", "gallery"):
+        try:
+            parts.append(Embeddings(*(arrays[f"{part}_{field}"] for field in ("features", "pids", "camids"))))
+        except UserError as error:
+            raise UserError(f"{part} of {path}: {error}") from error
+    return parts[0], parts[1]
+
+
+def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddings) -> None:
+    """Write query and gallery as an npz that `load_embeddings` reads."""
+    arrays = {
+        f"{part}_{field}": getattr(embeddings, field)
+        for part, embeddings in (("query", query), ("gallery", gallery))
+        for field in ("features", "pids", "camids")
+    }
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
