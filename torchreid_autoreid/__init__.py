@@ -1,0 +1,14 @@
+"""Architecture search for person re-identification, and retrieval evaluation at any size, as a torchreid plugin.
+
+Importing the package registers its models and datasets with torchreid.
+"""
+
+from . import plugin
+from .errors import UserError
+from .genotype import Genotype
+from .plugin import register_model
+
+__all__ = ["Genotype", "UserError", "register_model"]
+__version__ = "0.1.0"
+
+plugin.register()

@@ -1,0 +1,133 @@
+"""Checkpoints that survive a crash, resume bit for bit, and never run code.
+
+A checkpoint holds tensors, numbers, texts, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it. Its keys
+``state_dict``, ``optimizer``, ``scheduler``, ``epoch`` and ``rank1`` are torchreid's.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+__all__ = [
+    "load_checkpoint",
+    "load_state",
+    "random_state",
+    "restore_random_state",
+    "save_checkpoint",
+    "write_atomically",
+]
+
+
+def write_atomically(path: str | Path, write: Any) -> None:
+    """Calls ``write(temporary_path)`` and moves the result to ``path`` in one step, synced to disk.
+
+    A crash at any moment leaves either the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(name)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint atomically."""
+    write_atomically(path, lambda name: torch.save(dict(state), name))
+
+
+def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU, without running anything that it may contain.
+
+    Args:
+        path: the file.
+        keys: what it must hold.
+
+    Raises:
+        UserError: if the file is missing, torn, holds objects other than tensors and plain data, or lacks a key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a torn or hostile file; none of them is worth a traceback
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint ({reason[:160]}); use another checkpoint") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint; use one that a run has written")
+    for key in keys:
+        if key not in state:
+            raise UserError(f"{path} has no {key!r}, so it is another kind of checkpoint; use one that the same command has written")
+    return state
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads a state dict into a module, strictly.
+
+    Raises:
+        UserError: if keys or shapes differ; the message names the first of them and counts the rest.
+    """
+    if differences := state_differences(module, state):
+        more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
+        raise UserError(f"{path} belongs to another network: {differences[0]}{more}; give the configuration it was made with")
+    module.load_state_dict(dict(state))
+
+
+def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from fitting a module, a short text each."""
+    own = module.state_dict()
+    found = [f"it lacks {key}" for key in own if key not in state]
+    found += [f"it has {key}, which this network lacks" for key in state if key not in own]
+    for key, value in own.items():
+        if key in state and tuple(state[key].shape) != tuple(value.shape):
+            found.append(f"its {key} is {tuple(state[key].shape)}, here {tuple(value.shape)}")
+    return found
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all random generators, as plain data."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of :func:`random_state`; generators of devices that are absent here are left alone."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    for index, generator in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, index)
