@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchreid
 from torch import nn
 
@@ -49,7 +50,7 @@ def register_model(
         channels, layers, parts, drop_path: as in :class:`AutoReIDNetwork`.
 
     Raises:
-        UserError: if the genotype cannot be read, or the name belongs to one of torchreid's own models.
+        UserError: if the genotype cannot be read, an argument is out of range, or the name belongs to one of torchreid's own models.
 
     >>> register_model("autoreid_tiny", channels=4)
     >>> torchreid.models.build_model("autoreid_tiny", num_classes=5, pretrained=False).feature_dim
@@ -63,6 +64,8 @@ def register_model(
             _LOGGER.warning("no ImageNet weights are published for %s: starting from random weights", name)
         return AutoReIDNetwork(num_classes, loss, cells, channels, layers, parts, drop_path)
 
+    with torch.device("meta"):  # wrong shapes are refused now, at no cost, rather than when the model is built
+        build(num_classes=1)
     _register(name, build)
 
 

@@ -28,6 +28,7 @@ from ..evaluation import RetrievalResult
 from ..genotype import Genotype
 from ..losses import RetrievalLoss
 from ..networks import AutoReIDSearchNetwork
+from .board import write_epoch
 from .evaluation import FaissEvaluationMixin
 
 __all__ = ["ImageAutoReIDSearchEngine"]
@@ -278,6 +279,8 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
             file.write(json.dumps(record) + "\n")
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
         self.save_model(self.epoch, rank1, str(self.save_dir), is_best)
+        if self.writer is not None:
+            write_epoch(self.writer, record)
         if self.on_epoch is not None:
             self.on_epoch(record)
 
