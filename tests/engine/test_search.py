@@ -1,0 +1,366 @@
+"""The search engine: what it steps, what it writes, and that a resumed run equals one that never stopped."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchreid
+from PIL import Image
+
+from torchreid_autoreid.checkpoint import load_checkpoint
+from torchreid_autoreid.data import SearchDataManager
+from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
+from torchreid_autoreid.errors import Interrupted, UserError
+from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.losses import RetrievalLoss
+from torchreid_autoreid.networks import AutoReIDSearchNetwork
+
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Eight identities, each a colour, with eight noisy images from two cameras."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        (folder / part).mkdir()
+        for pid in range(1, 9):
+            colour = rng.integers(40, 215, size=3)
+            for index in range(8):
+                noise = rng.normal(0, 25, size=(40, 20, 3))
+                image = Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
+                image.save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+    return folder
+
+
+def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", **keywords):
+    torchreid.utils.set_random_seed(3)
+    datamanager = SearchDataManager(
+        root=str(root),
+        sources="folder",
+        targets="folder",
+        height=64,
+        width=32,
+        transforms=["random_flip", "random_crop"],
+        batch_size_train=8,
+        batch_size_test=16,
+        num_instances=2,
+        train_sampler="RandomIdentitySampler",
+        workers=workers,
+        use_gpu=False,
+        split=split,
+        seed=3,
+    )
+    model = AutoReIDSearchNetwork(datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=2)
+    weights = (
+        torch.optim.SGD(model.weights(), lr=lr, momentum=0.9, weight_decay=5e-5)
+        if optimizer == "sgd"
+        else torch.optim.Adam(model.weights(), lr=lr)
+    )
+    return ImageAutoReIDSearchEngine(
+        datamanager,
+        model,
+        weights,
+        torch.optim.Adam(model.alphas(), lr=0.02, betas=(0.5, 0.999)),
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(weights, EPOCHS, 1e-3),
+        use_gpu=False,
+        **keywords,
+    )
+
+
+def run(engine, folder, **keywords):
+    return engine.run(**({"save_dir": str(folder), "max_epoch": EPOCHS, "print_freq": 100} | keywords))
+
+
+def state(engine):
+    """Everything that must be equal bit for bit."""
+    return {
+        "model": engine.model.state_dict(),
+        "w": engine.optimizer.state_dict(),
+        "alpha": engine.alpha_optimizer.state_dict(),
+        "scheduler": engine.scheduler.state_dict(),
+    }
+
+
+def history(folder):
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["first order", "second order"])
+def uninterrupted(request, root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    engine = build(root, order=request.param)
+    steps = []
+    engine.on_step = lambda epoch, batch, batches, _: steps.append((epoch, batch, batches))
+    genotype = run(engine, folder)
+    return request.param, copy.deepcopy(state(engine)), history(folder), genotype, steps
+
+
+def stop_after(engine, epoch, batch):
+    def on_step(now, index, *_):
+        engine.stop_requested = (now, index) == (epoch, batch)
+
+    engine.on_step = on_step
+
+
+def interrupted_and_resumed(root, folder, order, at, workers):
+    first = build(root, workers, order=order)
+    stop_after(first, *at)
+    with pytest.raises(Interrupted) as caught:
+        run(first, folder)
+    assert str(folder / "checkpoint.pth") in str(caught.value)
+    torch.manual_seed(99)  # a new process has other random states
+    second = build(root, workers, order=order)
+    torch.manual_seed(98)
+    genotype = run(second, folder, start_epoch=second.resume(folder / "checkpoint.pth"))
+    return second, genotype
+
+
+def test_resumed_anywhere_equals_uninterrupted(uninterrupted, root, tmp_path):
+    order, expected, records, genotype, steps = uninterrupted
+    assert len(steps) >= 4
+    for number, (epoch, batch, _) in enumerate(steps):
+        folder = tmp_path / str(number)
+        engine, resumed_genotype = interrupted_and_resumed(root, folder, order, (epoch, batch), workers=0)
+        assert_same(state(engine), expected)
+        assert history(folder) == records
+        assert resumed_genotype == genotype == Genotype.load(folder / "genotype.json")
+
+
+def test_two_workers_give_the_same_run_resumed_or_not(uninterrupted, root, tmp_path):
+    order, expected, records, genotype, steps = uninterrupted
+    engine = build(root, 2, order=order)
+    run(engine, tmp_path / "through")
+    assert_same(state(engine), expected)
+    epoch, batch, _ = steps[len(steps) // 2]
+    engine, resumed_genotype = interrupted_and_resumed(root, tmp_path / "stopped", order, (epoch, batch), workers=2)
+    assert_same(state(engine), expected)
+    assert history(tmp_path / "stopped") == records
+    assert resumed_genotype == genotype
+
+
+def test_resumed_at_an_epoch_boundary_equals_uninterrupted(uninterrupted, root, tmp_path):
+    order, expected, records, _, _ = uninterrupted
+    first = build(root, order=order, checkpoint_every=1)
+    run(first, tmp_path)
+    second = build(root, order=order)
+    start = second.resume(tmp_path / "checkpoint-1.pth")
+    assert start == 1
+    run(second, tmp_path, start_epoch=start)
+    assert_same(state(second), expected)
+    assert history(tmp_path) == records
+
+
+def test_resuming_a_finished_search_changes_nothing(uninterrupted, root, tmp_path):
+    order, expected, records, genotype, _ = uninterrupted
+    run(build(root, order=order), tmp_path)
+    again = build(root, order=order)
+    assert run(again, tmp_path, start_epoch=again.resume(tmp_path / "checkpoint.pth")) == genotype
+    assert_same(state(again), expected)
+    assert history(tmp_path) == records
+
+
+def test_log_folder_holds_what_it_should(root, tmp_path):
+    engine = build(root, checkpoint_every=1)
+    genotype = run(engine, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    wanted = {"checkpoint.pth", "checkpoint-best.pth", "checkpoint-1.pth", "checkpoint-2.pth"}
+    assert wanted | {"genotype.json", "history.jsonl"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert Genotype.load(tmp_path / "genotype.json") == genotype == engine.model.genotype()
+    records = history(tmp_path)
+    assert [record["epoch"] for record in records] == [1, 2]
+    for record in records:
+        for part in ("w", "alpha"):
+            assert set(record[part]) == {"loss", "loss_softmax", "loss_triplet", "top1", "top5", "top10"}
+            assert 0.0 <= record[part]["top1"] <= record[part]["top5"] <= record[part]["top10"] <= 1.0
+        assert Genotype.from_dict(record["genotype"])
+        for kind in ("normal", "reduce"):
+            assert np.allclose(np.sum(record["probabilities"][kind], axis=1), 1.0, atol=1e-6)
+            softmax = torch.tensor(record["alphas"][kind], dtype=torch.float64).softmax(-1)
+            assert np.allclose(softmax, record["probabilities"][kind], atol=1e-6)
+            assert record["none_mass"][kind] == pytest.approx(softmax[:, 5].mean().item(), abs=1e-6)
+    assert records[0]["lr"]["w"] == pytest.approx(0.05)
+    assert records[1]["lr"]["w"] == pytest.approx(1e-3 + (0.05 - 1e-3) / 2)
+    best = max(record["retrieval"]["mAP"] for record in records)
+    state_best = load_checkpoint(tmp_path / "checkpoint-best.pth")
+    assert state_best["search"]["best_map"] == best
+
+
+def test_losses_of_the_history_are_means_over_the_steps(root, tmp_path):
+    engine = build(root)
+    seen = {}
+    engine.on_step = lambda epoch, _, __, figures: seen.setdefault(epoch, []).append(figures)
+    run(engine, tmp_path)
+    for record in history(tmp_path):
+        steps = seen[record["epoch"] - 1]
+        for name in ("loss", "loss_triplet", "top5"):
+            assert record["w"][name] == pytest.approx(np.mean([figures[name] for figures in steps]))
+            assert record["alpha"][name] == pytest.approx(np.mean([figures[f"alpha_{name}"] for figures in steps]))
+
+
+def test_retrieval_equals_torchreids_on_the_held_out_half(root, tmp_path):
+    engine = build(root)
+    run(engine, tmp_path)
+    engine.model.eval()
+    parts = {}
+    for part, loader in engine.datamanager.held_out_loaders.items():
+        batches = list(loader)
+        with torch.no_grad():
+            features = torch.cat([engine.model(batch["img"]) for batch in batches])
+        labels = [torch.cat([batch[key] for batch in batches]).numpy() for key in ("pid", "camid")]
+        parts[part] = (features, *labels)
+    (qf, q_pids, q_camids), (gf, g_pids, g_camids) = parts["query"], parts["gallery"]
+    distances = torchreid.metrics.compute_distance_matrix(qf, gf, "euclidean").numpy()
+    cmc, mean_ap = torchreid.metrics.evaluate_rank(
+        distances, q_pids, g_pids, q_camids, g_camids, max_rank=min(10, len(g_pids))
+    )
+    figures = history(tmp_path)[-1]["retrieval"]
+    assert figures["mAP"] == pytest.approx(mean_ap, abs=1e-6)
+    assert figures["rank1"] == pytest.approx(cmc[0], abs=1e-6)
+
+
+def test_alphas_are_frozen_in_the_warm_up(root, tmp_path):
+    engine = build(root, warmup_epochs=1)
+    start = [alpha.detach().clone() for alpha in engine.model.alphas()]
+    weights = [w.detach().clone() for w in engine.model.weights()]
+    after_warm_up = []
+    engine.on_epoch = lambda _: after_warm_up.append([alpha.detach().clone() for alpha in engine.model.alphas()])
+    run(engine, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(start, after_warm_up[0], strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(start, after_warm_up[1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(weights, engine.model.weights(), strict=True))
+    assert [record["alpha"] is None for record in history(tmp_path)] == [True, False]
+
+
+def test_the_alpha_half_is_used_on_every_nth_epoch_only(root, tmp_path):
+    engine = build(root, real_alpha_every=2, warmup_epochs=1)
+    manager = engine.datamanager
+    in_alpha_half = {path for batch in manager.alpha_loader for path in batch["impath"]}
+    seen = []
+    plain = manager.alpha_loader.batches, manager.alpha_substitute_loader.batches
+    manager.alpha_loader.batches = lambda *a: seen.append("real") or plain[0](*a)
+    manager.alpha_substitute_loader.batches = lambda *a: seen.append("substitute") or plain[1](*a)
+    run(engine, tmp_path, max_epoch=4)
+    assert seen == ["real", "substitute", "real"]
+    substitute = {path for batch in plain[1](0, 0, 3) for path in batch["impath"]}
+    assert not substitute & in_alpha_half
+
+
+def test_alphas_on_an_identity_split_see_the_triplet_part_only(root, tmp_path):
+    engine = build(root, split="identity")
+    figures = []
+    engine.on_step = lambda *args: figures.append(args[3])
+    run(engine, tmp_path, max_epoch=1)
+    for step in figures:
+        assert step["alpha_loss"] == step["alpha_loss_triplet"]
+        assert step["loss"] == pytest.approx(0.5 * step["loss_softmax"] + 0.5 * step["loss_triplet"], abs=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_gradient_clipping_bounds_the_step(root, tmp_path, clip):
+    engine = build(root, lr=1.0, grad_clip=clip)
+    for group in engine.optimizer.param_groups:
+        group.update(momentum=0.0, weight_decay=0.0)
+    moved = []
+    plain = engine.optimizer.step
+
+    def step():
+        before = [w.detach().clone() for w in engine.model.weights()]
+        plain()
+        moved.append(sum((a - b).pow(2).sum() for a, b in zip(before, engine.model.weights(), strict=True)).sqrt())
+
+    engine.optimizer.step = step
+    stop_after(engine, 0, 0)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    assert (moved[0] < 1.01e-3) == (clip > 0)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(root, tmp_path):
+    engine = build(root)
+
+    def poison(epoch, batch, *_):
+        if (epoch, batch) == (1, 0):
+            engine.model.stem[0].weight.data.fill_(float("nan"))
+
+    engine.on_step = poison
+    with pytest.raises(UserError, match=r"became nan at epoch 2, step 2 of \d+; the last good state is kept in") as caught:
+        run(engine, tmp_path)
+    assert "\n" not in str(caught.value)
+    kept = load_checkpoint(tmp_path / "checkpoint.pth")
+    assert kept["epoch"] == 1
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_checkpoints_of_other_networks_are_refused(root, tmp_path):
+    engine = build(root)
+    stop_after(engine, 0, 0)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    other = build(root)
+    narrow = AutoReIDSearchNetwork(other.datamanager.num_train_pids, channels=3, layers=(1, 1, 1, 1), blocks=2)
+    other.model = narrow
+    with pytest.raises(UserError, match="another network"):
+        other.resume(tmp_path / "checkpoint.pth")
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "torchreid.pth")
+    with pytest.raises(UserError, match="another kind of checkpoint"):
+        build(root).resume(tmp_path / "torchreid.pth")
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes((tmp_path / "checkpoint.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        build(root).resume(torn)
+
+
+def test_optimisers_must_not_mix_alphas_and_weights(root):
+    engine = build(root)
+    model = engine.model
+    for everything, alphas in (
+        (torch.optim.SGD(model.parameters(), lr=0.1), engine.alpha_optimizer),
+        (engine.optimizer, torch.optim.Adam(model.alphas()[:1])),
+    ):
+        with pytest.raises(UserError, match="foreign"):
+            ImageAutoReIDSearchEngine(engine.datamanager, model, everything, alphas)
+
+
+def test_second_order_needs_sgd(root):
+    with pytest.raises(UserError, match="Adam"):
+        build(root, optimizer="adam", order=2)
+
+
+@pytest.mark.parametrize("keywords", [{"real_alpha_every": 0}, {"warmup_epochs": -1}, {"grad_clip": float("nan")}])
+def test_wrong_arguments_are_refused(root, keywords):
+    with pytest.raises(UserError, match=next(iter(keywords))):
+        build(root, **keywords)
+
+
+def test_a_search_learns(root, tmp_path):
+    """Colours are easy: the search must reach clearly more than chance on the held-out half, and lower its loss."""
+    engine = build(root, loss=RetrievalLoss(0.5))
+    engine.scheduler = None
+    engine._scheds["model"] = None
+    run(engine, tmp_path, max_epoch=8, eval_freq=-1)
+    records = history(tmp_path)
+    assert records[-1]["w"]["loss"] < records[0]["w"]["loss"]
+    assert [record["retrieval"] is None for record in records] == [True] * 7 + [False]
+    assert records[-1]["retrieval"]["rank1"] > 0.3
