@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from ..errors import UserError
+from .blocks import FeatureDistances, Progress
+from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings
+from .metrics import check_max_rank, rank_queries, single_shot_cmc, summarise
+from .processes import processes
+from .ranking import Labels
 from .result import RetrievalResult
 
 
@@ -34,7 +37,7 @@ def evaluate(
     num_retrieved: int = 1000,
     recall_sample: int = 100,
     distributed: bool = False,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> RetrievalResult:
     """Retrieval figures by the Market-1501 protocol, exact at any size in bounded memory.
 
@@ -60,9 +63,25 @@ def evaluate(
         recall_sample: number of queries on which an approximate index is compared with exact search.
         distributed: `gallery` is this process's shard (the whole gallery is the shards in rank order), `query` is the
             same in every process; `torch.distributed` must be initialised. All processes get the same figures.
-        progress: show progress bars on stderr.
+        progress: called as progress(what is being done, pieces done, pieces in all); draw a bar with it.
 
     Raises:
         UserError: wrong options, different dimensions, no query with a true match, k1 larger than the gallery.
     """
-    raise NotImplementedError
+    world = processes(distributed)
+    check_metric(metric)
+    check_max_rank(max_rank)
+    if query.dimension != gallery.dimension:
+        raise UserError(
+            f"queries have {query.dimension} dimensions, the gallery {gallery.dimension}; use one model for both"
+        )
+    devices = find_devices(device)
+    sizes = [int(size) for size in world.concatenate(np.array([len(gallery)]))]
+    labels = Labels(query.pids, query.camids, gallery.pids, gallery.camids, sum(sizes[: world.rank]))
+    with full_precision():
+        distances = FeatureDistances(query.features, gallery.features, metric, devices)
+        ranked = rank_queries(distances, labels, topk, world, progress)
+        curve = None
+        if use_metric_cuhk03:
+            curve = single_shot_cmc(distances, labels, max_rank, cuhk03_repeats, seed, world)
+    return summarise(ranked, sum(sizes), max_rank, curve)

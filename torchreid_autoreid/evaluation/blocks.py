@@ -1,0 +1,155 @@
+"""One pass over all query-gallery distances in blocks small enough for the cache, and who may look at each block.
+
+A source of distances has `num_queries`, `num_gallery`, `columns(device)`, which yields (first column, function of a range
+of rows that gives the block), and `between(rows, columns)` for chosen pairs. Observers get every block once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .distances import Vectors, distance_block, full_precision, prepare
+
+CPU_BLOCK = (256, 4096)  # queries x gallery items; 4 MB stay in the cache between the product and the counting
+GPU_BLOCK = (512, 65536)
+
+BlockOf = Callable[[int, int], torch.Tensor]
+
+
+class Distances(Protocol):
+    """Where blocks of distances come from."""
+
+    num_queries: int
+    num_gallery: int
+    devices: list[torch.device]
+
+    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
+        """Yield (first column, number of columns, device -> (first row, end row) -> block)."""
+
+    def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(len(rows), len(columns)) float32 distances."""
+
+
+class Observer(Protocol):
+    """Something that looks at each block once."""
+
+    def add(self, row: int, column: int, block: torch.Tensor) -> None:
+        """Look at the block whose top left corner is (row, column)."""
+
+    def merge(self, other) -> None:
+        """Take over what another observer of the same kind saw."""
+
+
+def block_shape(devices: Sequence[torch.device]) -> tuple[int, int]:
+    """How many queries and gallery items make a block."""
+    return CPU_BLOCK if devices[0].type == "cpu" else GPU_BLOCK
+
+
+def ranges(length: int, step: int) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive pieces."""
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+class FeatureDistances:
+    """Distances of queries to a gallery that is read piece by piece, from memory or a memory-mapped file.
+
+    Args:
+        query: (Nq, D) raw features, kept prepared on every device.
+        gallery: (Ng, D) raw features, prepared one piece at a time.
+    """
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray, metric: str, devices: list[torch.device]):
+        self.num_queries, self.num_gallery = len(query), len(gallery)
+        self.metric, self.devices = metric, devices
+        self.gallery = gallery
+        self.query = {device: prepare(query, metric, device) for device in devices}
+        rows, columns = block_shape(devices)
+        self.buffers = {device: torch.empty(rows * columns, device=device) for device in devices}
+
+    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
+        for start, stop in ranges(self.num_gallery, block_shape(self.devices)[1]):
+            yield (
+                start,
+                stop - start,
+                lambda device, start=start, stop=stop: self._rows(  # type: ignore[misc]
+                    device, prepare(self.gallery[start:stop], self.metric, device)
+                ),
+            )
+
+    def _rows(self, device: torch.device, piece: Vectors) -> BlockOf:
+        query, buffer = self.query[device], self.buffers[device]
+        return lambda first, end: distance_block(query[first:end], piece, buffer)
+
+    def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        device = self.devices[0]
+        wanted = self.query[device][torch.from_numpy(rows).to(device)]
+        return distance_block(wanted, prepare(self.gallery[columns], self.metric, device)).cpu().numpy()
+
+
+class MatrixDistances:
+    """Blocks of a given (Nq, Ng) matrix."""
+
+    devices = [torch.device("cpu")]
+
+    def __init__(self, matrix: np.ndarray):
+        self.matrix = matrix
+        self.num_queries, self.num_gallery = matrix.shape
+
+    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
+        for start, stop in ranges(self.num_gallery, CPU_BLOCK[1]):
+            yield start, stop - start, lambda _, start=start, stop=stop: self._rows(start, stop)  # type: ignore[misc]
+
+    def _rows(self, start: int, stop: int) -> BlockOf:
+        return lambda first, end: torch.from_numpy(np.array(self.matrix[first:end, start:stop], np.float32, order="C"))
+
+    def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.matrix[np.ix_(rows, columns)].astype(np.float32)
+
+
+Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
+
+
+def scan(
+    distances: Distances,
+    new_observers: Callable[[], Sequence[Observer]],
+    progress: Progress | None = None,
+    description: str = "comparing",
+) -> Sequence[Observer]:
+    """Show every block to the observers; several devices share the pieces of the gallery, each with its own observers.
+
+    Returns:
+        The observers that have seen everything.
+    """
+    row_ranges = ranges(distances.num_queries, block_shape(distances.devices)[0])
+    total = len(ranges(distances.num_gallery, block_shape(distances.devices)[1]))
+    done = itertools.count(1)
+
+    def work(device: torch.device, pieces: Iterable) -> Sequence[Observer]:
+        observers = new_observers()
+        with full_precision():  # a setting of each thread
+            for column, _, rows_of in pieces:
+                block_of = rows_of(device)
+                for first, end in row_ranges:
+                    block = block_of(first, end)
+                    for observer in observers:
+                        observer.add(first, column, block)
+                if progress is not None:
+                    progress(description, next(done), total)
+        return observers
+
+    devices = distances.devices
+    if len(devices) == 1:
+        return work(devices[0], distances.columns())
+    with ThreadPoolExecutor(len(devices)) as pool:
+        shares = [itertools.islice(distances.columns(), i, None, len(devices)) for i in range(len(devices))]
+        finished = list(pool.map(work, devices, shares))
+    for others in finished[1:]:
+        for observer, other in zip(finished[0], others, strict=True):
+            observer.merge(other)
+    return finished[0]

@@ -1,0 +1,77 @@
+"""The little that evaluation needs from other processes: gather, sum, broadcast. One process is the trivial case."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+
+
+class OneProcess:
+    """A world of one: every collective is the identity."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all processes, in rank order; they may differ in length."""
+        return [array]
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """The sum over all processes."""
+        return array
+
+    def broadcast(self, array: np.ndarray, source: int) -> np.ndarray:
+        """The array of process `source`; the others give one of the same shape and type."""
+        return array
+
+    def concatenate(self, array: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, one after the other in rank order."""
+        return np.concatenate(self.gather(array))
+
+
+class AllProcesses(OneProcess):
+    """The processes of the default `torch.distributed` group (gloo on CPU, NCCL on GPUs)."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        nccl = torch.distributed.get_backend() == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        length = self._tensor(np.array([len(array)], dtype=np.int64))
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        torch.distributed.all_gather(lengths, length)
+        sizes = [int(x) for x in lengths]
+        padded = np.zeros((max(sizes), *array.shape[1:]), dtype=array.dtype)
+        padded[: len(array)] = array
+        mine = self._tensor(padded)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, mine)
+        return [part[:size].cpu().numpy() for part, size in zip(parts, sizes, strict=True)]
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        total = self._tensor(array)
+        torch.distributed.all_reduce(total)
+        return total.cpu().numpy()
+
+    def broadcast(self, array: np.ndarray, source: int) -> np.ndarray:
+        tensor = self._tensor(array)
+        torch.distributed.broadcast(tensor, source)
+        return tensor.cpu().numpy()
+
+
+def processes(distributed: bool) -> OneProcess:
+    """This process alone, or the group it was started in (`torchrun`)."""
+    if not distributed:
+        return OneProcess()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise UserError(
+            "distributed=True, but torch.distributed is not initialised; start with torchrun and call it first"
+        )
+    return AllProcesses()
