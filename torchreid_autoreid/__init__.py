@@ -3,7 +3,7 @@
 Importing the package registers its models and datasets with torchreid.
 """
 
-from . import plugin
+from . import data, plugin
 from .errors import UserError
 from .genotype import Genotype
 from .plugin import register_model
@@ -12,3 +12,4 @@ __all__ = ["Genotype", "UserError", "register_model"]
 __version__ = "0.1.0"
 
 plugin.register()
+data.register_datasets()

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and this line says how to mend it."""
+"""The exceptions that a command turns into a line and an exit status."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,15 @@ class UserError(ValueError):
     Its message is a single line that names the bad value and the fix. The command-line tools print it on stderr
     and exit with status 2; a traceback would only hide it.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written a checkpoint; exit status 130.
+
+    Args:
+        path: the checkpoint to resume from.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"interrupted; resume with --resume {path}")
+        self.path = path

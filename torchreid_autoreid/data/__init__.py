@@ -1,0 +1,15 @@
+"""Data: the two halves a search trains on, a user's own folder, and pedestrians that the plugin draws itself."""
+
+from .datasets import FolderDataset, dataset_names, register_datasets
+from .loader import SearchLoader
+from .manager import SearchDataManager
+from .pedestrians import SyntheticPedestrians
+
+__all__ = [
+    "FolderDataset",
+    "SearchDataManager",
+    "SearchLoader",
+    "SyntheticPedestrians",
+    "dataset_names",
+    "register_datasets",
+]

@@ -1,0 +1,206 @@
+"""A loader whose batches are a pure function of (seed, stream, epoch, position).
+
+Nothing else matters: not the number of worker processes, not what was drawn from the global generators before, not
+whether the run was resumed in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count as count_from
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torchreid
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ..errors import UserError
+
+__all__ = ["ReadableImages", "SearchLoader", "load_in_order"]
+
+Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
+Key = tuple[int, int]  # index of an item, seed of its augmentation
+
+
+class ReadableImages(torchreid.data.ImageDataset):
+    """torchreid's dataset of ``(path, pid, camid, dsetid)`` items, which names a torn image instead of reading it forever.
+
+    An item that cannot be read comes back as the ``UserError`` itself: an exception raised in a worker process would reach
+    the main one wrapped in a traceback.
+    """
+
+    def __init__(self, items: Sequence[Item], transform: Any, k_tfm: int = 1) -> None:
+        items = list(items)
+        super().__init__(items, items, items, transform=transform, k_tfm=k_tfm, mode="train", verbose=False)
+
+    def __getitem__(self, index: int) -> Any:
+        path, pid, camid, dsetid = self.data[index]
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split()).replace(f" {path!r}", "")[:120]
+            return UserError(f"cannot read the image {path} ({reason}); replace the file or remove it")
+        image = self._transform_image(self.transform, self.k_tfm, pixels)
+        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+
+
+class _Reproducible(Dataset):
+    """Seeds every generator that a transform may draw from, for the time of one item."""
+
+    def __init__(self, images: ReadableImages) -> None:
+        self.images = images
+
+    def __getitem__(self, key: Key) -> Any:
+        index, seed = key
+        with _seeded(seed):
+            return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class SearchLoader:
+    """Batches of one half, in torchreid's format, the same whenever and however they are asked for.
+
+    Args:
+        images: what to load.
+        batch_size, num_instances, train_sampler, num_cams, num_datasets: as in torchreid; its own samplers give the order.
+        workers: loader processes; the batches do not depend on it.
+        pin_memory: as in PyTorch.
+        seed: of the run.
+        stream: a name; loaders of other streams over the same images give other batches.
+
+    An incomplete last batch is dropped, as torchreid does in training.
+    """
+
+    def __init__(
+        self,
+        images: ReadableImages,
+        batch_size: int,
+        num_instances: int,
+        train_sampler: str = "RandomIdentitySampler",
+        num_cams: int = 1,
+        num_datasets: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 1,
+        stream: str = "train",
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.workers = workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self.stream = stream
+        build_train_sampler = torchreid.data.datamanager.build_train_sampler
+        # The sampler of one dataset per batch draws in its constructor.
+        with _seeded(self._digest("sampler")):
+            self.sampler = build_train_sampler(
+                images.data, train_sampler, batch_size, num_instances, num_cams, num_datasets
+            )
+        self.epoch = 0
+        self.start = 0
+        self._order_cache: tuple[tuple[int, int], list[list[Key]]] | None = None
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Makes ``iter`` and ``len`` speak of this epoch (0-based), from batch ``start`` on."""
+        self.epoch = epoch
+        self.start = start
+
+    def num_batches(self, epoch: int) -> int:
+        """Exact number of batches of an epoch (torchreid's ``len(sampler)`` overestimates)."""
+        return len(self._order(epoch, 0))
+
+    def __len__(self) -> int:
+        return max(0, self.num_batches(self.epoch) - self.start)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._load(self._order(self.epoch, 0)[self.start :])
+
+    def batches(self, epoch: int, start: int = 0, count: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yields ``count`` batches of an epoch from ``start`` on, reshuffled whenever the images are through.
+
+        With ``count=None``, those that the first pass has left.
+        """
+        if count is None:
+            return self._load(self._order(epoch, 0)[start:])
+        endless = (keys for part in count_from() for keys in self._order(epoch, part))
+        return self._load(list(islice(endless, start, start + count)))
+
+    def _load(self, keys: list[list[Key]]) -> Iterator[dict[str, Any]]:
+        return load_in_order(_Reproducible(self.images), keys, self.workers, self.pin_memory)
+
+    def _order(self, epoch: int, part: int) -> list[list[Key]]:
+        """The keys of all batches of one pass over the images."""
+        if self._order_cache is None or self._order_cache[0] != (epoch, part):
+            with _seeded(self._digest("order", epoch, part)):
+                indices = [int(index) for index in self.sampler]
+            keys = [(index, self._digest("item", epoch, part, place)) for place, index in enumerate(indices)]
+            whole = len(keys) - len(keys) % self.batch_size
+            batches = [keys[first : first + self.batch_size] for first in range(0, whole, self.batch_size)]
+            if not batches:
+                raise UserError(
+                    f"{len(self.images)} images give no batch of {self.batch_size}; set a smaller train.batch_size"
+                )
+            self._order_cache = (epoch, part), batches
+        return self._order_cache[1]
+
+    def _digest(self, *words: object) -> int:
+        text = "/".join(map(str, (self.seed, self.stream, *words)))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def load_in_order(
+    dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
+    """Yields the given batches of keys. Closing the iterator ends its worker processes.
+
+    Raises:
+        UserError: if an image cannot be read.
+    """
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one finishes its step and needs its workers for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds Python's, NumPy's and PyTorch's CPU generators inside the block, and restores them after it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
