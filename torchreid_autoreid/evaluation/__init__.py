@@ -1,16 +1,22 @@
 """Retrieval evaluation at any size: exact, sparse, on faiss. It knows no torchreid and no networks."""
 
 from .embeddings import Embeddings, load_embeddings, save_embeddings
+from .index import RetrievalIndex
 from .metrics import RocCurve, evaluate_rank
+from .rerank import k_reciprocal_distances, re_ranking
 from .result import RetrievalResult
-from .retrieval import evaluate
+from .retrieval import evaluate, roc
 
 __all__ = [
     "Embeddings",
+    "RetrievalIndex",
     "RetrievalResult",
     "RocCurve",
     "evaluate",
     "evaluate_rank",
+    "k_reciprocal_distances",
     "load_embeddings",
+    "re_ranking",
+    "roc",
     "save_embeddings",
 ]

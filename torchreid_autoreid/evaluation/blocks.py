@@ -1,7 +1,7 @@
 """One pass over all query-gallery distances in blocks small enough for the cache, and who may look at each block.
 
-A source of distances has `num_queries`, `num_gallery`, `columns(device)`, which yields (first column, function of a range
-of rows that gives the block), and `between(rows, columns)` for chosen pairs. Observers get every block once.
+A source of distances yields pieces of the gallery, each with a function that gives the block of a range of queries;
+`between` gives chosen pairs. Observers get every block once.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from .distances import Vectors, distance_block, full_precision, prepare
+from .distances import distance_block, full_precision, prepare
 
 CPU_BLOCK = (256, 4096)  # queries x gallery items; 4 MB stay in the cache between the product and the counting
 GPU_BLOCK = (512, 65536)
 
 BlockOf = Callable[[int, int], torch.Tensor]
+RowsOf = Callable[[torch.device], BlockOf]
+Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
 
 
 class Distances(Protocol):
@@ -29,8 +32,8 @@ class Distances(Protocol):
     num_gallery: int
     devices: list[torch.device]
 
-    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
-        """Yield (first column, number of columns, device -> (first row, end row) -> block)."""
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        """Yield (first column, end column, device -> (first row, end row) -> block) of consecutive pieces of the gallery."""
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(len(rows), len(columns)) float32 distances."""
@@ -72,19 +75,19 @@ class FeatureDistances:
         rows, columns = block_shape(devices)
         self.buffers = {device: torch.empty(rows * columns, device=device) for device in devices}
 
-    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
+    def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first position, raw features) of consecutive pieces of the gallery."""
         for start, stop in ranges(self.num_gallery, block_shape(self.devices)[1]):
-            yield (
-                start,
-                stop - start,
-                lambda device, start=start, stop=stop: self._rows(  # type: ignore[misc]
-                    device, prepare(self.gallery[start:stop], self.metric, device)
-                ),
-            )
+            yield start, self.gallery[start:stop]
 
-    def _rows(self, device: torch.device, piece: Vectors) -> BlockOf:
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        for start, piece in self.pieces():
+            yield start, start + len(piece), partial(self._rows, piece)
+
+    def _rows(self, piece: np.ndarray, device: torch.device) -> BlockOf:
         query, buffer = self.query[device], self.buffers[device]
-        return lambda first, end: distance_block(query[first:end], piece, buffer)
+        vectors = prepare(piece, self.metric, device)
+        return lambda first, end: distance_block(query[first:end], vectors, buffer)
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         device = self.devices[0]
@@ -95,24 +98,20 @@ class FeatureDistances:
 class MatrixDistances:
     """Blocks of a given (Nq, Ng) matrix."""
 
-    devices = [torch.device("cpu")]
-
     def __init__(self, matrix: np.ndarray):
+        self.devices = [torch.device("cpu")]
         self.matrix = matrix
         self.num_queries, self.num_gallery = matrix.shape
 
-    def columns(self) -> Iterator[tuple[int, int, Callable[[torch.device], BlockOf]]]:
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
         for start, stop in ranges(self.num_gallery, CPU_BLOCK[1]):
-            yield start, stop - start, lambda _, start=start, stop=stop: self._rows(start, stop)  # type: ignore[misc]
+            yield start, stop, partial(self._rows, start, stop)
 
-    def _rows(self, start: int, stop: int) -> BlockOf:
+    def _rows(self, start: int, stop: int, _: torch.device) -> BlockOf:
         return lambda first, end: torch.from_numpy(np.array(self.matrix[first:end, start:stop], np.float32, order="C"))
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return self.matrix[np.ix_(rows, columns)].astype(np.float32)
-
-
-Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
 
 
 def scan(

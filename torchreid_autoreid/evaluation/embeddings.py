@@ -38,11 +38,10 @@ class Embeddings:
     camids: np.ndarray
 
     def __post_init__(self) -> None:
-        features = _as_features(self.features)
+        features = as_features(self.features)
         object.__setattr__(self, "features", features)
         for name in ("pids", "camids"):
             object.__setattr__(self, name, as_labels(getattr(self, name), name, len(features)))
-        check_finite(features, "features")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -53,8 +52,8 @@ class Embeddings:
         return self.features.shape[1]
 
 
-def _as_features(features) -> np.ndarray:
-    """A matrix of float32 or float16; other types are converted."""
+def as_features(features) -> np.ndarray:
+    """A matrix of finite float32 or float16; other types are converted."""
     if hasattr(features, "detach"):
         features = features.detach().cpu().float().numpy()
     if not isinstance(features, np.ndarray):
@@ -63,11 +62,18 @@ def _as_features(features) -> np.ndarray:
         raise UserError(f"features have shape {features.shape}; give a matrix of shape (N, D)")
     if features.size == 0:
         raise UserError(f"features have shape {features.shape}; give at least one vector of at least one value")
-    if features.dtype in (np.float32, np.float16):
-        return features
     if features.dtype.kind not in "fiu":
         raise UserError(f"features have type {features.dtype}; give real numbers")
-    return features.astype(np.float32)
+    if features.dtype not in (np.float32, np.float16):
+        features = features.astype(np.float32)
+    _check_finite(features)
+    return features
+
+
+def check_dimensions(query: int, gallery: int) -> None:
+    """Raise a UserError for queries and gallery of different dimensions."""
+    if query != gallery:
+        raise UserError(f"queries have {query} dimensions, the gallery {gallery}; use one model for both")
 
 
 def as_labels(labels, name: str, length: int) -> np.ndarray:
@@ -82,7 +88,7 @@ def as_labels(labels, name: str, length: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def check_finite(values: np.ndarray, name: str) -> None:
+def _check_finite(values: np.ndarray) -> None:
     """Raise a UserError that names the rows holding NaN or infinity."""
     bad: list[int] = []
     count = 0
@@ -94,7 +100,7 @@ def check_finite(values: np.ndarray, name: str) -> None:
     if bad:
         more = ", ..." if count > len(bad) else ""
         raise UserError(
-            f"{name} hold NaN or infinity in {count} of {len(values)} rows: {', '.join(map(str, bad))}{more}; "
+            f"features hold NaN or infinity in {count} of {len(values)} rows: {', '.join(map(str, bad))}{more}; "
             "remove those rows or mend the model that made them"
         )
 

@@ -15,6 +15,8 @@ from .processes import OneProcess
 from .ranking import CloserCounter, Labels, Matches, Nearest, find_matches, ordered, same_identity, unordered
 from .result import RetrievalResult
 
+DRAWN_AT_ONCE = 1 << 20
+
 
 def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(AP, INP, rank of the first match) of each query; NaN, NaN, 0 for a query without a true match.
@@ -35,9 +37,9 @@ def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def cmc_curve(first: np.ndarray, length: int) -> np.ndarray:
-    """(length,) share of the counted queries whose first match has at most that rank."""
+    """(length,) share of queries whose first match, of rank first > 0, has at most that rank; 0 is never."""
     found = np.bincount(first[(first > 0) & (first <= length)], minlength=length + 1)[1:]
-    return np.cumsum(found) / np.count_nonzero(first)
+    return np.cumsum(found) / len(first)
 
 
 def no_match_error() -> UserError:
@@ -76,14 +78,65 @@ def rank_queries(
     return Ranked(*per_query(matches, counter.ranks(world)), found)
 
 
-def summarise(ranked: Ranked, num_gallery: int, max_rank: int, cmc: np.ndarray | None = None) -> RetrievalResult:
-    """Means over the counted queries; `cmc` replaces the curve of the Market-1501 protocol."""
+def rank_retrieved(
+    positions: np.ndarray, distances: np.ndarray, labels: Labels, topk: int, world: OneProcess
+) -> Ranked:
+    """Per-query figures on (Nq, k) retrieved items, nearest first, -1 for none.
+
+    A true match that was not retrieved adds precision 0 to the AP; the INP of a query with such a match is 0.
+    """
+    g_pids, g_camids = world.concatenate(labels.g_pids), world.concatenate(labels.g_camids)
+    everything = Labels(labels.q_pids, labels.q_camids, g_pids, g_camids)
+    rows, _, same_camera = same_identity(everything)
+    num_matches = np.bincount(rows[~same_camera], minlength=len(positions))
+    match = g_pids[positions] == labels.q_pids[:, None]
+    junk = match & (g_camids[positions] == labels.q_camids[:, None])
+    kept = ~junk & (positions >= 0)
+    match &= kept
+    ranks = np.cumsum(kept, axis=1)
+    found = np.cumsum(match, axis=1)
+    valid = num_matches > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sums = np.where(match, found / ranks, 0).sum(axis=1)
+        average_precision = np.where(valid, sums / num_matches, np.nan)
+        last = np.where(match, ranks, 0).max(axis=1)
+        penalty = np.where(found[:, -1] == num_matches, num_matches / last, 0)
+    penalty[~valid] = np.nan
+    first = np.where(match.any(axis=1), np.take_along_axis(ranks, match.argmax(axis=1)[:, None], 1)[:, 0], 0)
+    top = None
+    if topk:
+        order = np.argsort(~kept, axis=1, kind="stable")[:, :topk]
+        gone = ~np.take_along_axis(kept, order, 1)
+        top = (
+            np.where(gone, -1, np.take_along_axis(positions, order, 1)),
+            np.where(gone, np.float32(np.inf), np.take_along_axis(distances, order, 1)),
+        )
+    return Ranked(average_precision, penalty, first, top)
+
+
+def join_ranked(parts: list[Ranked]) -> Ranked:
+    """The figures of consecutive parts of the queries as one."""
+    if len(parts) == 1:
+        return parts[0]
+    topk = None
+    if parts[0].topk is not None:
+        found = [part.topk for part in parts if part.topk is not None]
+        topk = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+    fields = (np.concatenate([part[i] for part in parts]) for i in range(3))  # type: ignore[arg-type]
+    return Ranked(*fields, topk)
+
+
+def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndarray | None = None) -> RetrievalResult:
+    """Means over the counted queries; the CMC is that of the ranks `shots` when given.
+
+    `num_candidates`, the gallery items or identities that can be ranked, bounds the length of the curve.
+    """
     valid = ~np.isnan(ranked.average_precision)
     if not valid.any():
         raise no_match_error()
     return RetrievalResult(
         mAP=float(ranked.average_precision[valid].mean()),
-        cmc=cmc_curve(ranked.first, min(max_rank, num_gallery)) if cmc is None else cmc,
+        cmc=cmc_curve(ranked.first[valid] if shots is None else shots.ravel(), min(max_rank, num_candidates)),
         mINP=float(ranked.penalty[valid].mean()),
         num_valid_queries=int(valid.sum()),
         average_precision=ranked.average_precision,
@@ -94,56 +147,77 @@ def summarise(ranked: Ranked, num_gallery: int, max_rank: int, cmc: np.ndarray |
     )
 
 
-# --- CUHK03 -------------------------------------------------------------------------------------------------------------
+# --- CUHK03 ----------------------------------------
 
 
-def single_shot_cmc(
-    distances: Distances, labels: Labels, max_rank: int, repeats: int, seed: int, world: OneProcess
+def single_shot_ranks(
+    distances: Distances, labels: Labels, repeats: int, seed: int, first_query: int, world: OneProcess
 ) -> np.ndarray:
-    """(max_rank,) CMC of the CUHK03 protocol (Li et al., CVPR 2014): a gallery of one image of each identity.
+    """Ranks of the CUHK03 protocol (Li et al., "DeepReID", CVPR 2014): a gallery of one image of each identity.
 
     For each query, `repeats` times, one image of every gallery identity is drawn, the query's own identity and camera
-    left out; the curve is the mean over draws and counted queries. Draws depend on `seed` and the query's position
-    alone. It is shorter than max_rank when there are fewer identities.
+    left out. Draws depend on `seed` and the query's position (`first_query` is that of the first row) alone.
+
+    Returns:
+        (counted queries, repeats) rank of the query's identity, from 1; `cmc_curve` of them is the protocol's curve.
     """
-    g_pids, g_camids = world.concatenate(labels.g_pids), world.concatenate(labels.g_camids)
-    order = np.argsort(g_pids, kind="stable")
-    identities, starts, sizes = np.unique(g_pids[order], return_index=True, return_counts=True)
-    draws, query_rows = [], []
-    for row, (pid, camid) in enumerate(zip(labels.q_pids, labels.q_camids, strict=True)):
-        own = int(np.searchsorted(identities, pid))
-        if own == len(identities) or identities[own] != pid:
+    lots = _Lots(labels, world)
+    ranks = [np.empty((0, repeats), dtype=np.int64)]
+    step = max(1, DRAWN_AT_ONCE // (repeats * len(lots.identities)))
+    for begin, end in ranges(distances.num_queries, step):
+        drawn_of = {row: lots.draw(row, repeats, [seed, first_query + row]) for row in range(begin, end)}
+        counted = {row: drawn for row, drawn in drawn_of.items() if drawn is not None}
+        if not counted:
             continue
-        candidates = order[starts[own] : starts[own] + sizes[own]]
-        candidates = candidates[g_camids[candidates] != camid]
+        rows = np.array(list(counted))
+        drawn = np.stack(list(counted.values()))  # (rows, repeats, identities) positions
+        values = world.sum(_drawn_distances(distances, labels, rows, drawn))  # each item lives in one process
+        own = np.searchsorted(lots.identities, labels.q_pids[rows])[:, None, None]
+        match, position = np.take_along_axis(values, own, 2), np.take_along_axis(drawn, own, 2)
+        closer = (values < match) | ((values == match) & (drawn < position))
+        ranks.append(closer.sum(axis=2) + 1)
+    return np.concatenate(ranks)
+
+
+class _Lots:
+    """Draws one gallery item of each identity."""
+
+    def __init__(self, labels: Labels, world: OneProcess):
+        self.labels = labels
+        self.camids = world.concatenate(labels.g_camids)
+        pids = world.concatenate(labels.g_pids)
+        self.order = np.argsort(pids, kind="stable")
+        self.identities, self.starts, self.sizes = np.unique(pids[self.order], return_index=True, return_counts=True)
+
+    def draw(self, row: int, repeats: int, seed: list[int]) -> np.ndarray | None:
+        """(repeats, identities) positions for one query; None where it has no true match."""
+        own = int(np.searchsorted(self.identities, self.labels.q_pids[row]))
+        if own == len(self.identities) or self.identities[own] != self.labels.q_pids[row]:
+            return None
+        candidates = self.order[self.starts[own] : self.starts[own] + self.sizes[own]]
+        candidates = candidates[self.camids[candidates] != self.labels.q_camids[row]]
         if not len(candidates):
-            continue
-        random = np.random.default_rng([seed, row])
-        drawn = order[starts + (random.random((repeats, len(identities))) * sizes).astype(np.int64)]
+            return None
+        random = np.random.default_rng(seed)
+        drawn = self.order[self.starts + (random.random((repeats, len(self.sizes))) * self.sizes).astype(np.int64)]
         drawn[:, own] = random.choice(candidates, repeats)
-        draws.append((drawn, own))
-        query_rows.append(row)
-    if not query_rows:
-        raise no_match_error()
-    first = np.empty((len(query_rows), repeats), dtype=np.int64)
-    stop = labels.first + len(labels.g_pids)
-    step = max(1, CPU_BLOCK[0] * CPU_BLOCK[1] // max(1, len(labels.g_pids)))
-    for begin, end in ranges(len(query_rows), step):
-        values = distances.between(np.array(query_rows[begin:end]), np.arange(len(labels.g_pids)))
-        drawn = np.stack([d for d, _ in draws[begin:end]])  # (rows, repeats, identities)
-        own = np.array([o for _, o in draws[begin:end]])
-        here = (drawn >= labels.first) & (drawn < stop)
-        local = np.where(here, drawn - labels.first, 0)
-        rows = np.arange(end - begin)[:, None]
-        of_drawn = np.where(here, values[rows[:, :, None], local], 0)
-        of_drawn = world.sum(of_drawn.astype(np.float32))  # each drawn item lives in one process
-        match, position = (np.take_along_axis(x, own[:, None, None], 2) for x in (of_drawn, drawn))
-        closer = (of_drawn < match) | ((of_drawn == match) & (drawn < position))
-        first[begin:end] = closer.sum(axis=2) + 1
-    return cmc_curve(first.ravel(), min(max_rank, len(identities)))
+        return drawn
 
 
-# --- torchreid's signature -----------------------------------------------------------------------------------------------
+def _drawn_distances(distances: Distances, labels: Labels, rows: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Distances of each row to its drawn items that live in this process, 0 for the others."""
+    local = drawn - labels.first
+    here = np.nonzero((local >= 0) & (local < len(labels.g_pids)))
+    values = np.zeros(drawn.shape, dtype=np.float32)
+    columns, place = np.unique(local[here], return_inverse=True)
+    for begin, end in ranges(len(columns), CPU_BLOCK[1]):
+        inside = (place >= begin) & (place < end)
+        block = distances.between(rows, columns[begin:end])
+        values[tuple(index[inside] for index in here)] = block[here[0][inside], place[inside] - begin]
+    return values
+
+
+# --- torchreid's signature ----------------------------------------
 
 
 def evaluate_rank(
@@ -194,8 +268,8 @@ def evaluate_rank(
     distances = MatrixDistances(distmat)
     world = OneProcess()
     ranked = rank_queries(distances, labels, 0, world)
-    curve = single_shot_cmc(distances, labels, max_rank, 10, seed, world) if use_metric_cuhk03 else None
-    result = summarise(ranked, num_gallery, max_rank, curve)
+    shots = single_shot_ranks(distances, labels, 10, seed, 0, world) if use_metric_cuhk03 else None
+    result = summarise(ranked, len(np.unique(labels.g_pids)) if use_metric_cuhk03 else num_gallery, max_rank, shots)
     return result.cmc.astype(np.float32), result.mAP
 
 
@@ -205,7 +279,7 @@ def check_max_rank(max_rank: int) -> None:
         raise UserError(f"max_rank is {max_rank}; give at least 1")
 
 
-# --- ROC ------------------------------------------------------------------------------------------------------------------
+# --- ROC ----------------------------------------
 
 
 @dataclass(frozen=True)

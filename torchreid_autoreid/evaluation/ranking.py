@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,19 +14,21 @@ from .processes import OneProcess
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
 
 
-# --- keys: integers that sort as (distance, position) -----------------------------------------------------------------
+# --- keys: integers that sort as (distance, position) ----------------------------------------
 
 
 def ordered(distances: torch.Tensor) -> torch.Tensor:
     """Float32 distances as int64 in 0 .. 2^32 - 1 of the same order; -0.0 and 0.0 are one value."""
-    bits = (distances + 0.0).view(torch.int32).to(torch.int64)
-    return torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + (1 << 31)
+    bits = (distances + 0.0).view(torch.int32)
+    # The bits of negative floats grow with their magnitude: turn all but the sign round.
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    return bits.to(torch.int64) + (1 << 31)
 
 
 def unordered(values: torch.Tensor) -> torch.Tensor:
     """The float32 distances that `ordered` was given."""
-    values = values - (1 << 31)
-    return torch.where(values < 0, (-1 - values) | -(1 << 31), values).to(torch.int32).view(torch.float32)
+    bits = (values - (1 << 31)).to(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 def item_keys(distances: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -43,7 +46,7 @@ def key_positions(keys: torch.Tensor) -> torch.Tensor:
     return torch.where(keys == NONE, -1, keys & ((1 << 31) - 1))
 
 
-# --- pairs of the same identity -----------------------------------------------------------------------------------------
+# --- pairs of the same identity ----------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Labels:
     g_pids: np.ndarray
     g_camids: np.ndarray
     first: int = 0
+
+    def of_queries(self, first: int, end: int) -> Labels:
+        """The labels with some of the queries only."""
+        return Labels(self.q_pids[first:end], self.q_camids[first:end], self.g_pids, self.g_camids, self.first)
 
 
 def same_identity(labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,7 +122,7 @@ def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_
     place[by_identity] = np.arange(len(q_pids))
     order = np.argsort(place[rows], kind="stable")
     ends = np.searchsorted(place[rows][order], np.arange(0, len(q_pids) + 128, 128))
-    for start, stop in zip(ends[:-1], ends[1:], strict=True):
+    for start, stop in itertools.pairwise(ends):
         group = order[start:stop]
         group = group[np.argsort(columns[group], kind="stable")]
         for piece in range(0, len(group), 1 << 16):
@@ -129,53 +136,75 @@ def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_
 class CloserCounter:
     """Counts, for every true match, the items of other identities that are closer or tie at an earlier position.
 
-    Few items are closer than a query's farthest match; only those are looked up among its sorted matches.
+    Few items are closer than a query's farthest match; only those are looked up among its sorted matches. Each query has
+    one bin per match (the items between it and the match before) and a last one (ties behind its farthest match).
     """
 
-    def __init__(self, matches: Matches, labels: Labels, device: torch.device | None = None):
-        self.matches, self.labels = matches, labels
-        self.counts = np.zeros(len(matches.distances), dtype=np.int64)
-        limits = np.full(len(matches.offsets) - 1, -np.inf, dtype=np.float32)
+    def __init__(self, matches: Matches, labels: Labels):
+        self.matches, self.first = matches, labels.first
+        num_queries = len(matches.offsets) - 1
+        self.offsets = matches.offsets + np.arange(num_queries + 1)
+        last = np.zeros(self.offsets[-1], dtype=bool)
+        last[self.offsets[1:] - 1] = True
+        self.is_match = ~last
+        self.counts = np.zeros(len(last), dtype=np.int64)
+        bins = np.full(len(last), np.inf, dtype=np.float32)
+        bins[self.is_match] = matches.distances
+        positions = np.zeros(len(last), dtype=np.int64)
+        positions[self.is_match] = matches.positions
+        limits = np.full(num_queries, -np.inf, dtype=np.float32)
         counted = np.diff(matches.offsets) > 0
         limits[counted] = matches.distances[matches.offsets[1:][counted] - 1]
+        self.same_rows, self.same_columns, _ = same_identity(labels)
+        self.same_offsets = np.searchsorted(self.same_rows, np.arange(num_queries + 1))
+        self.device = torch.device("cpu")
         self.limits = torch.from_numpy(limits)
-        self.q_pids, self.g_pids = torch.from_numpy(labels.q_pids), torch.from_numpy(labels.g_pids)
-        self.thresholds = ordered(torch.from_numpy(matches.distances)) << 21
-        self.rows = torch.from_numpy(matches.rows)
-        self.positions = torch.from_numpy(matches.positions)
-        self.ends = torch.from_numpy(matches.offsets[1:])
+        self.thresholds = ordered(torch.from_numpy(bins)) << 21
+        self.positions = torch.from_numpy(positions)
+        self.rows = torch.from_numpy(np.repeat(np.arange(num_queries), np.diff(self.offsets)))
 
     def _to(self, device: torch.device) -> None:
-        if self.limits.device != device:
-            for name in ("limits", "q_pids", "g_pids", "thresholds", "rows", "positions", "ends"):
+        if self.device != device:
+            self.device = device
+            for name in ("limits", "thresholds", "positions", "rows"):
                 setattr(self, name, getattr(self, name).to(device))
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
         self._to(block.device)
         height, width = block.shape
+        flat = block.view(-1)
+        own = self._same_identity(row, column, height, width)
+        kept = flat[own]
+        flat[own] = torch.inf
         close = (block <= self.limits[row : row + height, None]).view(-1).nonzero().view(-1)
         rows = close // width
-        columns = close - rows * width
-        other = self.q_pids[row + rows] != self.g_pids[column + columns]
-        close, rows, columns = close[other], rows[other], columns[other]
-        keys = (rows << 53) | (ordered(block.view(-1)[close]) << 21) | (columns + 1)
-        start, stop = self.matches.offsets[row], self.matches.offsets[row + height]
+        keys = (rows << 53) | (ordered(flat.take(close)) << 21) | (close - rows * width + 1)
+        flat[own] = kept
+        start, stop = self.offsets[row], self.offsets[row + height]
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
-        before = (self.positions[start:stop] - (self.labels.first + column) + 1).clamp(0, width + 1)
-        thresholds = ((self.rows[start:stop] - row) << 53) | self.thresholds[start:stop] | before
-        first_farther = torch.searchsorted(thresholds, keys) + start
-        first_farther = first_farther[first_farther < self.ends[row + rows]]
-        self.counts[start:stop] += torch.bincount(first_farther - start, minlength=stop - start).cpu().numpy()
+        places = (self.positions[start:stop] - (self.first + column) + 1).clamp(0, width + 1)
+        thresholds = ((self.rows[start:stop] - row) << 53) | self.thresholds[start:stop] | places
+        bins = torch.searchsorted(thresholds, keys)
+        self.counts[start:stop] += torch.bincount(bins, minlength=stop - start).cpu().numpy()
+
+    def _same_identity(self, row: int, column: int, height: int, width: int) -> torch.Tensor:
+        """Flat positions in the block of the pairs of one identity, which are not counted."""
+        start, stop = self.same_offsets[row], self.same_offsets[row + height]
+        columns = self.same_columns[start:stop] - column
+        inside = (columns >= 0) & (columns < width)
+        flat = (self.same_rows[start:stop][inside] - row) * width + columns[inside]
+        return torch.from_numpy(flat).to(self.device)
 
     def merge(self, other: CloserCounter) -> None:
         self.counts += other.counts
 
     def ranks(self, world: OneProcess) -> np.ndarray:
         """(M,) rank of each match, from 1, among all items but those of the query's own identity and camera."""
-        closer = np.concatenate([[0], np.cumsum(world.sum(self.counts))])
-        starts = self.matches.offsets[self.matches.rows]
-        among_matches = np.arange(len(self.counts)) - starts + 1
-        return closer[1:] - closer[starts] + among_matches
+        closer = np.cumsum(world.sum(self.counts))
+        before_query = np.concatenate([[0], closer])[self.offsets[:-1]]
+        rows = self.matches.rows
+        among_matches = np.arange(len(rows)) - self.matches.offsets[rows] + 1
+        return closer[self.is_match] - before_query[rows] + among_matches
 
 
 class Nearest:
@@ -208,14 +237,35 @@ class Nearest:
             # A first look at a row: only its k nearest of this block, and their ties, are of interest.
             limits[fresh] = block[fresh].topk(self.k, dim=1, largest=False).values[:, -1]
         close = (block <= limits[:, None]).view(-1).nonzero().view(-1)
-        if not len(close):
-            return
         rows = close // width
-        keys = item_keys(block.view(-1)[close], self.first + column + close - rows * width)
+        self._offer(row, height, rows, block.view(-1)[close], column + close - rows * width)
+
+    def offer(self, positions: np.ndarray, distances: np.ndarray) -> None:
+        """Look at (num_rows, n) items found elsewhere, by position from this process's first; -1 is none."""
+        keys = item_keys(torch.from_numpy(distances), torch.from_numpy(positions + self.first))
+        keys = keys.masked_fill(torch.from_numpy(positions < 0), NONE)
+        self.keys = torch.cat([self.keys, keys], dim=1).topk(self.k, dim=1, largest=False).values
+
+    def add_transposed(self, row: int, column: int, block: torch.Tensor) -> None:
+        """Look at a block whose columns are rows here, and its rows columns; those rows must have seen k items before."""
+        height = block.shape[1]
+        limits = key_distances(self.keys[row : row + height, -1])
+        close = (block < limits[None, :]).view(-1).nonzero().view(-1)
+        columns = close // height
+        rows, order = torch.sort(close - columns * height, stable=True)
+        close = close[order]
+        self._offer(row, height, rows, block.view(-1)[close], column + columns[order])
+
+    def _offer(self, row: int, height: int, rows: torch.Tensor, distances: torch.Tensor, columns: torch.Tensor) -> None:
+        """Keep what is nearer than the items so far; `rows`, from 0, are sorted."""
+        if not len(rows):
+            return
+        best = self.keys[row : row + height]
         counts = torch.bincount(rows, minlength=height)
         starts = counts.cumsum(0) - counts
         candidates = best.new_full((height, int(counts.max())), NONE)
-        candidates[rows, torch.arange(len(rows), device=rows.device) - starts[rows]] = keys
+        places = torch.arange(len(rows), device=rows.device) - starts[rows]
+        candidates[rows, places] = item_keys(distances, self.first + columns)
         merged = torch.cat([best, candidates], dim=1)
         self.keys[row : row + height] = merged.topk(self.k, dim=1, largest=False).values
 

@@ -26,6 +26,7 @@ class RetrievalResult:
         topk_distances: (Nq, topk) float32 distances of those, infinite where there are fewer.
         exact: whether every gallery item was compared.
         index: the faiss factory string, `Flat` for exact search.
+        num_retrieved: how many items the approximate index returned for each query; None when exact.
         recall: recall@k of the approximate index against exact search on a sample of queries, by k; empty when exact.
 
     Example:
@@ -47,6 +48,7 @@ class RetrievalResult:
     topk_distances: np.ndarray | None = None
     exact: bool = True
     index: str = "Flat"
+    num_retrieved: int | None = None
     recall: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -70,5 +72,6 @@ class RetrievalResult:
             "num_valid_queries": self.num_valid_queries,
             "exact": self.exact,
             "index": self.index,
+            "num_retrieved": self.num_retrieved,
             "recall": {str(k): value for k, value in self.recall.items()},
         }

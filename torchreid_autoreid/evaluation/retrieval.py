@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from ..errors import UserError
-from .blocks import FeatureDistances, Progress
+from .blocks import FeatureDistances, Progress, scan
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import Embeddings
-from .metrics import check_max_rank, rank_queries, single_shot_cmc, summarise
+from .embeddings import Embeddings, check_dimensions
+from .expansion import Expansion
+from .index import RetrievalIndex
+from .metrics import (
+    RocCurve,
+    check_max_rank,
+    join_ranked,
+    rank_queries,
+    rank_retrieved,
+    roc_curve,
+    single_shot_ranks,
+    summarise,
+)
 from .processes import processes
-from .ranking import Labels
+from .ranking import Labels, Nearest
+from .rerank import Reranking, feature_parts
 from .result import RetrievalResult
+
+
+class _Setting:
+    """What every evaluation of a query and a gallery needs to know, checked."""
+
+    def __init__(self, query: Embeddings, gallery: Embeddings, metric: str, device: str, distributed: bool):
+        check_metric(metric)
+        check_dimensions(query.dimension, gallery.dimension)
+        self.metric, self.device = metric, device
+        self.devices = find_devices(device)
+        self.world = processes(distributed)
+        sizes = [int(size) for size in self.world.concatenate(np.array([len(gallery)]))]
+        self.num_gallery = sum(sizes)
+        first = sum(sizes[: self.world.rank])
+        self.labels = Labels(query.pids, query.camids, gallery.pids, gallery.camids, first)
 
 
 def evaluate(
@@ -23,7 +53,7 @@ def evaluate(
     k2: int = 6,
     lambda_value: float = 0.3,
     query_expansion: int = 0,
-    index="Flat",
+    index: str | RetrievalIndex = "Flat",
     max_rank: int = 50,
     device: str = "cpu",
     *,
@@ -34,6 +64,7 @@ def evaluate(
     cuhk03_repeats: int = 10,
     seed: int = 0,
     topk: int = 0,
+    search_parameters: str = "",
     num_retrieved: int = 1000,
     recall_sample: int = 100,
     distributed: bool = False,
@@ -49,7 +80,8 @@ def evaluate(
         metric: 'cosine' (1 - cosine similarity) or 'euclidean' (the squared distance, as in torchreid).
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) with k1, k2 and lambda_value.
         query_expansion: number of nearest gallery items averaged into each query; 0 is none.
-        index: 'Flat' is exact; any other faiss factory string, or a `RetrievalIndex`, is approximate.
+        index: 'Flat' is exact; any other faiss factory string, or a `RetrievalIndex` of the gallery, is approximate: the
+            result says so, its figures are those on what was retrieved, and `recall` compares a sample with exact search.
         max_rank: length of the CMC curve.
         device: 'cpu' or 'cuda' (all GPUs).
         definition: 'torchreid' squares the distances once more than the paper; 'zhong' is the paper's own. See
@@ -59,6 +91,8 @@ def evaluate(
         use_metric_cuhk03: the CUHK03 single-shot CMC: one image of each gallery identity drawn at random,
             `cuhk03_repeats` times for each query, from `seed`.
         topk: how many nearest gallery items per query to return in the result.
+        search_parameters: for an approximate index, as faiss names them: 'nprobe=32', 'efSearch=128'. Without them, an
+            inverted file visits 16 of its lists; the rest is faiss's default.
         num_retrieved: how many items an approximate index returns per query.
         recall_sample: number of queries on which an approximate index is compared with exact search.
         distributed: `gallery` is this process's shard (the whole gallery is the shards in rank order), `query` is the
@@ -68,20 +102,126 @@ def evaluate(
     Raises:
         UserError: wrong options, different dimensions, no query with a true match, k1 larger than the gallery.
     """
-    world = processes(distributed)
-    check_metric(metric)
+    setting = _Setting(query, gallery, metric, device, distributed)
     check_max_rank(max_rank)
-    if query.dimension != gallery.dimension:
-        raise UserError(
-            f"queries have {query.dimension} dimensions, the gallery {gallery.dimension}; use one model for both"
-        )
-    devices = find_devices(device)
-    sizes = [int(size) for size in world.concatenate(np.array([len(gallery)]))]
-    labels = Labels(query.pids, query.camids, gallery.pids, gallery.camids, sum(sizes[: world.rank]))
+    expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
+    reranking = Reranking(k1, k2, lambda_value, definition) if rerank else None
+    world, devices = setting.world, setting.devices
+    if index != "Flat" and (rerank or use_metric_cuhk03):
+        option = "rerank" if rerank else "use_metric_cuhk03"
+        raise UserError(f"{option} compares every gallery item; use index='Flat' with it, not {index!r}")
     with full_precision():
-        distances = FeatureDistances(query.features, gallery.features, metric, devices)
-        ranked = rank_queries(distances, labels, topk, world, progress)
-        curve = None
-        if use_metric_cuhk03:
-            curve = single_shot_cmc(distances, labels, max_rank, cuhk03_repeats, seed, world)
-    return summarise(ranked, sum(sizes), max_rank, curve)
+        q_features, g_features = expansion.apply(query.features, gallery.features, metric, devices, world, progress)
+        if index != "Flat":
+            retrieval = _ApproximateSearch(index, search_parameters, g_features, setting, seed, progress)
+            return retrieval.evaluate(q_features, max_rank, topk, num_retrieved, recall_sample)
+        if reranking is not None:
+            parts = feature_parts(q_features, g_features, metric, reranking, devices, world, progress)
+        else:
+            parts = iter([(0, len(query), FeatureDistances(q_features, g_features, metric, devices))])
+        ranked, shots = [], []
+        for first, end, distances in parts:
+            labels = setting.labels.of_queries(first, end)
+            ranked.append(rank_queries(distances, labels, topk, world, progress))
+            if use_metric_cuhk03:
+                shots.append(single_shot_ranks(distances, labels, cuhk03_repeats, seed, first, world))
+    num_candidates = len(np.unique(world.concatenate(gallery.pids))) if use_metric_cuhk03 else setting.num_gallery
+    return summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
+
+
+class _ApproximateSearch:
+    """An index of this process's gallery, and the figures on what it finds."""
+
+    def __init__(
+        self,
+        index: str | RetrievalIndex,
+        parameters: str,
+        gallery: np.ndarray,
+        setting: _Setting,
+        seed: int,
+        progress: Progress | None,
+    ):
+        self.gallery, self.setting, self.seed, self.progress = gallery, setting, seed, progress
+        if isinstance(index, RetrievalIndex):
+            if len(index) != len(gallery) or index.dimension != gallery.shape[1] or index.metric != setting.metric:
+                raise UserError(
+                    f"the index holds {len(index)} vectors of {index.dimension} dimensions for {index.metric!r}, the gallery "
+                    f"{len(gallery)} of {gallery.shape[1]} for {setting.metric!r}; build it anew"
+                )
+            self.index = index
+        else:
+            self.index = RetrievalIndex.build(gallery, index, setting.metric, setting.device, seed, progress)
+        if parameters:
+            self.index.set_parameters(parameters)
+        elif not isinstance(index, RetrievalIndex):
+            self.index.visit_more_lists()
+
+    def evaluate(
+        self, query: np.ndarray, max_rank: int, topk: int, num_retrieved: int, recall_sample: int
+    ) -> RetrievalResult:
+        """Figures on the `num_retrieved` items found for each query."""
+        if num_retrieved < 1:
+            raise UserError(f"num_retrieved is {num_retrieved}; give at least 1")
+        k = min(num_retrieved, self.setting.num_gallery)
+        found = self._search(query, k)
+        ranked = rank_retrieved(*found.result(), self.setting.labels, topk, self.setting.world)
+        result = summarise(ranked, self.setting.num_gallery, max_rank)
+        recall = self._recall(query, found, recall_sample)
+        return replace(result, exact=False, index=self.index.factory, num_retrieved=k, recall=recall)
+
+    def _search(self, query: np.ndarray, k: int) -> Nearest:
+        """The k nearest that the indexes of all processes find."""
+        first = self.setting.labels.first
+        positions, distances = self.index.search(query, min(k, len(self.gallery)), self.progress)
+        nearest = Nearest(len(query), k, first)
+        nearest.offer(positions, distances)
+        nearest.merge_processes(self.setting.world)
+        return nearest
+
+    def _recall(self, query: np.ndarray, found: Nearest, sample: int) -> dict[int, float]:
+        """Share of the exact k nearest that are among the k found, by k, over a sample of queries."""
+        if sample < 1:
+            return {}
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(len(query))[:sample])
+        distances = FeatureDistances(query[chosen], self.gallery, self.setting.metric, self.setting.devices)
+        depths = [k for k in (1, 10, 100) if k <= found.k]
+        (exact,) = scan(distances, lambda: [Nearest(len(chosen), depths[-1], self.setting.labels.first)], self.progress)
+        exact.merge_processes(self.setting.world)  # type: ignore[attr-defined]
+        truth, approximate = exact.result()[0], found.result()[0][chosen]  # type: ignore[attr-defined]
+        return {k: float((truth[:, :k, None] == approximate[:, None, :k]).any(axis=2).mean()) for k in depths}
+
+
+def roc(
+    query: Embeddings,
+    gallery: Embeddings,
+    fpr: Sequence[float] = (1e-4, 1e-3, 1e-2),
+    metric: str = "cosine",
+    device: str = "cpu",
+    *,
+    distributed: bool = False,
+    progress: Progress | None = None,
+) -> RocCurve:
+    """True-accept rates and distance thresholds at given false-accept rates, exact, without holding the distances.
+
+    All pairs of query and gallery item are compared but those of one identity and one camera.
+
+    Args:
+        query, gallery, metric, device, distributed, progress: as in `evaluate`.
+        fpr: false-accept rates, 0 .. 1.
+
+    Raises:
+        UserError: wrong options, different dimensions, no true or no false pair.
+
+    Example:
+        >>> x = np.eye(4, dtype=np.float32)
+        >>> curve = roc(Embeddings(x, [0, 1, 2, 3], [0] * 4), Embeddings(x, [0, 1, 2, 3], [1] * 4), fpr=[0.1])
+        >>> curve.tpr.tolist()
+        [1.0]
+    """
+    rates = np.asarray(fpr, dtype=np.float64).reshape(-1)
+    if not len(rates) or not ((rates >= 0) & (rates <= 1)).all():
+        raise UserError(f"fpr is {list(fpr)}; give false-accept rates from 0 to 1")
+    setting = _Setting(query, gallery, metric, device, distributed)
+    with full_precision():
+        distances = FeatureDistances(query.features, gallery.features, metric, setting.devices)
+        return roc_curve(distances, setting.labels, rates, setting.world, progress)

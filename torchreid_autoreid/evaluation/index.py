@@ -1,0 +1,233 @@
+"""Approximate search with any faiss index: built, searched, saved and loaded, on the CPU or on all GPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .blocks import Progress, ranges
+from .distances import check_metric, find_devices, prepare
+
+TRAINING_VECTORS = 1 << 18
+TRAINING_PER_CLUSTER = 64
+ADDED_AT_ONCE = 1 << 14
+QUERIES_AT_ONCE = 1 << 8
+FAISS_METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}
+
+
+class RetrievalIndex:
+    """A faiss index of gallery features, with the metric they are compared by.
+
+    Make one with `build` or `load`. Distances are those of `evaluate`: 1 - cosine similarity, or squared euclidean.
+    """
+
+    def __init__(self, index: faiss.Index, metric: str, factory: str):
+        self.index, self.metric, self.factory = index, metric, factory
+        self.searcher = index
+
+    @classmethod
+    def build(
+        cls,
+        features: np.ndarray,
+        factory: str,
+        metric: str = "cosine",
+        device: str = "cpu",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> RetrievalIndex:
+        """Train and fill an index.
+
+        Args:
+            features: (N, D) gallery features, in memory or memory-mapped; read in pieces.
+            factory: a faiss factory string: `Flat`, `IVF4096,Flat`, `HNSW32`, `OPQ64,IVF4096,PQ64`, ...
+            metric: 'cosine' or 'euclidean'.
+            device: 'cpu', or 'cuda' to search on all GPUs.
+            seed: chooses the training vectors, where the gallery is larger than is needed.
+            progress: called as progress(what is being done, pieces done, pieces in all).
+
+        Raises:
+            UserError: an unknown factory string, one that does not fit the dimension or needs more vectors.
+
+        Example:
+            >>> index = RetrievalIndex.build(np.eye(8, dtype=np.float32), "HNSW4")
+            >>> index.search(np.eye(8, dtype=np.float32)[:1], 1)[0].tolist()
+            [[0]]
+        """
+        check_metric(metric)
+        find_devices(device)
+        dimension = features.shape[1]
+        try:
+            index = faiss.index_factory(dimension, factory, FAISS_METRICS[metric])
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"faiss makes no index of {dimension} dimensions from {factory!r} ({_reason(error)}); "
+                "try 'Flat', 'IVF1024,Flat', 'HNSW32' or 'IVF1024,SQ8'"
+            ) from error
+        if not index.is_trained:
+            if progress is not None:
+                progress("training", 0, 1)
+            sample = _training_sample(features, _num_clusters(index), seed)
+            try:
+                index.train(_unit(sample, metric))
+            except RuntimeError as error:
+                raise UserError(
+                    f"the gallery of {len(features)} is too small for the index {factory!r} ({_reason(error)}); "
+                    "use fewer clusters or bits, or 'Flat'"
+                ) from error
+            if progress is not None:
+                progress("training", 1, 1)
+        for start, stop in ranges(len(features), ADDED_AT_ONCE):
+            index.add(_unit(features[start:stop], metric))
+            if progress is not None:
+                progress("adding", stop, len(features))
+        made = cls(index, metric, factory)
+        made.use(device)
+        return made
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, dimension: int | None = None, metric: str = "cosine", device: str = "cpu"
+    ) -> RetrievalIndex:
+        """An index that `save` or faiss wrote.
+
+        Args:
+            path: the file.
+            dimension: what the features have, to be checked.
+            metric: what the index was built for, to be checked.
+            device: 'cpu' or 'cuda'.
+
+        Raises:
+            UserError: no such file, not a faiss index, another dimension or metric.
+        """
+        check_metric(metric)
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no index file {path}; build one and save it first")
+        try:
+            index = faiss.read_index(os.fspath(path))
+        except RuntimeError as error:
+            raise UserError(f"{path} is not a faiss index; give a file that RetrievalIndex.save wrote") from error
+        if dimension is not None and index.d != dimension:
+            raise UserError(f"the index {path} has {index.d} dimensions, the features {dimension}; build it anew")
+        if index.metric_type != FAISS_METRICS[metric]:
+            other = "euclidean" if metric == "cosine" else "cosine"
+            raise UserError(
+                f"the index {path} was not built for metric={metric!r}; use metric={other!r} or build it anew"
+            )
+        loaded = cls(index, metric, f"{type(index).__name__} from {path.name}")
+        loaded.use(device)
+        return loaded
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the index as a plain faiss file."""
+        faiss.write_index(self.index, os.fspath(path))
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    @property
+    def dimension(self) -> int:
+        """D of the features."""
+        return self.index.d
+
+    def set_parameters(self, parameters: str) -> None:
+        """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128', 'nprobe=8,k_factor_rf=4'."""
+        space = faiss.GpuParameterSpace() if self.searcher is not self.index else faiss.ParameterSpace()
+        try:
+            space.set_index_parameters(self.searcher, parameters)
+        except RuntimeError as error:
+            raise UserError(
+                f"the index {self.factory!r} does not take the search parameters {parameters!r} ({_reason(error)})"
+            ) from error
+
+    def visit_more_lists(self) -> None:
+        """Visit 16 lists of an inverted file instead of faiss's one, which finds too little to be useful."""
+        num_clusters = _num_clusters(self.index)
+        if num_clusters:
+            self.set_parameters(f"nprobe={min(16, num_clusters)}")
+
+    def use(self, device: str) -> None:
+        """Search on the CPU or on all GPUs: each holds a copy, or a part where one cannot hold it all."""
+        devices = find_devices(device)
+        if devices[0].type == "cpu":
+            self.searcher = self.index
+            return
+        options = faiss.GpuMultipleClonerOptions()
+        free = min(torch.cuda.mem_get_info(gpu)[0] for gpu in devices)
+        options.shard = len(devices) > 1 and self._bytes() > 0.7 * free  # faiss needs working memory beside the index
+        numbers = [gpu.index for gpu in devices]
+        try:
+            self.searcher = faiss.index_cpu_to_gpus_list(self.index, options, gpus=numbers)
+        except RuntimeError as error:
+            raise UserError(
+                f"faiss cannot search {self.factory!r} on GPUs ({_reason(error)}); use device='cpu'"
+            ) from error
+
+    def _bytes(self) -> int:
+        """About how much memory the vectors take on a GPU."""
+        try:
+            size = self.index.sa_code_size()
+        except RuntimeError:  # an index without codes of its own, a graph for instance
+            size = 4 * self.index.d
+        return self.index.ntotal * (size + 8)
+
+    def search(self, queries: np.ndarray, k: int, progress: Progress | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest items the index finds for each query.
+
+        Args:
+            queries: (N, D) features.
+            k: how many.
+            progress: called as progress("searching", queries done, queries in all).
+
+        Returns:
+            (positions, distances): (N, k) int64, -1 where fewer were found, and (N, k) float32, infinite there; nearest
+            first, ties by position.
+
+        Raises:
+            UserError: queries of another dimension.
+        """
+        if queries.shape[1] != self.dimension:
+            raise UserError(f"the index has {self.dimension} dimensions, the queries {queries.shape[1]}; build it anew")
+        positions = np.empty((len(queries), k), dtype=np.int64)
+        distances = np.empty((len(queries), k), dtype=np.float32)
+        for start, stop in ranges(len(queries), QUERIES_AT_ONCE):
+            found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
+            far = np.where(near < 0, np.float32(np.inf), 1 - found if self.metric == "cosine" else found)
+            order = np.lexsort((near, far), axis=1)
+            distances[start:stop] = np.take_along_axis(far, order, 1)
+            positions[start:stop] = np.take_along_axis(near, order, 1)
+            if progress is not None:
+                progress("searching", stop, len(queries))
+        return positions, distances
+
+
+def _reason(error: Exception) -> str:
+    """The last words of a faiss exception, without its C++ location."""
+    return str(error).strip().splitlines()[-1].split("Error: ")[-1].strip() or type(error).__name__
+
+
+def _unit(features: np.ndarray, metric: str) -> np.ndarray:
+    """Features as the index compares them: float32, of unit length for cosine."""
+    return prepare(features, metric, torch.device("cpu")).values.numpy()
+
+
+def _num_clusters(index: faiss.Index) -> int:
+    """Clusters of an inverted-file index, 0 for others."""
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform | faiss.IndexIDMap | faiss.IndexRefine):
+        inner = faiss.downcast_index(inner.base_index if isinstance(inner, faiss.IndexRefine) else inner.index)
+    return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
+
+
+def _training_sample(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Enough vectors to train on: all, or a random choice of them."""
+    size = max(TRAINING_VECTORS, TRAINING_PER_CLUSTER * num_clusters)
+    if len(features) <= size:
+        return np.asarray(features)
+    chosen = np.random.default_rng(seed).choice(len(features), size, replace=False)
+    return features[np.sort(chosen)]

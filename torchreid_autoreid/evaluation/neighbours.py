@@ -1,0 +1,173 @@
+"""Exact nearest neighbours among all items: the queries and, behind them, the whole gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .blocks import FeatureDistances, Progress, block_shape, ranges, scan
+from .distances import distance_block, pair_distances, prepare
+from .processes import OneProcess
+from .ranking import Nearest
+
+PAIRS_AT_ONCE = 1 << 14
+SYMMETRIC_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The nearest items of each of N items, itself included.
+
+    Attributes:
+        indices: (N, K) nearest first, ties by position.
+        distances: (N, K) float32.
+        farthest: (N,) float32, the largest distance of each item to any.
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
+    farthest: np.ndarray
+
+
+class Farthest:
+    """Observer: the largest distance of each row."""
+
+    def __init__(self, num_rows: int):
+        self.values = torch.full((num_rows,), -torch.inf)
+
+    def add(self, row: int, column: int, block: torch.Tensor) -> None:
+        self._keep(row, block.amax(dim=1))
+
+    def add_transposed(self, row: int, column: int, block: torch.Tensor) -> None:
+        """Look at a block whose columns are rows here."""
+        self._keep(row, block.amax(dim=0))
+
+    def _keep(self, row: int, values: torch.Tensor) -> None:
+        self.values = self.values.to(values.device)
+        kept = self.values[row : row + len(values)]
+        torch.maximum(kept, values, out=kept)
+
+    def merge(self, other: Farthest) -> None:
+        self.values = torch.maximum(self.values, other.values.to(self.values.device))
+
+
+class Collection:
+    """All items of all processes, in order: the head, the same in every process, then the shards in rank order.
+
+    Args:
+        head: (H, D) raw features; may be empty.
+        shard: (S, D) raw features of this process.
+    """
+
+    def __init__(self, head: np.ndarray, shard: np.ndarray, world: OneProcess):
+        self.head, self.shard, self.world = head, shard, world
+        self.sizes = [int(size) for size in world.concatenate(np.array([len(shard)]))]
+        self.shard_start = len(head) + sum(self.sizes[: world.rank])
+
+    def __len__(self) -> int:
+        return len(self.head) + sum(self.sizes)
+
+    def pieces(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first position, raw features) of at most `step` items; each process sends its shard to the others."""
+        for start, stop in ranges(len(self.head), step):
+            yield start, self.head[start:stop]
+        first = len(self.head)
+        for source, size in enumerate(self.sizes):
+            for start, stop in ranges(size, step):
+                if source == self.world.rank:
+                    piece = np.asarray(self.shard[start:stop], dtype=np.float32)
+                else:
+                    piece = np.empty((stop - start, self.shard.shape[1]), dtype=np.float32)
+                yield first + start, self.world.broadcast(piece, source)
+            first += size
+
+
+def share_of(length: int, world: OneProcess) -> slice:
+    """This process's part of what all processes hold."""
+    return slice(length * world.rank // world.size, length * (world.rank + 1) // world.size)
+
+
+class CollectionDistances(FeatureDistances):
+    """Distances of some rows to all items of a collection."""
+
+    def __init__(self, rows: np.ndarray, collection: Collection, metric: str, devices: list[torch.device]):
+        super().__init__(rows, collection.shard, metric, devices)
+        self.collection = collection
+        self.num_gallery = len(collection)
+
+    def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
+        return self.collection.pieces(block_shape(self.devices)[1])
+
+
+class Items(CollectionDistances):
+    """Distances between all items; this process's rows are its share of the head, then its shard."""
+
+    def __init__(self, collection: Collection, metric: str, devices: list[torch.device]):
+        self.world = collection.world
+        share = share_of(len(collection.head), self.world)
+        self.share_size = share.stop - share.start
+        own = np.concatenate([collection.head[share], collection.shard], dtype=np.float32)
+        super().__init__(own, collection, metric, devices)
+        start = collection.shard_start
+        self.own_positions = np.r_[share, start : start + len(collection.shard)]
+
+    def pair_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(P,) float32 distances of chosen pairs of items, by position, the same in every process."""
+        values = np.zeros(len(rows), dtype=np.float32)
+        place = np.full(self.num_gallery, -1)
+        place[self.own_positions] = np.arange(self.num_queries)
+        own = np.flatnonzero(place[rows] >= 0)
+        own = own[np.argsort(columns[own], kind="stable")]
+        device = self.devices[0]
+        for start, piece in self.pieces():
+            first, end = np.searchsorted(columns[own], [start, start + len(piece)])
+            vectors = prepare(piece, self.metric, device)
+            for begin, stop in ranges(end - first, PAIRS_AT_ONCE):
+                some = own[first + begin : first + stop]
+                a = self.query[device][torch.from_numpy(place[rows[some]]).to(device)]
+                b = vectors[torch.from_numpy(columns[some] - start).to(device)]
+                values[some] = pair_distances(a, b).cpu().numpy()
+        return self.world.sum(values)
+
+    def neighbourhood(self, k: int, progress: Progress | None = None) -> Neighbourhood:
+        """The k nearest of every item, found once and told to every process."""
+        nearest, farthest = Nearest(self.num_queries, k), Farthest(self.num_queries)
+        if self.world.size == 1 and len(self.devices) == 1:
+            self._scan_half(nearest, farthest, progress)
+        else:
+            nearest, farthest = scan(  # type: ignore[assignment]
+                self, lambda: [Nearest(self.num_queries, k), Farthest(self.num_queries)], progress, "neighbours"
+            )
+        nearest.keys = torch.from_numpy(self._merge(nearest.keys.cpu().numpy()))
+        return Neighbourhood(*nearest.result(), self._merge(farthest.values.cpu().numpy()))
+
+    def _scan_half(self, nearest: Nearest, farthest: Farthest, progress: Progress | None) -> None:
+        """Distances are symmetric: compute each block below the diagonal once and show it from both sides.
+
+        Every row is first shown its distances to the first piece, so all know k items before a transposed block.
+        """
+        device = self.devices[0]
+        vectors = self.query[device]
+        step = max(block_shape(self.devices)[1], nearest.k)
+        columns = ranges(self.num_queries, step)
+        buffer = torch.empty(SYMMETRIC_ROWS * step, device=device)
+        for done, (start, stop) in enumerate(columns, 1):
+            piece = vectors[start:stop]
+            for first in [*range(start, stop, SYMMETRIC_ROWS), *range(stop, self.num_queries, SYMMETRIC_ROWS)]:
+                end = min(first + SYMMETRIC_ROWS, stop if first < stop else self.num_queries)
+                block = distance_block(vectors[first:end], piece, buffer)
+                for observer in (nearest, farthest):
+                    observer.add(first, start, block)
+                    if first >= stop:
+                        observer.add_transposed(start, first, block)
+            if progress is not None:
+                progress("neighbours", done, len(columns))
+
+    def _merge(self, own: np.ndarray) -> np.ndarray:
+        """Values of this process's items -> values of all items, in order of position."""
+        return np.concatenate(
+            [self.world.concatenate(own[: self.share_size]), self.world.concatenate(own[self.share_size :])]
+        )

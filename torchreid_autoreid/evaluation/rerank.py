@@ -1,0 +1,448 @@
+"""k-reciprocal re-ranking (Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding",
+CVPR 2017), sparse from end to end.
+
+Legend: N items are the queries and, behind them, the gallery; R(i, k) the k-reciprocal neighbours of item i; V the
+(N, N) encoding of R* (Eq. 7), a few dozen values a row; the Jaccard distance (Eq. 10) of two rows is 1 unless they share
+a column, so an inverted index finds every pair that matters. The final distance is
+(1 - lambda) * Jaccard + lambda * original (Eq. 12), the original divided by its largest value in each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ..errors import UserError
+from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, scan
+from .distances import check_metric, find_devices, full_precision
+from .embeddings import as_features, check_dimensions
+from .neighbours import Collection, Farthest, Items, Neighbourhood
+from .processes import OneProcess
+from .ranking import Nearest
+
+DEFINITIONS = ("torchreid", "zhong")
+SHARED_AT_ONCE = 1 << 25  # query-gallery pairs with a shared column that are held together
+POSTINGS_AT_ONCE = 1 << 17
+
+PairDistances = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """The parameters of k-reciprocal re-ranking.
+
+    Args:
+        k1, k2: sizes of the reciprocal and of the averaged neighbourhood; at least 1. k2 = 1 averages nothing.
+        lambda_value: weight of the original distance, 0 .. 1.
+        definition: 'torchreid' squares torchreid's distances ('cosine' and the squared 'euclidean') once more before
+            they are used, as `torchreid.utils.re_ranking` does; 'zhong' takes the squared euclidean distance itself
+            (of unit vectors for 'cosine'), as the paper and its own code do.
+    """
+
+    k1: int = 20
+    k2: int = 6
+    lambda_value: float = 0.3
+    definition: str = "torchreid"
+
+    def __post_init__(self) -> None:
+        for name in ("k1", "k2"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.lambda_value <= 1:
+            raise UserError(f"lambda_value is {self.lambda_value}; give a value from 0 to 1")
+        if self.definition not in DEFINITIONS:
+            raise UserError(f"unknown definition {self.definition!r}; choose from {', '.join(DEFINITIONS)}")
+
+    @property
+    def num_neighbours(self) -> int:
+        """How many nearest items of each item, itself included, are looked at."""
+        return max(self.k1 + 1, self.k2)
+
+    def check_gallery(self, num_gallery: int) -> None:
+        """Raise a UserError for a neighbourhood larger than the gallery."""
+        for name in ("k1", "k2"):
+            if getattr(self, name) > num_gallery:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give at most {num_gallery}"
+                )
+
+
+# --- the encoding V ----------------------------------------
+
+
+def original(distances, farthest, definition: str):
+    """Distances as re-ranking uses them: squared (or not, see `Reranking`) and divided by the row's largest.
+
+    Takes arrays or tensors that broadcast. A row of zeros stays zero.
+    """
+    if definition == "torchreid":
+        distances, farthest = distances * distances, farthest * farthest
+    else:
+        distances = distances.clip(0)
+    return distances / farthest.clip(np.finfo(np.float32).tiny)
+
+
+def reciprocal(indices: np.ndarray) -> sp.csr_array:
+    """(N, N) 0/1 matrix of the pairs that are in each other's list; `indices` is (N, k)."""
+    n, k = indices.shape
+    listed = sp.csr_array(
+        (np.ones(n * k, dtype=np.float32), indices.reshape(-1), np.arange(0, n * k + 1, k)), shape=(n, n)
+    )
+    return listed.multiply(listed.T).tocsr()
+
+
+def expanded_sets(indices: np.ndarray, k1: int) -> sp.csr_array:
+    """(N, N) pattern of R*(i, k1): R(i, k1) with every R(j, k1 / 2) of a member j that overlaps it by 2/3 (Eq. 5)."""
+    members = reciprocal(indices[:, : k1 + 1])
+    halves = reciprocal(indices[:, : int(np.around(k1 / 2)) + 1])
+    overlap = (members @ halves.T).multiply(members).tocoo()
+    sizes = halves.sum(axis=1)
+    admitted = overlap.data > 2.0 / 3 * sizes[overlap.col].astype(np.float64)
+    added = sp.csr_array(
+        (np.ones(admitted.sum(), dtype=np.float32), (overlap.row[admitted], overlap.col[admitted])), shape=members.shape
+    )
+    sets = (members + added @ halves).tocsr()
+    sets.sort_indices()
+    return sets
+
+
+def encode(near: Neighbourhood, pair_distances: PairDistances, settings: Reranking) -> sp.csr_array:
+    """(N, N) V: gaussian weights over R* (Eq. 7), rows of sum 1, averaged over the k2 nearest items (Eq. 11)."""
+    n = len(near.indices)
+    encoding = expanded_sets(near.indices, settings.k1)
+    rows = np.repeat(np.arange(n), np.diff(encoding.indptr))
+    distances = _known_distances(near, rows, encoding.indices)
+    unknown = np.flatnonzero(np.isnan(distances))
+    distances[unknown] = pair_distances(rows[unknown], encoding.indices[unknown])
+    weights = np.exp(-original(distances, near.farthest[rows], settings.definition))
+    sums = np.bincount(rows, weights=weights, minlength=n)
+    encoding.data = (weights / sums[rows]).astype(np.float32)
+    k2 = min(settings.k2, n)
+    if k2 == 1:
+        return encoding
+    average = sp.csr_array(
+        (np.full(n * k2, 1 / k2, dtype=np.float32), near.indices[:, :k2].reshape(-1), np.arange(0, n * k2 + 1, k2)),
+        shape=(n, n),
+    )
+    return (average @ encoding).tocsr()
+
+
+def _known_distances(near: Neighbourhood, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Distances of the pairs that the neighbour lists hold, NaN for the others."""
+    n, k = near.indices.shape
+    order = np.argsort(near.indices, axis=1)
+    keys = (np.arange(n)[:, None] * n + np.take_along_axis(near.indices, order, 1)).reshape(-1)
+    listed = np.take_along_axis(near.distances, order, 1).reshape(-1)
+    wanted = rows.astype(np.int64) * n + columns
+    places = np.minimum(np.searchsorted(keys, wanted), n * k - 1)
+    return np.where(keys[places] == wanted, listed[places], np.float32(np.nan))
+
+
+# --- the Jaccard distance ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """1 - Jaccard distance of the pairs of query and gallery item that share a column of V, by row."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+
+class InvertedIndex:
+    """For each column of V, the gallery items that have it."""
+
+    def __init__(self, gallery: sp.csr_array):
+        self.num_gallery = gallery.shape[0]
+        self.lists = gallery.tocsc()
+        self.lengths = np.diff(self.lists.indptr)
+
+    def work(self, query: sp.csr_array) -> np.ndarray:
+        """(Nq,) how many list entries each query reads: at least the number of items it shares a column with."""
+        totals = np.concatenate([[0], np.cumsum(self.lengths[query.indices], dtype=np.int64)])
+        return np.diff(totals[query.indptr])
+
+    def shared(self, query: sp.csr_array) -> Shared:
+        """The similarity m / (2 - m) of each query to each item, m = sum of min(V_q, V_g), where m > 0."""
+        ends = np.cumsum(self.work(query))
+        parts, first = [], 0
+        while first < query.shape[0]:
+            before = ends[first - 1] if first else 0
+            end = max(first + 1, int(np.searchsorted(ends, before + POSTINGS_AT_ONCE, "right")))
+            parts.append(self._shared(query, first, end))
+            first = end
+        return Shared(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _shared(self, query: sp.csr_array, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start, stop = query.indptr[first], query.indptr[end]
+        columns, lengths = query.indices[start:stop], self.lengths[query.indices[start:stop]]
+        rows = np.repeat(np.arange(end - first), np.diff(query.indptr[first : end + 1]))
+        places = np.arange(lengths.sum()) + np.repeat(
+            self.lists.indptr[columns] - (np.cumsum(lengths) - lengths), lengths
+        )
+        items = self.lists.indices[places]
+        smaller = np.minimum(np.repeat(query.data[start:stop], lengths), self.lists.data[places])
+        # Sum the minima of each (row, item) in a small dense table of the items that occur.
+        occurs = np.zeros(self.num_gallery, dtype=bool)
+        occurs[items] = True
+        occurring = np.flatnonzero(occurs)
+        compact = np.cumsum(occurs) - 1
+        table = np.bincount(
+            np.repeat(rows, lengths) * len(occurring) + compact[items],
+            weights=smaller,
+            minlength=(end - first) * len(occurring),
+        )
+        found = np.flatnonzero(table)
+        sums = table[found].astype(np.float32)
+        row, column = np.divmod(found, max(1, len(occurring)))
+        return (row + first).astype(np.int32), occurring[column].astype(np.int32), sums / (2 - sums)
+
+
+# --- final distances ----------------------------------------
+
+
+class RerankedDistances:
+    """Final distances, block by block, from the original ones and the shared pairs."""
+
+    def __init__(self, base: Distances, farthest: np.ndarray, shared: Shared, settings: Reranking):
+        self.base, self.settings = base, settings
+        self.num_queries, self.num_gallery, self.devices = base.num_queries, base.num_gallery, base.devices
+        self.farthest = torch.from_numpy(farthest)
+        self.shared = sp.csr_array(
+            (shared.values, (shared.rows, shared.columns)), shape=(self.num_queries, self.num_gallery)
+        )
+        self.by_column = self.shared.tocsc()
+
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        for start, stop, rows_of in self.base.columns():
+            yield start, stop, partial(self._rows, rows_of, self.by_column[:, start:stop].tocsr())
+
+    def _rows(self, rows_of: RowsOf, shared: sp.csr_array, device: torch.device) -> BlockOf:
+        block_of = rows_of(device)
+        farthest = self.farthest.to(device)
+
+        def block(first: int, end: int) -> torch.Tensor:
+            return self._final(block_of(first, end), farthest[first:end], shared[first:end])
+
+        return block
+
+    def _final(self, distances: torch.Tensor, farthest: torch.Tensor, shared: sp.csr_array) -> torch.Tensor:
+        rest = 1 - self.settings.lambda_value
+        final = original(distances, farthest[:, None], self.settings.definition)
+        final.mul_(self.settings.lambda_value).add_(rest)
+        pairs = shared.tocoo()
+        row, column, values = (torch.from_numpy(x).to(final.device) for x in (pairs.row, pairs.col, pairs.data))
+        final[row, column] -= rest * values
+        return final
+
+    def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        distances = torch.from_numpy(self.base.between(rows, columns))
+        return self._final(distances, self.farthest[torch.from_numpy(rows)], self.shared[rows][:, columns]).numpy()
+
+
+def reranked_parts(
+    near: Neighbourhood,
+    encoding: sp.csr_array,
+    own_gallery: slice,
+    base: Callable[[int, int], Distances],
+    num_queries: int,
+    settings: Reranking,
+    world: OneProcess,
+) -> Iterator[tuple[int, int, RerankedDistances]]:
+    """(first query, end query, final distances to this process's gallery) of parts that fit in memory."""
+    index = InvertedIndex(encoding[own_gallery])
+    ends = np.cumsum(world.sum(index.work(encoding[:num_queries])))
+    first = 0
+    while first < num_queries:
+        before = ends[first - 1] if first else 0
+        end = max(first + 1, int(np.searchsorted(ends, before + SHARED_AT_ONCE, "right")))
+        shared = index.shared(encoding[first:end])
+        yield first, end, RerankedDistances(base(first, end), near.farthest[first:end], shared, settings)
+        first = end
+
+
+def feature_parts(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    metric: str,
+    settings: Reranking,
+    devices: list[torch.device],
+    world: OneProcess,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, int, RerankedDistances]]:
+    """`reranked_parts` from raw features; `gallery` is this process's."""
+    collection = Collection(query, gallery, world)
+    settings.check_gallery(sum(collection.sizes))
+    items = Items(collection, metric, devices)
+    near = items.neighbourhood(min(settings.num_neighbours, len(collection)), progress)
+    encoding = encode(near, items.pair_distances, settings)
+    own_gallery = slice(collection.shard_start, collection.shard_start + len(gallery))
+    del items  # a copy of all features
+    near = Neighbourhood(near.indices[:0], near.distances[:0], near.farthest)
+
+    def base(first: int, end: int) -> Distances:
+        return FeatureDistances(query[first:end], gallery, metric, devices)
+
+    yield from reranked_parts(near, encoding, own_gallery, base, len(query), settings, world)
+
+
+class _Fill:
+    """Observer: copies the blocks into a matrix."""
+
+    def __init__(self, matrix: np.ndarray):
+        self.matrix = matrix
+
+    def add(self, row: int, column: int, block: torch.Tensor) -> None:
+        self.matrix[row : row + block.shape[0], column : column + block.shape[1]] = block.cpu().numpy()
+
+    def merge(self, other: _Fill) -> None:
+        """All observers fill the same matrix."""
+
+
+def _dense(parts: Iterator[tuple[int, int, RerankedDistances]], shape: tuple[int, int]) -> np.ndarray:
+    matrix = np.empty(shape, dtype=np.float32)
+    for first, end, distances in parts:
+        scan(distances, partial(_fill, matrix[first:end]))
+    return matrix
+
+
+def _fill(rows: np.ndarray) -> list[_Fill]:
+    return [_Fill(rows)]
+
+
+def k_reciprocal_distances(
+    query_features: np.ndarray,
+    gallery_features: np.ndarray,
+    metric: str = "cosine",
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    definition: str = "torchreid",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Re-ranked distances of every query to every gallery item, from their features.
+
+    Args:
+        query_features, gallery_features: (Nq, D) and (Ng, D).
+        metric: 'cosine' or 'euclidean' (the squared distance, as in torchreid).
+        k1, k2, lambda_value, definition: see `Reranking`. With definition='torchreid' the result is that of torchreid's
+            `compute_distance_matrix` and `re_ranking`; with 'zhong', that of the paper.
+        device: 'cpu' or 'cuda'.
+        progress: called as progress(what is being done, pieces done, pieces in all).
+
+    Returns:
+        (Nq, Ng) float32: the only dense matrix made. `evaluate(..., rerank=True)` makes none.
+
+    Raises:
+        UserError: bad features or parameters, different dimensions, k1 or k2 larger than the gallery.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(12, 4))
+        >>> k_reciprocal_distances(x[:2], x[2:], k1=3, k2=2).shape
+        (2, 10)
+    """
+    check_metric(metric)
+    query, gallery = as_features(query_features), as_features(gallery_features)
+    check_dimensions(query.shape[1], gallery.shape[1])
+    settings = Reranking(k1, k2, lambda_value, definition)
+    with full_precision():
+        parts = feature_parts(query, gallery, metric, settings, find_devices(device), OneProcess(), progress)
+        return _dense(parts, (len(query), len(gallery)))
+
+
+# --- torchreid's signature ----------------------------------------
+
+
+class _AllPairs:
+    """The rows of torchreid's `original_dist` before the division: the squared columns of [[qq, qg], [qg.T, gg]]."""
+
+    def __init__(self, q_g: np.ndarray, q_q: np.ndarray, g_g: np.ndarray):
+        self.q_g, self.q_q, self.g_g = q_g, q_q, g_g
+        self.devices = [torch.device("cpu")]
+        self.num_queries = self.num_gallery = sum(q_g.shape)
+
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        yield 0, self.num_gallery, self._rows
+
+    def _rows(self, device: torch.device) -> BlockOf:
+        return lambda first, end: torch.from_numpy(self.rows(first, end))
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """(end - first, N) float32 rows, whole."""
+        nq = len(self.q_g)
+        query, gallery = slice(first, min(end, nq)), slice(max(first - nq, 0), max(end - nq, 0))
+        of_queries = np.concatenate([self.q_q[:, query].T, self.q_g[query]], axis=1)
+        of_gallery = np.concatenate([self.q_g[:, gallery].T, self.g_g[:, gallery].T], axis=1)
+        return np.square(np.concatenate([of_queries, of_gallery])).astype(np.float32)
+
+    def pair_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(P,) distances of chosen pairs: entry (column, row) of the whole matrix."""
+        nq = len(self.q_g)
+        values = np.empty(len(rows), dtype=self.q_g.dtype)
+        for row_is_query in (True, False):
+            for column_is_query in (True, False):
+                some = ((rows < nq) == row_is_query) & ((columns < nq) == column_is_query)
+                r, c = rows[some] - (0 if row_is_query else nq), columns[some] - (0 if column_is_query else nq)
+                if row_is_query != column_is_query:
+                    values[some] = self.q_g[r, c] if row_is_query else self.q_g[c, r]
+                else:
+                    values[some] = (self.q_q if row_is_query else self.g_g)[c, r]
+        return np.square(values).astype(np.float32)
+
+
+def re_ranking(
+    q_g_dist: np.ndarray,
+    q_q_dist: np.ndarray,
+    g_g_dist: np.ndarray,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+) -> np.ndarray:
+    """Re-ranked distances of three given matrices: a drop-in for `torchreid.utils.re_ranking`.
+
+    Args:
+        q_g_dist, q_q_dist, g_g_dist: (Nq, Ng), (Nq, Nq), (Ng, Ng) distances, arrays or tensors. From features,
+            `k_reciprocal_distances` needs none of them.
+        k1, k2, lambda_value: see `Reranking`; a neighbourhood larger than all items is all items, as in torchreid.
+
+    Returns:
+        (Nq, Ng) float32.
+
+    Raises:
+        UserError: matrices that do not fit together, NaN, bad parameters.
+
+    Example:
+        >>> x = np.random.default_rng(0).random(12)
+        >>> d = np.abs(x[:, None] - x)
+        >>> re_ranking(d[:3, 3:], d[:3, :3], d[3:, 3:], k1=3, k2=2).shape
+        (3, 9)
+    """
+    q_g, q_q, g_g = (np.asarray(x) for x in (q_g_dist, q_q_dist, g_g_dist))
+    nq, ng = q_g.shape if q_g.ndim == 2 else (0, 0)
+    if not nq or not ng or q_q.shape != (nq, nq) or g_g.shape != (ng, ng):
+        raise UserError(
+            f"q_g_dist, q_q_dist, g_g_dist have shapes {q_g.shape}, {q_q.shape}, {g_g.shape}; "
+            "give (Nq, Ng), (Nq, Nq), (Ng, Ng)"
+        )
+    for name, matrix in (("q_g_dist", q_g), ("q_q_dist", q_q), ("g_g_dist", g_g)):
+        if np.isnan(matrix).any():
+            raise UserError(f"{name} holds NaN; mend the features behind it")
+    settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` and `_squared_part` square already
+    pairs = _AllPairs(q_g, q_q, g_g)
+    n = nq + ng
+    nearest, farthest = scan(pairs, lambda: [Nearest(n, min(settings.num_neighbours, n)), Farthest(n)])
+    near = Neighbourhood(*nearest.result(), farthest.values.numpy())  # type: ignore[attr-defined]
+    encoding = encode(near, pairs.pair_distances, settings)
+    base = partial(_squared_part, q_g)
+    return _dense(reranked_parts(near, encoding, slice(nq, n), base, nq, settings, OneProcess()), (nq, ng))
+
+
+def _squared_part(matrix: np.ndarray, first: int, end: int) -> Distances:
+    return MatrixDistances(np.square(matrix[first:end]))
