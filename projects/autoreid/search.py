@@ -45,7 +45,7 @@ checkpoint.pth (latest), checkpoint-best.pth (best retrieval on the held-out hal
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = base_parser(__doc__, epilog=EPILOG)
+    parser = base_parser(__doc__, EPILOG)
     parser.add_argument(
         "--resume", metavar="PATH", default="", help="go on from this checkpoint (or the log folder that holds it)"
     )
@@ -93,7 +93,8 @@ def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearc
     model = AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)).to(device)
     if device.type == "cpu":  # 1.4 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torchreid.optim.build_optimizer(model.weights(), **optimizer_kwargs(cfg))
+    # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
+    optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
     alpha_optimizer = torch.optim.Adam(
         model.alphas(),
         lr=cfg.search.alpha_lr,

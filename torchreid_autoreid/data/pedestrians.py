@@ -28,7 +28,7 @@ HEIGHT, WIDTH = 128, 64  # pixels, Market-1501's size
 CAMERAS = 4
 TRAIN_IDENTITIES = 48
 TEST_IDENTITIES = 48
-IMAGES_PER_CAMERA = 3
+IMAGES_PER_CAMERA = 4
 DISTRACTORS = 32
 _DRAWING = {
     "version": 1,  # raise it with every change of what is drawn

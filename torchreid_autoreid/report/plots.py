@@ -41,11 +41,11 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     bar = blocks * column + 0.2  # where the blocks' outputs are joined
     figure = _figure(3.2 + 1.75 * blocks, 1.6 + 0.85 * blocks)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(-2.1, bar + 1.6)
+    axes.set_xlim(-2.25, bar + 1.6)
     axes.set_ylim(-(blocks - 1) * row - 1.1, row * 1.15 + 0.9)
     axes.axis("off")
     line = {"color": "#777777", "linewidth": 1.2, "solid_capstyle": "round", "zorder": 1}
-    starts = {0: -0.75, 1: -0.75} | {block + 2: block * column + 2.35 for block in range(blocks)}
+    starts = {0: -0.55, 1: -0.55} | {block + 2: block * column + 2.35 for block in range(blocks)}
     ends = {source: starts[source] for source in rows}  # how far right the line of a source goes
     for block, edges in enumerate(cell):
         left = block * column + 0.15  # of the operation boxes
@@ -63,7 +63,7 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     for source, y in rows.items():
         axes.plot([starts[source], ends[source]], [y, y], **line)
     for source, name in ((0, "cell before last"), (1, "last cell")):
-        _box(axes, -1.95, rows[source] - 0.26, 1.2, 0.52, f"{source}  {name}", "#dddddd", size=6.5)
+        _box(axes, -2.05, rows[source] - 0.26, 1.5, 0.52, f"{source}  {name}", "#dddddd", size=7)
     low, high = rows[blocks + 1], rows[2]
     _box(axes, bar, low - 0.35, 0.32, high - low + 0.7, "", "#333333")
     axes.text(bar + 0.16, (low + high) / 2, "concatenated", rotation=90, color="white", **_CENTRED)
