@@ -1,11 +1,18 @@
 """Every test starts from the same random numbers, on one thread: tiny networks gain nothing from more."""
 
-import random
+import os
 
-import matplotlib
-import numpy as np
-import pytest
-import torch
+# Before PyTorch reads it, and for the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random  # noqa: E402
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import torchreid_autoreid  # noqa: E402, F401  registers models and datasets
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)

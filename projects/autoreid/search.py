@@ -1,14 +1,21 @@
 """Searches a network architecture for person re-identification (Auto-ReID, ICCV 2019)."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+# Before PyTorch reads it. A step is thousands of small operations; threads that spin while they wait for one another make it
+# a hundred times slower as soon as another program wants the same core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torchreid
