@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ RowsOf = Callable[[torch.device], BlockOf]
 Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
 
 
-class Distances(Protocol):
+class Blocks(Protocol):
     """Where blocks of distances come from."""
 
     num_queries: int
@@ -33,7 +33,11 @@ class Distances(Protocol):
     devices: list[torch.device]
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
-        """Yield (first column, end column, device -> (first row, end row) -> block) of consecutive pieces of the gallery."""
+        """Yield (first column, end column, device -> (first row, end row) -> block) of each piece of the gallery."""
+
+
+class Distances(Blocks, Protocol):
+    """The same, with distances of chosen pairs."""
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(len(rows), len(columns)) float32 distances."""
@@ -45,8 +49,11 @@ class Observer(Protocol):
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
         """Look at the block whose top left corner is (row, column)."""
 
-    def merge(self, other) -> None:
-        """Take over what another observer of the same kind saw."""
+    def twin(self) -> Observer:
+        """An observer of the same kind that has seen nothing."""
+
+    def merge(self, other: Any) -> None:
+        """Take over what a twin saw."""
 
 
 def block_shape(devices: Sequence[torch.device]) -> tuple[int, int]:
@@ -87,11 +94,11 @@ class FeatureDistances:
     def _rows(self, piece: np.ndarray, device: torch.device) -> BlockOf:
         query, buffer = self.query[device], self.buffers[device]
         vectors = prepare(piece, self.metric, device)
-        return lambda first, end: distance_block(query[first:end], vectors, buffer)
+        return lambda first, end: distance_block(query.take(slice(first, end)), vectors, buffer)
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         device = self.devices[0]
-        wanted = self.query[device][torch.from_numpy(rows).to(device)]
+        wanted = self.query[device].take(torch.from_numpy(rows).to(device))
         return distance_block(wanted, prepare(self.gallery[columns], self.metric, device)).cpu().numpy()
 
 
@@ -115,40 +122,35 @@ class MatrixDistances:
 
 
 def scan(
-    distances: Distances,
-    new_observers: Callable[[], Sequence[Observer]],
+    distances: Blocks,
+    observers: Sequence[Observer],
     progress: Progress | None = None,
     description: str = "comparing",
-) -> Sequence[Observer]:
-    """Show every block to the observers; several devices share the pieces of the gallery, each with its own observers.
-
-    Returns:
-        The observers that have seen everything.
-    """
+) -> None:
+    """Show every block to the observers. Several devices share the pieces of the gallery; twins watch the others."""
     row_ranges = ranges(distances.num_queries, block_shape(distances.devices)[0])
     total = len(ranges(distances.num_gallery, block_shape(distances.devices)[1]))
     done = itertools.count(1)
 
-    def work(device: torch.device, pieces: Iterable) -> Sequence[Observer]:
-        observers = new_observers()
+    def work(device: torch.device, pieces: Iterable[tuple[int, int, RowsOf]], watching: Sequence[Observer]) -> None:
         with full_precision():  # a setting of each thread
             for column, _, rows_of in pieces:
                 block_of = rows_of(device)
                 for first, end in row_ranges:
                     block = block_of(first, end)
-                    for observer in observers:
+                    for observer in watching:
                         observer.add(first, column, block)
                 if progress is not None:
                     progress(description, next(done), total)
-        return observers
 
     devices = distances.devices
     if len(devices) == 1:
-        return work(devices[0], distances.columns())
+        work(devices[0], distances.columns(), observers)
+        return
+    teams = [observers, *([observer.twin() for observer in observers] for _ in devices[1:])]
+    shares = [itertools.islice(distances.columns(), i, None, len(devices)) for i in range(len(devices))]
     with ThreadPoolExecutor(len(devices)) as pool:
-        shares = [itertools.islice(distances.columns(), i, None, len(devices)) for i in range(len(devices))]
-        finished = list(pool.map(work, devices, shares))
-    for others in finished[1:]:
-        for observer, other in zip(finished[0], others, strict=True):
+        list(pool.map(work, devices, shares, teams))
+    for team in teams[1:]:
+        for observer, other in zip(observers, team, strict=True):
             observer.merge(other)
-    return finished[0]

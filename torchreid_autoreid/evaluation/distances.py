@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ METRICS = ("cosine", "euclidean")
 MIN_ROWS = 32  # below about 16 rows, BLAS takes other kernels, which round differently
 
 
-class Vectors(NamedTuple):
+@dataclass(frozen=True)
+class Vectors:
     """Vectors ready for one metric: of unit length for cosine, with their squared norms for euclidean."""
 
     values: torch.Tensor  # (N, D) float32
     squared: torch.Tensor | None  # (N,) float32
 
-    def __getitem__(self, rows) -> Vectors:  # type: ignore[override]
+    def take(self, rows: slice | torch.Tensor) -> Vectors:
+        """Some of the vectors."""
         return Vectors(self.values[rows], None if self.squared is None else self.squared[rows])
 
 

@@ -6,6 +6,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class Embeddings:
 
     Args:
         features: (N, D) real numbers; float32 and float16 arrays, `numpy.memmap` included, are kept as they are (a
-            memory-mapped file is only ever read in pieces); anything else, a torch tensor for instance, becomes float32.
+            memory-mapped file is only ever read in pieces); anything else, a torch tensor for instance, becomes
+            float32.
         pids: (N,) identities, whole numbers.
         camids: (N,) cameras, whole numbers.
 
@@ -52,7 +54,7 @@ class Embeddings:
         return self.features.shape[1]
 
 
-def as_features(features) -> np.ndarray:
+def as_features(features: Any) -> np.ndarray:
     """A matrix of finite float32 or float16; other types are converted."""
     if hasattr(features, "detach"):
         features = features.detach().cpu().float().numpy()
@@ -76,7 +78,7 @@ def check_dimensions(query: int, gallery: int) -> None:
         raise UserError(f"queries have {query} dimensions, the gallery {gallery}; use one model for both")
 
 
-def as_labels(labels, name: str, length: int) -> np.ndarray:
+def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     """(length,) int64 labels, or a UserError that names them."""
     if hasattr(labels, "detach"):
         labels = labels.detach().cpu().numpy()

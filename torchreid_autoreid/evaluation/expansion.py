@@ -51,7 +51,7 @@ class Expansion:
         world: OneProcess,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Expanded (query, gallery) features; `gallery` is this process's. What needs no change is returned as it is."""
+        """Expanded (query, gallery) features; `gallery` is this process's. Without a change, the same arrays."""
         if self.alpha and metric != "cosine":
             raise UserError(f"query_expansion_alpha weighs by cosine similarity; use metric='cosine', not {metric!r}")
         if self.gallery:
@@ -76,8 +76,9 @@ class Expansion:
     ) -> np.ndarray:
         """(rows, D) weighted means of each row and its k nearest items, of unit vectors for the cosine metric."""
         rows = distances.num_queries
-        (nearest,) = scan(distances, lambda: [Nearest(rows, k)], progress, "expansion")
-        positions, found = nearest.result()  # type: ignore[attr-defined]
+        nearest = Nearest(rows, k)
+        scan(distances, [nearest], progress, "expansion")
+        positions, found = nearest.result()
         weights = np.ones_like(found, dtype=np.float64)
         if self.alpha:
             weights = np.clip(1 - found.astype(np.float64), 0, None) ** self.alpha

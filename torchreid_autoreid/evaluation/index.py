@@ -136,10 +136,10 @@ class RetrievalIndex:
         return self.index.d
 
     def set_parameters(self, parameters: str) -> None:
-        """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128', 'nprobe=8,k_factor_rf=4'."""
+        """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
         space = faiss.GpuParameterSpace() if self.searcher is not self.index else faiss.ParameterSpace()
         try:
-            space.set_index_parameters(self.searcher, parameters)
+            space.set_index_parameters(self.searcher, parameters)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise UserError(
                 f"the index {self.factory!r} does not take the search parameters {parameters!r} ({_reason(error)})"

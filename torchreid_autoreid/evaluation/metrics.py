@@ -66,16 +66,14 @@ def rank_queries(
     rows, columns, same_camera = same_identity(labels)
     junk = rows[same_camera], columns[same_camera]
 
-    def observers():
-        nearest = [Nearest(distances.num_queries, topk, labels.first, junk)] if topk else []
-        return [CloserCounter(matches, labels), *nearest]
-
-    counter, *nearest = scan(distances, observers, progress)
-    found = None
-    if nearest:
-        nearest[0].merge_processes(world)
-        found = nearest[0].result()
-    return Ranked(*per_query(matches, counter.ranks(world)), found)
+    counter = CloserCounter(matches, labels)
+    nearest = Nearest(distances.num_queries, topk, labels.first, junk) if topk else None
+    scan(distances, [counter] if nearest is None else [counter, nearest], progress)
+    figures = per_query(matches, counter.ranks(world))
+    if nearest is None:
+        return Ranked(*figures, None)
+    nearest.merge_processes(world)
+    return Ranked(*figures, nearest.result())
 
 
 def rank_retrieved(
@@ -118,12 +116,11 @@ def join_ranked(parts: list[Ranked]) -> Ranked:
     """The figures of consecutive parts of the queries as one."""
     if len(parts) == 1:
         return parts[0]
-    topk = None
-    if parts[0].topk is not None:
-        found = [part.topk for part in parts if part.topk is not None]
-        topk = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-    fields = (np.concatenate([part[i] for part in parts]) for i in range(3))  # type: ignore[arg-type]
-    return Ranked(*fields, topk)
+    average_precision, penalty, first, topk = zip(*parts, strict=True)
+    top = None
+    if topk[0] is not None:
+        top = np.concatenate([positions for positions, _ in topk]), np.concatenate([values for _, values in topk])
+    return Ranked(np.concatenate(average_precision), np.concatenate(penalty), np.concatenate(first), top)
 
 
 def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndarray | None = None) -> RetrievalResult:
@@ -314,11 +311,12 @@ class _Histogram:
         q_pids = torch.from_numpy(self.labels.q_pids[row : row + height]).to(block.device)
         g_pids = torch.from_numpy(self.labels.g_pids[column : column + width]).to(block.device)
         values = ordered(block)[q_pids[:, None] != g_pids[None, :]]
-        if self.high is not None:
-            values = values[(values >> 16) == self.high] & 0xFFFF
-        else:
-            values = values >> 16
-        self.counts += torch.bincount(values, minlength=1 << 16).cpu().numpy()
+        high = values >> 16
+        counted = high if self.high is None else values[high == self.high] & 0xFFFF
+        self.counts += torch.bincount(counted, minlength=1 << 16).cpu().numpy()
+
+    def twin(self) -> _Histogram:
+        return _Histogram(self.labels, self.high)
 
     def merge(self, other: _Histogram) -> None:
         self.counts += other.counts
@@ -329,8 +327,9 @@ def roc_curve(
 ) -> RocCurve:
     """The exact ROC curve at given rates in two or more passes: first the high bits of each threshold, then the low."""
     positive = np.sort(find_matches(distances, labels, world).distances)
-    (coarse,) = scan(distances, lambda: [_Histogram(labels)], progress, "false pairs")
-    counts = world.sum(coarse.counts)  # type: ignore[attr-defined]
+    coarse = _Histogram(labels)
+    scan(distances, [coarse], progress, "false pairs")
+    counts = world.sum(coarse.counts)
     total = int(counts.sum())
     if not len(positive):
         raise no_match_error()
@@ -340,10 +339,10 @@ def roc_curve(
     allowed = np.floor(fpr * total * (1 + 1e-12)).astype(np.int64)
     highs = np.searchsorted(below, allowed, "right") - 1  # the bin of the first false pair that must be refused
     wanted = sorted({int(high) for high in highs if high < 1 << 16})
-    fine = (
-        scan(distances, lambda: [_Histogram(labels, high) for high in wanted], progress, "thresholds") if wanted else []
-    )
-    low_counts = {high: world.sum(part.counts) for high, part in zip(wanted, fine, strict=True)}  # type: ignore[attr-defined]
+    fine = {high: _Histogram(labels, high) for high in wanted}
+    if fine:
+        scan(distances, list(fine.values()), progress, "thresholds")
+    low_counts = {high: world.sum(histogram.counts) for high, histogram in fine.items()}
     thresholds, achieved = [], []
     for count, high in zip(allowed, highs, strict=True):
         if high >= 1 << 16:  # every false pair may be accepted

@@ -50,6 +50,9 @@ class Farthest:
         kept = self.values[row : row + len(values)]
         torch.maximum(kept, values, out=kept)
 
+    def twin(self) -> Farthest:
+        return Farthest(len(self.values))
+
     def merge(self, other: Farthest) -> None:
         self.values = torch.maximum(self.values, other.values.to(self.values.device))
 
@@ -127,8 +130,8 @@ class Items(CollectionDistances):
             vectors = prepare(piece, self.metric, device)
             for begin, stop in ranges(end - first, PAIRS_AT_ONCE):
                 some = own[first + begin : first + stop]
-                a = self.query[device][torch.from_numpy(place[rows[some]]).to(device)]
-                b = vectors[torch.from_numpy(columns[some] - start).to(device)]
+                a = self.query[device].take(torch.from_numpy(place[rows[some]]).to(device))
+                b = vectors.take(torch.from_numpy(columns[some] - start).to(device))
                 values[some] = pair_distances(a, b).cpu().numpy()
         return self.world.sum(values)
 
@@ -138,11 +141,10 @@ class Items(CollectionDistances):
         if self.world.size == 1 and len(self.devices) == 1:
             self._scan_half(nearest, farthest, progress)
         else:
-            nearest, farthest = scan(  # type: ignore[assignment]
-                self, lambda: [Nearest(self.num_queries, k), Farthest(self.num_queries)], progress, "neighbours"
-            )
+            scan(self, [nearest, farthest], progress, "neighbours")
         nearest.keys = torch.from_numpy(self._merge(nearest.keys.cpu().numpy()))
-        return Neighbourhood(*nearest.result(), self._merge(farthest.values.cpu().numpy()))
+        indices, distances = nearest.result()
+        return Neighbourhood(indices, distances, self._merge(farthest.values.cpu().numpy()))
 
     def _scan_half(self, nearest: Nearest, farthest: Farthest, progress: Progress | None) -> None:
         """Distances are symmetric: compute each block below the diagonal once and show it from both sides.
@@ -155,10 +157,10 @@ class Items(CollectionDistances):
         columns = ranges(self.num_queries, step)
         buffer = torch.empty(SYMMETRIC_ROWS * step, device=device)
         for done, (start, stop) in enumerate(columns, 1):
-            piece = vectors[start:stop]
+            piece = vectors.take(slice(start, stop))
             for first in [*range(start, stop, SYMMETRIC_ROWS), *range(stop, self.num_queries, SYMMETRIC_ROWS)]:
                 end = min(first + SYMMETRIC_ROWS, stop if first < stop else self.num_queries)
-                block = distance_block(vectors[first:end], piece, buffer)
+                block = distance_block(vectors.take(slice(first, end)), piece, buffer)
                 for observer in (nearest, farthest):
                     observer.add(first, start, block)
                     if first >= stop:

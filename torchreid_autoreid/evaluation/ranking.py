@@ -136,12 +136,12 @@ def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_
 class CloserCounter:
     """Counts, for every true match, the items of other identities that are closer or tie at an earlier position.
 
-    Few items are closer than a query's farthest match; only those are looked up among its sorted matches. Each query has
-    one bin per match (the items between it and the match before) and a last one (ties behind its farthest match).
+    Few items are closer than a query's farthest match; only those are looked up among its sorted matches. Each query
+    has one bin per match (the items between it and the match before) and a last one (ties behind its farthest match).
     """
 
     def __init__(self, matches: Matches, labels: Labels):
-        self.matches, self.first = matches, labels.first
+        self.matches, self.labels = matches, labels
         num_queries = len(matches.offsets) - 1
         self.offsets = matches.offsets + np.arange(num_queries + 1)
         last = np.zeros(self.offsets[-1], dtype=bool)
@@ -182,7 +182,7 @@ class CloserCounter:
         flat[own] = kept
         start, stop = self.offsets[row], self.offsets[row + height]
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
-        places = (self.positions[start:stop] - (self.first + column) + 1).clamp(0, width + 1)
+        places = (self.positions[start:stop] - (self.labels.first + column) + 1).clamp(0, width + 1)
         thresholds = ((self.rows[start:stop] - row) << 53) | self.thresholds[start:stop] | places
         bins = torch.searchsorted(thresholds, keys)
         self.counts[start:stop] += torch.bincount(bins, minlength=stop - start).cpu().numpy()
@@ -194,6 +194,9 @@ class CloserCounter:
         inside = (columns >= 0) & (columns < width)
         flat = (self.same_rows[start:stop][inside] - row) * width + columns[inside]
         return torch.from_numpy(flat).to(self.device)
+
+    def twin(self) -> CloserCounter:
+        return CloserCounter(self.matches, self.labels)
 
     def merge(self, other: CloserCounter) -> None:
         self.counts += other.counts
@@ -247,7 +250,7 @@ class Nearest:
         self.keys = torch.cat([self.keys, keys], dim=1).topk(self.k, dim=1, largest=False).values
 
     def add_transposed(self, row: int, column: int, block: torch.Tensor) -> None:
-        """Look at a block whose columns are rows here, and its rows columns; those rows must have seen k items before."""
+        """Look at a block whose columns are rows here, and its rows columns. Those rows must know k items already."""
         height = block.shape[1]
         limits = key_distances(self.keys[row : row + height, -1])
         close = (block < limits[None, :]).view(-1).nonzero().view(-1)
@@ -279,6 +282,9 @@ class Nearest:
             index = [torch.from_numpy(x[inside]).to(block.device) for x in (rows, columns)]
             block[index[0], index[1]] = torch.inf
         return block
+
+    def twin(self) -> Nearest:
+        return Nearest(len(self.keys), self.k, self.first, self.excluded)
 
     def merge(self, other: Nearest) -> None:
         both = torch.cat([self.keys, other.keys.to(self.keys.device)], dim=1)

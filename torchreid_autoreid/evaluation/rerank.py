@@ -1,5 +1,6 @@
-"""k-reciprocal re-ranking (Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding",
-CVPR 2017), sparse from end to end.
+"""k-reciprocal re-ranking, sparse from end to end.
+
+Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
 
 Legend: N items are the queries and, behind them, the gallery; R(i, k) the k-reciprocal neighbours of item i; V the
 (N, N) encoding of R* (Eq. 7), a few dozen values a row; the Jaccard distance (Eq. 10) of two rows is 1 unless they share
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,6 +31,7 @@ DEFINITIONS = ("torchreid", "zhong")
 SHARED_AT_ONCE = 1 << 25  # query-gallery pairs with a shared column that are held together
 POSTINGS_AT_ONCE = 1 << 17
 
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 PairDistances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -68,14 +71,14 @@ class Reranking:
         for name in ("k1", "k2"):
             if getattr(self, name) > num_gallery:
                 raise UserError(
-                    f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give at most {num_gallery}"
+                    f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give less"
                 )
 
 
 # --- the encoding V ----------------------------------------
 
 
-def original(distances, farthest, definition: str):
+def original(distances: ArrayOrTensor, farthest: ArrayOrTensor, definition: str) -> ArrayOrTensor:
     """Distances as re-ranking uses them: squared (or not, see `Reranking`) and divided by the row's largest.
 
     Takes arrays or tensors that broadcast. A row of zeros stays zero.
@@ -301,19 +304,18 @@ class _Fill:
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
         self.matrix[row : row + block.shape[0], column : column + block.shape[1]] = block.cpu().numpy()
 
+    def twin(self) -> _Fill:
+        return self
+
     def merge(self, other: _Fill) -> None:
-        """All observers fill the same matrix."""
+        pass  # twins fill one matrix
 
 
 def _dense(parts: Iterator[tuple[int, int, RerankedDistances]], shape: tuple[int, int]) -> np.ndarray:
     matrix = np.empty(shape, dtype=np.float32)
     for first, end, distances in parts:
-        scan(distances, partial(_fill, matrix[first:end]))
+        scan(distances, [_Fill(matrix[first:end])])
     return matrix
-
-
-def _fill(rows: np.ndarray) -> list[_Fill]:
-    return [_Fill(rows)]
 
 
 def k_reciprocal_distances(
@@ -437,8 +439,10 @@ def re_ranking(
     settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` and `_squared_part` square already
     pairs = _AllPairs(q_g, q_q, g_g)
     n = nq + ng
-    nearest, farthest = scan(pairs, lambda: [Nearest(n, min(settings.num_neighbours, n)), Farthest(n)])
-    near = Neighbourhood(*nearest.result(), farthest.values.numpy())  # type: ignore[attr-defined]
+    nearest, farthest = Nearest(n, min(settings.num_neighbours, n)), Farthest(n)
+    scan(pairs, [nearest, farthest])
+    indices, distances = nearest.result()
+    near = Neighbourhood(indices, distances, farthest.values.numpy())
     encoding = encode(near, pairs.pair_distances, settings)
     base = partial(_squared_part, q_g)
     return _dense(reranked_parts(near, encoding, slice(nq, n), base, nq, settings, OneProcess()), (nq, ng))

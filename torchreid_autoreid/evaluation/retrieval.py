@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..errors import UserError
-from .blocks import FeatureDistances, Progress, scan
+from .blocks import Distances, FeatureDistances, Progress, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, check_dimensions
 from .expansion import Expansion
@@ -80,8 +80,9 @@ def evaluate(
         metric: 'cosine' (1 - cosine similarity) or 'euclidean' (the squared distance, as in torchreid).
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) with k1, k2 and lambda_value.
         query_expansion: number of nearest gallery items averaged into each query; 0 is none.
-        index: 'Flat' is exact; any other faiss factory string, or a `RetrievalIndex` of the gallery, is approximate: the
-            result says so, its figures are those on what was retrieved, and `recall` compares a sample with exact search.
+        index: 'Flat' is exact; any other faiss factory string, or a `RetrievalIndex` of the gallery, is approximate:
+            the result says so, its figures are those on what was retrieved, and `recall` compares a sample with exact
+            search.
         max_rank: length of the CMC curve.
         device: 'cpu' or 'cuda' (all GPUs).
         definition: 'torchreid' squares the distances once more than the paper; 'zhong' is the paper's own. See
@@ -115,10 +116,11 @@ def evaluate(
         if index != "Flat":
             retrieval = _ApproximateSearch(index, search_parameters, g_features, setting, seed, progress)
             return retrieval.evaluate(q_features, max_rank, topk, num_retrieved, recall_sample)
+        parts: Iterable[tuple[int, int, Distances]]
         if reranking is not None:
             parts = feature_parts(q_features, g_features, metric, reranking, devices, world, progress)
         else:
-            parts = iter([(0, len(query), FeatureDistances(q_features, g_features, metric, devices))])
+            parts = [(0, len(query), FeatureDistances(q_features, g_features, metric, devices))]
         ranked, shots = [], []
         for first, end, distances in parts:
             labels = setting.labels.of_queries(first, end)
@@ -145,8 +147,8 @@ class _ApproximateSearch:
         if isinstance(index, RetrievalIndex):
             if len(index) != len(gallery) or index.dimension != gallery.shape[1] or index.metric != setting.metric:
                 raise UserError(
-                    f"the index holds {len(index)} vectors of {index.dimension} dimensions for {index.metric!r}, the gallery "
-                    f"{len(gallery)} of {gallery.shape[1]} for {setting.metric!r}; build it anew"
+                    f"the index holds {len(index)} vectors of {index.dimension} dimensions for {index.metric!r}, "
+                    f"the gallery {len(gallery)} of {gallery.shape[1]} for {setting.metric!r}; build it anew"
                 )
             self.index = index
         else:
@@ -185,9 +187,10 @@ class _ApproximateSearch:
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(query))[:sample])
         distances = FeatureDistances(query[chosen], self.gallery, self.setting.metric, self.setting.devices)
         depths = [k for k in (1, 10, 100) if k <= found.k]
-        (exact,) = scan(distances, lambda: [Nearest(len(chosen), depths[-1], self.setting.labels.first)], self.progress)
-        exact.merge_processes(self.setting.world)  # type: ignore[attr-defined]
-        truth, approximate = exact.result()[0], found.result()[0][chosen]  # type: ignore[attr-defined]
+        exact = Nearest(len(chosen), depths[-1], self.setting.labels.first)
+        scan(distances, [exact], self.progress, "exact sample")
+        exact.merge_processes(self.setting.world)
+        truth, approximate = exact.result()[0], found.result()[0][chosen]
         return {k: float((truth[:, :k, None] == approximate[:, None, :k]).any(axis=2).mean()) for k in depths}
 
 

@@ -1,0 +1,116 @@
+"""Bad input is told in one clear line; good input is kept as it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.evaluation import Embeddings, load_embeddings, save_embeddings
+
+
+def random_embeddings(n, d=4, seed=0):
+    random = np.random.default_rng(seed)
+    return Embeddings(random.normal(size=(n, d)).astype(np.float32), np.arange(n), np.zeros(n, int))
+
+
+@pytest.mark.parametrize(
+    ("features", "pids", "camids", "words"),
+    [
+        (np.ones(3), [0, 1, 2], [0, 0, 0], r"shape \(3,\)"),
+        (np.ones((0, 3)), [], [], "at least one vector"),
+        (np.array([["a"]]), [0], [0], "real numbers"),
+        (np.ones((2, 3)), [0], [0, 0], r"pids have shape \(1,\) for 2 vectors"),
+        (np.ones((2, 3)), [0, 1], [0], r"camids have shape \(1,\)"),
+        (np.ones((2, 3)), [0.5, 1], [0, 0], "whole numbers"),
+    ],
+)
+def test_malformed_arrays_are_named(features, pids, camids, words):
+    with pytest.raises(UserError, match=words):
+        Embeddings(features, pids, camids)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_named(value):
+    features = np.ones((90000, 2), dtype=np.float16)
+    features[[3, 70000], 1] = value
+    with pytest.raises(UserError, match="in 2 of 90000 rows: 3, 70000;") as caught:
+        Embeddings(features, np.zeros(90000, int), np.zeros(90000, int))
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_and_doubles_become_float32_and_halves_stay():
+    assert Embeddings(torch.ones(2, 3, requires_grad=True), torch.tensor([0, 1]), [0, 0]).features.dtype == np.float32
+    assert Embeddings(np.ones((2, 3)), [0, 1], [0, 0]).features.dtype == np.float32
+    assert Embeddings(np.ones((2, 3), np.float16), [0, 1], [0, 0]).features.dtype == np.float16
+
+
+def test_a_memory_mapped_file_stays_on_disk(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert Embeddings(mapped, np.arange(5), np.arange(5)).features is mapped
+
+
+def test_npz_round_trip(tmp_path):
+    query, gallery = random_embeddings(3), random_embeddings(5, seed=1)
+    save_embeddings(tmp_path / "a.npz", query, gallery)
+    for before, after in zip((query, gallery), load_embeddings(tmp_path / "a.npz"), strict=True):
+        for name in ("features", "pids", "camids"):
+            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def arrays():
+    part = {"features": np.ones((2, 3), np.float32), "pids": np.arange(2), "camids": np.arange(2)}
+    return {f"{side}_{key}": value for side in ("query", "gallery") for key, value in part.items()}
+
+
+def test_a_missing_key_is_named(tmp_path):
+    content = arrays()
+    del content["gallery_camids"]
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(UserError, match="lacks gallery_camids"):
+        load_embeddings(tmp_path / "a.npz")
+
+
+class Bomb:
+    exploded = False
+
+    def __reduce__(self):
+        return setattr, (Bomb, "exploded", True)
+
+
+def test_pickled_objects_are_refused_and_not_run(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**arrays(), "query_pids": np.array([Bomb()], dtype=object)})
+    with pytest.raises(UserError, match="query_pids .* pickled"):
+        load_embeddings(tmp_path / "a.npz")
+    assert not Bomb.exploded
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no archive at all"])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="not an npz file"):
+        load_embeddings(tmp_path / "a.npz")
+
+
+def test_a_torn_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays())
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    whole[200:230] = b"\0" * 30
+    (tmp_path / "a.npz").write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.npz"):
+        load_embeddings(tmp_path / "a.npz")
+
+
+def test_a_missing_file_and_a_single_array_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        load_embeddings(tmp_path / "b.npz")
+    with open(tmp_path / "c.npz", "wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(UserError, match="single array"):
+        load_embeddings(tmp_path / "c.npz")
+
+
+def test_what_is_wrong_inside_names_the_part(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**arrays(), "gallery_pids": np.arange(3)})
+    with pytest.raises(UserError, match="gallery of .*pids have shape"):
+        load_embeddings(tmp_path / "a.npz")
