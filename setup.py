@@ -10,10 +10,10 @@ HERE = Path(__file__).parent
 # PyPI's torchreid 0.2.5 declares no dependencies. These are what it imports: imageio only to unpack CUHK03, tensorboard through torch.
 TORCHREID_IMPORTS = ["opencv-python-headless", "gdown", "h5py", "imageio", "matplotlib", "Pillow", "six", "tensorboard"]
 
-# Meta's own wheel of faiss runs CPU indexes without a GPU, and exists for Linux on x86-64 and 64-bit Arm.
+# Meta's own wheel of faiss runs CPU indexes without a GPU; it exists for Linux on x86-64 only.
 FAISS = [
-    "faiss-gpu>=1.14.3; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')",
-    "faiss-cpu>=1.8; sys_platform != 'linux' or (platform_machine != 'x86_64' and platform_machine != 'aarch64')",
+    "faiss-gpu>=1.14.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "faiss-cpu>=1.8; sys_platform != 'linux' or platform_machine != 'x86_64'",
 ]
 
 setup(
