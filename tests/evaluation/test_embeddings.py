@@ -80,7 +80,7 @@ class Bomb:
 
 def test_pickled_objects_are_refused_and_not_run(tmp_path):
     np.savez(tmp_path / "a.npz", **{**arrays(), "query_pids": np.array([Bomb()], dtype=object)})
-    with pytest.raises(UserError, match="query_pids .* pickled"):
+    with pytest.raises(UserError, match=r"query_pids .* pickled"):
         load_embeddings(tmp_path / "a.npz")
     assert not Bomb.exploded
 
@@ -112,5 +112,5 @@ def test_a_missing_file_and_a_single_array_are_refused(tmp_path):
 
 def test_what_is_wrong_inside_names_the_part(tmp_path):
     np.savez(tmp_path / "a.npz", **{**arrays(), "gallery_pids": np.arange(3)})
-    with pytest.raises(UserError, match="gallery of .*pids have shape"):
+    with pytest.raises(UserError, match=r"gallery of .*pids have shape"):
         load_embeddings(tmp_path / "a.npz")

@@ -82,7 +82,11 @@ class RetrievalIndex:
             if progress is not None:
                 progress("training", 1, 1)
         for start, stop in ranges(len(features), ADDED_AT_ONCE):
-            index.add(_unit(features[start:stop], metric))
+            vectors = _unit(features[start:stop], metric)
+            if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):  # these take positions as ids, nothing else
+                index.add_with_ids(vectors, np.arange(start, stop))
+            else:
+                index.add(vectors)
             if progress is not None:
                 progress("adding", stop, len(features))
         made = cls(index, metric, factory)

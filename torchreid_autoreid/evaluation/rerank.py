@@ -3,8 +3,8 @@
 Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
 
 Legend: N items are the queries and, behind them, the gallery; R(i, k) the k-reciprocal neighbours of item i; V the
-(N, N) encoding of R* (Eq. 7), a few dozen values a row; the Jaccard distance (Eq. 10) of two rows is 1 unless they share
-a column, so an inverted index finds every pair that matters. The final distance is
+(N, N) encoding of R* (Eq. 7), a few dozen values a row; the Jaccard distance (Eq. 10) of two rows is 1 unless they
+share a column, so an inverted index finds every pair that matters. The final distance is
 (1 - lambda) * Jaccard + lambda * original (Eq. 12), the original divided by its largest value in each row.
 """
 
@@ -70,9 +70,7 @@ class Reranking:
         """Raise a UserError for a neighbourhood larger than the gallery."""
         for name in ("k1", "k2"):
             if getattr(self, name) > num_gallery:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give less"
-                )
+                raise UserError(f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give less")
 
 
 # --- the encoding V ----------------------------------------
@@ -87,7 +85,7 @@ def original(distances: ArrayOrTensor, farthest: ArrayOrTensor, definition: str)
         distances, farthest = distances * distances, farthest * farthest
     else:
         distances = distances.clip(0)
-    return distances / farthest.clip(np.finfo(np.float32).tiny)
+    return distances / farthest.clip(float(np.finfo(np.float32).tiny))
 
 
 def reciprocal(indices: np.ndarray) -> sp.csr_array:

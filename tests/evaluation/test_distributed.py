@@ -1,0 +1,37 @@
+"""Two and three processes, each with its shard of the gallery, give the figures of one, to the bit."""
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+import workers
+
+from torchreid_autoreid.evaluation import evaluate, roc
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def answers(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gloo")
+    # A fork server imports everything once; forking from pytest itself would copy the threads' locks.
+    multiprocessing.set_forkserver_preload(["workers"])
+    arguments = request.param, str(folder)
+    torch.multiprocessing.start_processes(workers.work, arguments, nprocs=request.param, start_method="forkserver")
+    return [json.loads((folder / f"{request.param}-{rank}.json").read_text()) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", workers.CASES)
+def test_figures_are_those_of_one_process(answers, case):
+    make, options = workers.CASES[case]
+    expected = json.loads(json.dumps(workers.summary(evaluate(*workers.data(make), **options))))
+    for answer in answers:
+        assert answer[case].keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(answer[case][name], value, err_msg=name)
+
+
+def test_roc_is_that_of_one_process(answers):
+    curve = roc(*workers.data(workers.tied), [0.01, 0.3], metric="euclidean")
+    for answer in answers:
+        assert answer["roc"] == [curve.tpr.tolist(), curve.thresholds.tolist(), curve.num_positive, curve.num_negative]
