@@ -6,10 +6,11 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .config import load_config
@@ -17,9 +18,19 @@ from .errors import Interrupted, UserError
 
 __all__ = ["base_parser", "config_from_args", "run", "setup_logging"]
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """The options of torchreid's ``scripts/main.py``."""
+    """The options of torchreid's ``scripts/main.py``.
+
+    Args:
+        description: a sentence.
+        epilog: examples, shown as they are.
+
+    >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
+    ['train.max_epoch', '3']
+    """
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,72 +44,136 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
         metavar="KEY VALUE",
         nargs=argparse.REMAINDER,
         default=[],
-        help="any keys of the configuration, such as train.max_epoch 20; they override the file",
+        help="after the options: keys of the configuration, such as train.max_epoch 20; they override the file "
+        "(torchreid_autoreid/config.py explains all keys)",
     )
     return parser
 
 
 def config_from_args(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the options ask for."""
-    return load_config(
-        args.config_file,
-        args.opts,
-        root=args.root,
-        sources=args.sources,
-        targets=args.targets,
-        transforms=args.transforms,
-    )
+    """The configuration that the options ask for.
+
+    Raises:
+        UserError: as :func:`~torchreid_autoreid.config.load_config`.
+    """
+    names = {}
+    opts: list[str] = []
+    for option in ("sources", "targets", "transforms"):
+        names[option], pairs = _split_off_pairs(getattr(args, option) or [])
+        opts += pairs
+    return load_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
+
+
+def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and the KEY VALUE pairs behind them, which argparse takes for more names.
+
+    >>> _split_off_pairs(["market1501", "train.max_epoch", "3"])
+    (['market1501'], ['train.max_epoch', '3'])
+    """
+    # No name of a dataset or transform has a dot, and no key but the top one is without.
+    first = next((i for i, word in enumerate(words) if "." in word or word == "use_gpu"), len(words))
+    return list(words[:first]), list(words[first:])
 
 
 def run(main: Callable[[], int | None]) -> int:
     """Runs a command and gives its exit status.
 
-    0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything else
-    is a fault of the program's and keeps its traceback.
+    0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything
+    else is a fault of the program's and keeps its traceback. All of them are in the log file as well.
+
+    >>> run(lambda: None)
+    0
     """
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _ended(f"error: {' '.join(str(error).split())}", 2)
     except Interrupted as stop:
-        print(str(stop), file=sys.stderr)
-        return 130
+        return _ended(str(stop), 130)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _ended("interrupted; what has been written is kept", 130)
+    except Exception:
+        _LOGGER.debug("stopped by a fault of the program", exc_info=True)
+        raise
 
 
-def setup_logging(save_dir: Path, name: str) -> None:
-    """Sends the log to the terminal and, with the details, to ``save_dir/name.log``.
+def _ended(line: str, status: int) -> int:
+    _LOGGER.debug("%s", line)  # into the log file only
+    print(line, file=sys.stderr)
+    return status
 
-    torchreid prints; what it prints goes into the same two places. A progress bar is written to stderr and stays out of the log.
+
+def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
+    """Sends the log to the terminal and, with times and details, to ``save_dir/name.log``.
+
+    torchreid prints and warns; both become lines of the same log. Progress bars write to stderr: they stay out of the
+    log, and its lines appear above them.
+
+    Returns:
+        A function that puts everything back.
+
+    Raises:
+        UserError: if the log cannot be written.
     """
-    save_dir.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(save_dir / f"{name}.log", encoding="utf-8")
+    try:
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(Path(save_dir) / f"{name}.log", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the log into data.save_dir {save_dir}: {error.strerror}") from None
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    to_terminal = logging.StreamHandler(sys.stdout)
-    to_terminal.setLevel(logging.INFO)
-    logger = logging.getLogger("torchreid_autoreid")
-    logger.handlers[:] = [to_file, to_terminal]
-    logger.setLevel(logging.DEBUG)
+    stdout, show_warning = sys.stdout, warnings.showwarning
+    to_terminal = _ToTerminal(stdout)
+    logger = logging.getLogger(__name__.split(".", 1)[0])
+    propagated, level = logger.propagate, logger.level
+    for handler in (to_file, to_terminal):
+        logger.addHandler(handler)
     logger.propagate = False
-    warnings.showwarning = lambda message, category, *_: logger.warning("%s: %s", category.__name__, message)
-    sys.stdout = _Printed(sys.stdout, to_file)  # type: ignore[assignment]
+    logger.setLevel(logging.DEBUG)
+    sys.stdout = printed = _Printed(stdout, _LOGGER)
+    warnings.showwarning = lambda message, category, *_: _LOGGER.warning("%s: %s", category.__name__, message)
+
+    def undo() -> None:
+        printed.end()
+        sys.stdout, warnings.showwarning = stdout, show_warning
+        logger.propagate = propagated
+        logger.setLevel(level)
+        for handler in (to_file, to_terminal):
+            logger.removeHandler(handler)
+            handler.close()
+
+    return undo
+
+
+class _ToTerminal(logging.Handler):
+    """Writes lines above a progress bar, if there is one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(logging.INFO)
+        self.stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.stream.flush()
+        except Exception:  # as every handler of logging: a broken pipe must not end a search
+            self.handleError(record)
 
 
 class _Printed:
-    """A stdout that also writes whole printed lines into the log file."""
+    """A stdout whose lines become lines of the log."""
 
-    def __init__(self, stream: TextIO, to_file: logging.Handler) -> None:
-        self.stream, self.to_file, self.line = stream, to_file, ""
+    def __init__(self, stream: TextIO, logger: logging.Logger) -> None:
+        self.stream, self.logger, self.line = stream, logger, ""
 
     def write(self, text: str) -> int:
-        self.line += text
-        *lines, self.line = self.line.split("\n")
+        *lines, self.line = (self.line + text).split("\n")
         for line in filter(str.strip, lines):
-            self.to_file.emit(logging.makeLogRecord({"msg": line.expandtabs(2), "levelno": logging.INFO}))
-        return self.stream.write(text)
+            self.logger.info("%s", line.expandtabs(2))
+        return len(text)
+
+    def end(self) -> None:
+        if self.line:
+            self.write("\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -1,12 +1,13 @@
 """The full yacs tree: every key of torchreid with its meaning and default, plus ``autoreid`` and ``search``.
 
-torchreid keeps its tree in a script (``scripts/default_config.py``), not in its package; a test compares ours with the signatures
-of the callables that the keys end up in.
+torchreid keeps its tree in a script (``scripts/default_config.py``), not in its package; a test compares ours with that
+script and with the signatures of the callables that the keys end up in.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _MAX_FILE_BYTES = 1 << 20  # a configuration has a few kilobytes
+_COMMAND_LINE = "the command line"
 
 
 def get_default_config() -> CfgNode:
@@ -121,7 +123,7 @@ def get_default_config() -> CfgNode:
     cfg.loss.softmax = CfgNode()
     cfg.loss.softmax.label_smooth = True
     cfg.loss.triplet = CfgNode()
-    cfg.loss.triplet.margin = 0.3
+    cfg.loss.triplet.margin = 0.3  # in units of the feature distance (in a search: open; the field's usual value)
     cfg.loss.triplet.weight_t = 1.0
     cfg.loss.triplet.weight_x = 0.0
 
@@ -141,27 +143,27 @@ def get_default_config() -> CfgNode:
     # ours: the network
     cfg.autoreid = CfgNode()
     cfg.autoreid.genotype = "retrieval"  # preset name or path of a JSON file
-    cfg.autoreid.channels = 64  # C of the first stage
-    cfg.autoreid.layers = [2, 2, 2, 2]  # cells in each of the four stages
-    cfg.autoreid.blocks = 4  # blocks of a cell (of the search; a genotype brings its own)
+    cfg.autoreid.channels = 64  # C of the first stage; doubles with every stage
+    cfg.autoreid.layers = [2, 2, 2, 2]  # L, cells in each of the four stages
+    cfg.autoreid.blocks = 4  # B, blocks of a cell, in a search; a genotype brings its own
     cfg.autoreid.parts = 4  # M, stripes of the part-aware operation
-    cfg.autoreid.drop_path = 0.0  # probability, of the derived network
+    cfg.autoreid.drop_path = 0.0  # probability, of the derived network in training
 
-    # ours: the search ("open" marks what the paper does not publish)
+    # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
-    cfg.search.strategy = "darts"
-    cfg.search.order = 1  # of the alphas' gradient: 1 or 2
-    cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware
-    cfg.search.split = "image"  # image: every identity in both halves (published); identity: in one
-    cfg.search.alpha_fraction = 0.5  # share of the half that trains the alphas
+    cfg.search.strategy = "darts"  # how alphas weigh the operations of an edge
+    cfg.search.order = 1  # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
+    cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
+    cfg.search.split = "image"  # image: every identity in both halves (published); identity: in one (MSINet, CVPR 2023)
+    cfg.search.alpha_fraction = 0.5  # share of the training set that trains the alphas
     cfg.search.alpha_lr = 0.02  # of Adam, constant
-    cfg.search.alpha_betas = [0.5, 0.999]
-    cfg.search.alpha_weight_decay = 5e-5  # open
+    cfg.search.alpha_betas = [0.5, 0.999]  # of Adam
+    cfg.search.alpha_weight_decay = 5e-5  # of Adam
     cfg.search.min_lr = 0.001  # where the cosine of train.lr ends
-    cfg.search.grad_clip = 5.0  # largest norm of the weights' gradient (open; DARTS's value); 0: off
-    cfg.search.warmup_epochs = 0  # alphas frozen (open)
+    cfg.search.grad_clip = 5.0  # largest norm of the gradient of w; 0: off (open; DARTS's value)
+    cfg.search.warmup_epochs = 0  # epochs with the alphas frozen (open)
     cfg.search.real_alpha_every = 1  # epochs from one use of the alpha half to the next; the w half stands in between
-    cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss (open)
+    cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it
     cfg.search.checkpoint_every = 0  # epochs between checkpoints that are kept; 0: latest and best only
     return cfg
@@ -196,60 +198,91 @@ def load_config(
         if values:
             cfg.data[key] = list(values)
     if len(opts) % 2:
-        raise UserError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no partner")
-    for key, text in zip(opts[::2], opts[1::2], strict=True):
-        _set(cfg, key, _parse(key, text), "the command line")
+        raise UserError(
+            f"{_COMMAND_LINE}: keys and values come in pairs, and {_short(opts[-1])} is alone; write KEY VALUE"
+        )
+    for name, text in zip(opts[::2], opts[1::2], strict=True):
+        _set(cfg, name, _parse(cfg, name, text), _COMMAND_LINE)
     return cfg
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(str(found) for found in (path.parent, Path("configs")) for found in found.glob("*.yaml"))
-        near = get_close_matches(str(path), known, n=1) or known[:1]
-        raise UserError(f"no configuration file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        known = sorted({str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")})
+        near = get_close_matches(str(path), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}" if known else "look in configs/"
+        raise UserError(f"no configuration file {path}; {hint}")
     if path.stat().st_size > _MAX_FILE_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, which is no configuration")
+        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; give a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line} is not plain YAML: {error.problem}") from None
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, not a {type(content).__name__}")
+        raise UserError(f"{path} must hold keys with values, such as `train: {{max_epoch: 3}}`, not {_short(content)}")
     return content
 
 
-def _merge(cfg: CfgNode, content: dict[str, Any], where: str, prefix: str = "") -> None:
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _merge(cfg: CfgNode, content: dict[Any, Any], where: str, prefix: str = "") -> None:
     for key, value in content.items():
         name = f"{prefix}{key}"
         node = _lookup(cfg, name, where)
-        if isinstance(node, CfgNode):
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: {name} holds keys of its own ({', '.join(node)}), not {value!r}")
-            _merge(cfg, value, where, f"{name}.")
-        else:
+        if not isinstance(node, CfgNode):
             _set(cfg, name, value, where)
+        elif isinstance(value, dict):
+            _merge(cfg, value, where, f"{name}.")
+        elif value is not None:  # a section whose keys are all commented out is empty
+            raise UserError(f"{where}: {name} holds keys of its own ({', '.join(node)}), not {_short(value)}")
 
 
-def _parse(key: str, text: str) -> Any:
+def _parse(cfg: CfgNode, name: str, text: str) -> Any:
+    """The value of a ``KEY VALUE`` pair: a text as it stands, anything else as YAML."""
+    if isinstance(_lookup(cfg, name, _COMMAND_LINE), str):
+        return text
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
-        raise UserError(f"cannot read the value {text[:80]!r} of {key}; write it as in YAML") from None
+        raise UserError(f"{_COMMAND_LINE}: cannot read {_short(text)}, the value of {name}; write it as YAML") from None
 
 
 def _lookup(cfg: CfgNode, name: str, where: str) -> Any:
     node: Any = cfg
     for part in name.split("."):
         if not isinstance(node, CfgNode) or part not in node:
-            keys = list(_keys(cfg))
-            last = name.rsplit(".", 1)[-1]
-            near = get_close_matches(name, keys, n=2) or [key for key in keys if key.rsplit(".", 1)[-1] == last][:2]
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; see torchreid_autoreid/config.py for all keys"
-            raise UserError(f"{where}: unknown key {name!r}{hint}")
+            raise UserError(f"{where}: unknown key {_short(name)}; {_similar(cfg, name)}")
         node = node[part]
     return node
+
+
+def _similar(cfg: CfgNode, name: str) -> str:
+    if name.startswith("-"):
+        return "options such as --root go before the first KEY VALUE pair"
+    keys = list(_keys(cfg))
+    same_end = [key for key in keys if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = [*same_end, *get_close_matches(name, [*keys, *cfg], n=2)]
+    if near:
+        return f"did you mean {' or '.join(dict.fromkeys(near))}?"
+    section = name.split(".", 1)[0]
+    known = [key for key in keys if key.startswith(f"{section}.")]
+    return f"choose from {', '.join(known)}" if known else f"its first part must be one of {', '.join(cfg)}"
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -260,45 +293,45 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 def _set(cfg: CfgNode, name: str, value: Any, where: str) -> None:
     old = _lookup(cfg, name, where)
     if isinstance(old, CfgNode):
-        raise UserError(f"{where}: {name} holds keys of its own; set one of {', '.join(f'{name}.{key}' for key in old)}")
-    *path, last = name.split(".")
-    node = cfg
-    for part in path:
-        node = node[part]
-    node[last] = _converted(name, value, old, where)
+        raise UserError(
+            f"{where}: {name} holds keys of its own; set one of {', '.join(f'{name}.{key}' for key in old)}"
+        )
+    section, _, key = name.rpartition(".")
+    (_get(cfg, section) if section else cfg)[key] = _converted(name, value, old, where)
 
 
 def _converted(name: str, value: Any, old: Any, where: str) -> Any:
-    """The value in the type of the default: yacs would reject an int for a float, and take a text for anything in a list."""
-    wanted = type(old)
-    if isinstance(old, bool) or isinstance(value, bool):
-        converted = value if isinstance(old, bool) and isinstance(value, bool) else None
-    elif isinstance(old, float):
-        converted = _number(value)
-    elif isinstance(old, int):
-        converted = value if isinstance(value, int) else None
-    elif isinstance(old, str):
-        # An unquoted number or an empty value is a text here; so is a path that YAML reads as something else.
-        converted = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
-        converted = "" if value is None else converted
-    else:
-        items = list(value) if isinstance(value, list | tuple) else [value]
-        parts = [_converted(f"{name}[{i}]", item, old[0], where) for i, item in enumerate(items)]
-        return parts
+    """The value in the type of the default. yacs would refuse an int for a float, and take anything for a list."""
+    if isinstance(old, list):
+        values = [_scalar(item, type(old[0])) for item in (value if isinstance(value, list) else [value])]
+        if None in values:
+            kind = _TYPE_NAMES[type(old[0])]
+            raise UserError(f"{where}: {name} must be a list such as {old}, each item {kind}, not {_short(value)}")
+        return values
+    converted = _scalar("" if value is None and isinstance(old, str) else value, type(old))
     if converted is None:
-        raise UserError(f"{where}: {name} must be {_TYPE_NAMES[wanted]}, not {value!r}")
+        quotes = "; put it in quotes" if isinstance(old, str) and not isinstance(value, list | dict) else ""
+        raise UserError(f"{where}: {name} must be {_TYPE_NAMES[type(old)]}, not {_short(value)}{quotes}")
     return converted
 
 
-_TYPE_NAMES = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
+_TYPE_NAMES = {bool: "true or false", float: "a finite number", int: "a whole number", str: "a text"}
 
 
-def _number(value: Any) -> float | None:
-    """YAML 1.1 reads ``5e-5``, without a dot, as a text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _scalar(value: Any, wanted: type) -> Any:
+    """``None`` where the value is of another type."""
+    if wanted is float and not isinstance(value, bool):
+        try:
+            number = float(value)  # YAML 1.1 reads 5e-5, without a dot, as a text
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return number if math.isfinite(number) else None
+    return value if type(value) is wanted else None
+
+
+def _short(value: Any) -> str:
+    """A value for a message: a line of bounded length, whatever the file holds."""
+    return reprlib.repr(value)
 
 
 # -- cfg -> arguments -------------------------------------------------------------------------------------------------
@@ -421,112 +454,173 @@ def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 #: Keys of torchreid that a search has no use for, and what to use instead.
 _UNUSED_IN_SEARCH = {
-    "model.name": "the search network has no other name",
-    "model.pretrained": "a search starts from random weights",
+    "model.name": "it builds the search network",
+    "model.pretrained": "it starts from random weights",
     "model.load_weights": "use --resume",
     "model.resume": "use --resume",
-    "data.type": "a search is for images",
-    "data.load_train_targets": "a search trains on data.sources only",
-    "data.k_tfm": "a search draws one augmentation of an image",
-    "sampler.train_sampler_t": "a search trains on data.sources only",
-    "video.seq_len": "a search is for images",
-    "video.sample_method": "a search is for images",
-    "video.pooling_method": "a search is for images",
+    "data.type": "it is for images",
+    "data.load_train_targets": "it trains on data.sources only",
+    "data.k_tfm": "it draws one augmentation of an image",
+    "market1501.use_500k_distractors": "it retrieves in the held-out half of the training set; use evaluate.py",
+    "cuhk03.use_metric_cuhk03": "it retrieves in the held-out half by the protocol of Market-1501; use evaluate.py",
+    "sampler.train_sampler_t": "it trains on data.sources only",
+    "sampler.num_cams": "it samples by identity",
+    "sampler.num_datasets": "it samples by identity",
+    "video.seq_len": "it is for images",
+    "video.sample_method": "it is for images",
+    "video.pooling_method": "it is for images",
     "train.start_epoch": "use --resume",
     "train.fixbase_epoch": "use search.warmup_epochs to freeze the alphas",
-    "train.open_layers": "all weights are trained",
-    "train.staged_lr": "all weights have one learning rate",
-    "train.new_layers": "all weights have one learning rate",
-    "train.base_lr_mult": "all weights have one learning rate",
-    "loss.name": "a search uses the retrieval loss",
+    "train.open_layers": "it trains all weights",
+    "train.staged_lr": "all weights have one learning rate, train.lr",
+    "train.new_layers": "all weights have one learning rate, train.lr",
+    "train.base_lr_mult": "all weights have one learning rate, train.lr",
+    "loss.name": "it uses the retrieval loss",
     "loss.triplet.weight_t": "use search.loss_lambda",
     "loss.triplet.weight_x": "use search.loss_lambda",
-    "cuhk03.use_metric_cuhk03": "the held-out half is evaluated by the Market-1501 protocol",
     "test.evaluate": "use evaluate.py",
     "test.start_eval": "use test.eval_freq",
-    "test.ranks": "the log shows ranks 1, 5 and 10",
+    "test.ranks": "its log has ranks 1, 5 and 10",
     "test.rerank": "use evaluate.py",
     "test.visrank": "use evaluate.py",
     "test.visrank_topk": "use evaluate.py",
-    "autoreid.genotype": "a search finds it; train.py takes one",
-    "autoreid.drop_path": "it is for the derived network; train.py takes it",
+    "autoreid.genotype": "it finds one; train.py takes one",
+    "autoreid.drop_path": "train.py takes it",
 }
 
+#: Keys that only some values of another key read.
+_READ_WITH = {
+    "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),
+    "sgd.dampening": ("train.optim", ("sgd",)),
+    "sgd.nesterov": ("train.optim", ("sgd",)),
+    "rmsprop.alpha": ("train.optim", ("rmsprop",)),
+    "adam.beta1": ("train.optim", ("adam", "amsgrad", "radam")),
+    "adam.beta2": ("train.optim", ("adam", "amsgrad", "radam")),
+    "train.stepsize": ("train.lr_scheduler", ("single_step", "multi_step")),
+    "train.gamma": ("train.lr_scheduler", ("single_step", "multi_step")),
+    "search.min_lr": ("train.lr_scheduler", ("cosine",)),
+}
+
+# What torchreid knows by name. It would pass over an unknown transform without a word.
 _OPTIMISERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam")
 _SCHEDULERS = ("single_step", "multi_step", "cosine")
 _TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
+_METRICS = ("euclidean", "cosine")
+
+# What the plugin knows by name; a test compares them with the tables.
+_STRATEGIES = ("darts",)
+_SPACES = ("reid", "standard")
+_SPLITS = ("image", "identity")
 
 
 def check_search_config(cfg: CfgNode) -> None:
-    """Refuses values out of range, and keys that a search would ignore.
+    """Refuses values out of range, values that exclude one another, and keys that a search would ignore.
 
     Raises:
         UserError: naming the key, the value and the fix.
     """
+    _check_all_read(cfg)
+    _check_data(cfg)
+    _check_optimisation(cfg)
+    _check_network(cfg)
+    _check_search(cfg)
+
+
+def _check_all_read(cfg: CfgNode) -> None:
     default = get_default_config()
     for name, instead in _UNUSED_IN_SEARCH.items():
         if _get(cfg, name) != _get(default, name):
-            raise UserError(f"{name} has no effect in a search ({instead}); leave it at {_get(default, name)!r}")
-    _check_common(cfg)
-    _one_of(cfg, "search.order", (1, 2))
-    _one_of(cfg, "search.split", ("image", "identity"))
+            raise UserError(f"{name} {_get(cfg, name)!r} has no effect in a search: {instead}; leave the key out")
+    for name, (chooser, values) in _READ_WITH.items():
+        if _get(cfg, name) != _get(default, name) and _get(cfg, chooser) not in values:
+            raise UserError(
+                f"{name} {_get(cfg, name)!r} has no effect with {chooser} {_get(cfg, chooser)}; "
+                f"set {chooser} to {' or '.join(values)}, or leave the key out"
+            )
+
+
+def _check_data(cfg: CfgNode) -> None:
+    for name in ("data.root", "data.save_dir", "data.sources", "data.targets"):
+        if not _get(cfg, name):
+            raise UserError(f"{name} is empty; give a value, such as {_get(get_default_config(), name)}")
+    for transform in cfg.data.transforms:
+        if transform.lower() not in _TRANSFORMS:
+            raise UserError(f"data.transforms: unknown transform {transform!r}; choose from {', '.join(_TRANSFORMS)}")
+    for name in ("data.height", "data.width", "train.batch_size", "test.batch_size", "sampler.num_instances"):
+        _in_range(cfg, name, 1)
+    for name in ("data.workers", "data.split_id"):
+        _in_range(cfg, name, 0)
+    for name in ("data.norm_mean", "data.norm_std"):
+        if len(_get(cfg, name)) != 3:
+            raise UserError(f"{name} must have three numbers, one a colour channel, not {_get(cfg, name)}")
+    if min(cfg.data.norm_std) <= 0:
+        raise UserError(f"data.norm_std must be above 0 in every colour channel, not {cfg.data.norm_std}")
     _one_of(cfg, "sampler.train_sampler", ("RandomIdentitySampler",))
-    _within(cfg, "search.alpha_fraction", 0.0, 1.0, open_ends=True)
-    _within(cfg, "search.loss_lambda", 0.0, 1.0)
-    for name in ("search.alpha_weight_decay", "search.grad_clip", "search.min_lr", "loss.triplet.margin"):
-        _within(cfg, name, 0.0, math.inf)
-    _within(cfg, "search.alpha_lr", 0.0, math.inf, open_ends=True)
-    for name, least in (
-        ("search.warmup_epochs", 0),
-        ("search.real_alpha_every", 1),
-        ("search.checkpoint_every", 0),
-        ("autoreid.channels", 1),
-        ("autoreid.blocks", 1),
-        ("autoreid.parts", 1),
-    ):
-        _at_least(cfg, name, least)
+    batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
+    if batch % instances:
+        raise UserError(
+            f"train.batch_size {batch} does not divide by sampler.num_instances {instances}; "
+            f"a batch is P identities with K images each: set train.batch_size to {-(-batch // instances) * instances}"
+        )
+    if cfg.search.loss_lambda < 1 and (instances == 1 or batch == instances):
+        raise UserError(
+            f"train.batch_size {batch} with sampler.num_instances {instances} gives the triplet loss "
+            f"{'no second image of an identity' if instances == 1 else 'a single identity'}; "
+            "set train.batch_size to at least twice sampler.num_instances, and that to at least 2"
+        )
+
+
+def _check_optimisation(cfg: CfgNode) -> None:
+    _one_of(cfg, "train.optim", _OPTIMISERS)
+    _one_of(cfg, "train.lr_scheduler", _SCHEDULERS)
+    _in_range(cfg, "train.lr", 0, above=True)
+    for name in ("train.weight_decay", "sgd.dampening", "train.gamma", "loss.triplet.margin"):
+        _in_range(cfg, name, 0)
+    for name in ("sgd.momentum", "rmsprop.alpha", "adam.beta1", "adam.beta2"):
+        _in_range(cfg, name, 0, 1, below=True)
+    if cfg.sgd.nesterov and (cfg.sgd.momentum == 0 or cfg.sgd.dampening != 0):
+        raise UserError(
+            f"sgd.nesterov needs a momentum and no dampening; set sgd.momentum (now {cfg.sgd.momentum}) above 0 "
+            f"and sgd.dampening (now {cfg.sgd.dampening}) to 0"
+        )
+    if not cfg.train.stepsize or min(cfg.train.stepsize) < 1:
+        raise UserError(f"train.stepsize must be epochs, each at least 1, not {cfg.train.stepsize}")
+    for name in ("train.max_epoch", "train.print_freq"):
+        _in_range(cfg, name, 1)
+    _in_range(cfg, "train.seed", 0, 2**32 - 1)
+    _one_of(cfg, "test.dist_metric", _METRICS)
+    if cfg.test.eval_freq != -1 and cfg.test.eval_freq < 1:
+        raise UserError(f"test.eval_freq must be a number of epochs or -1 (at the end only), not {cfg.test.eval_freq}")
+
+
+def _check_network(cfg: CfgNode) -> None:
+    for name in ("autoreid.channels", "autoreid.blocks", "autoreid.parts"):
+        _in_range(cfg, name, 1)
     if len(cfg.autoreid.layers) != 4 or min(cfg.autoreid.layers) < 1:
         raise UserError(f"autoreid.layers must be four numbers of cells, each at least 1, not {cfg.autoreid.layers}")
-    if len(cfg.search.alpha_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in cfg.search.alpha_betas):
-        raise UserError(f"search.alpha_betas must be two numbers in [0, 1), not {cfg.search.alpha_betas}")
+
+
+def _check_search(cfg: CfgNode) -> None:
+    for name, values in (("strategy", _STRATEGIES), ("order", (1, 2)), ("space", _SPACES), ("split", _SPLITS)):
+        _one_of(cfg, f"search.{name}", values)
+    _in_range(cfg, "search.alpha_fraction", 0, 1, above=True, below=True)
+    _in_range(cfg, "search.loss_lambda", 0, 1)
+    _in_range(cfg, "search.alpha_lr", 0, above=True)
+    for name in ("alpha_weight_decay", "min_lr", "grad_clip", "warmup_epochs", "checkpoint_every"):
+        _in_range(cfg, f"search.{name}", 0)
+    _in_range(cfg, "search.real_alpha_every", 1)
+    if len(cfg.search.alpha_betas) != 2 or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
+        raise UserError(f"search.alpha_betas must be two numbers from 0 to below 1, not {cfg.search.alpha_betas}")
     if cfg.search.order == 2 and cfg.train.optim != "sgd":
-        raise UserError(f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1")
+        raise UserError(
+            f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
+        )
     if cfg.train.lr_scheduler == "cosine" and cfg.search.min_lr > cfg.train.lr:
         raise UserError(f"search.min_lr {cfg.search.min_lr} is above train.lr {cfg.train.lr}; lower it")
     if cfg.search.warmup_epochs >= cfg.train.max_epoch:
         raise UserError(
             f"search.warmup_epochs {cfg.search.warmup_epochs} leaves no epoch of train.max_epoch {cfg.train.max_epoch} "
             "for the alphas; lower it"
-        )
-
-
-def _check_common(cfg: CfgNode) -> None:
-    """What every command that trains needs of torchreid's own keys."""
-    _one_of(cfg, "train.optim", _OPTIMISERS)
-    _one_of(cfg, "train.lr_scheduler", _SCHEDULERS)
-    _one_of(cfg, "test.dist_metric", ("euclidean", "cosine"))
-    for name in cfg.data.transforms:
-        if name.lower() not in _TRANSFORMS:
-            raise UserError(f"unknown transform {name!r} in data.transforms; choose from {', '.join(_TRANSFORMS)}")
-    _within(cfg, "train.lr", 0.0, math.inf, open_ends=True)
-    for name in ("train.weight_decay", "sgd.dampening"):
-        _within(cfg, name, 0.0, math.inf)
-    _within(cfg, "sgd.momentum", 0.0, 1.0)
-    for name in ("data.height", "data.width", "train.max_epoch", "train.batch_size", "test.batch_size", "train.print_freq"):
-        _at_least(cfg, name, 1)
-    for name in ("sampler.num_instances", "sampler.num_cams", "sampler.num_datasets"):
-        _at_least(cfg, name, 1)
-    for name in ("data.workers", "train.seed"):
-        _at_least(cfg, name, 0)
-    if cfg.test.eval_freq != -1 and cfg.test.eval_freq < 1:
-        raise UserError(f"test.eval_freq must be a number of epochs or -1 (only at the end), not {cfg.test.eval_freq}")
-    for name in ("data.norm_mean", "data.norm_std"):
-        if len(_get(cfg, name)) != 3:
-            raise UserError(f"{name} must have three numbers, not {_get(cfg, name)}")
-    if cfg.sampler.train_sampler == "RandomIdentitySampler" and cfg.train.batch_size % cfg.sampler.num_instances:
-        raise UserError(
-            f"train.batch_size {cfg.train.batch_size} does not divide by sampler.num_instances "
-            f"{cfg.sampler.num_instances}; a batch is P identities with K images each"
         )
 
 
@@ -538,18 +632,17 @@ def _get(cfg: CfgNode, name: str) -> Any:
 
 def _one_of(cfg: CfgNode, name: str, values: Sequence[Any]) -> None:
     if _get(cfg, name) not in values:
-        raise UserError(f"{name} must be one of {', '.join(map(str, values))}, not {_get(cfg, name)!r}")
+        raise UserError(f"{name} must be {' or '.join(map(str, values))}, not {_get(cfg, name)!r}")
 
 
-def _at_least(cfg: CfgNode, name: str, least: int) -> None:
-    if _get(cfg, name) < least:
-        raise UserError(f"{name} must be at least {least}, not {_get(cfg, name)}")
-
-
-def _within(cfg: CfgNode, name: str, low: float, high: float, open_ends: bool = False) -> None:
+def _in_range(
+    cfg: CfgNode, name: str, least: float, most: float = math.inf, above: bool = False, below: bool = False
+) -> None:
+    """``least <= value <= most``; strictly more or less if ``above`` or ``below``."""
     value = _get(cfg, name)
-    inside = low < value < high if open_ends else low <= value <= high
-    if not inside or not math.isfinite(value):
-        ends = "between" if open_ends else "from"
-        upper = f"{low} and {high}" if open_ends else f"{low} to {high}"
-        raise UserError(f"{name} must be {ends} {upper} (and finite), not {value}")
+    if (least < value if above else least <= value) and (value < most if below else value <= most):
+        return
+    bounds = f"{'above' if above else 'at least'} {least}"
+    if most < math.inf:
+        bounds += f" and {'below' if below else 'at most'} {most}"
+    raise UserError(f"{name} must be {bounds}, not {value}")
