@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -171,7 +172,9 @@ class Progress:
     def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
         if self.bar is None:
             done = epoch * batches + batch
-            self.bar = tqdm(total=self.epochs * batches, initial=done, unit="step", dynamic_ncols=True)
+            # Some terminals say that they have no columns at all; tqdm would believe them.
+            columns = shutil.get_terminal_size().columns
+            self.bar = tqdm(total=self.epochs * batches, initial=done, unit="step", ncols=columns)
         # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
         self.bar.n = epoch * batches + batch + 1
         self.bar.total = self.epochs * batches

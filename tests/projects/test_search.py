@@ -1,0 +1,276 @@
+"""The search command as a person runs it: what it leaves behind, and one line and status 2 for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchreid_autoreid.genotype import Genotype
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
+sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
+autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
+train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epoch: 2, batch_size: 8, print_freq: 1}
+loss: {softmax: {label_smooth: false}}
+test: {eval_freq: 1}
+"""
+
+
+def make_images(folder, identities=8, images=8):
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        (folder / part).mkdir(parents=True)
+        for pid in range(1, identities + 1):
+            colour = rng.integers(40, 215, size=3)
+            for index in range(images):
+                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "projects" / "autoreid" / "search.py"), *map(str, arguments)]
+
+
+def search(*arguments, **keywords):
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **keywords,
+    )
+
+
+def assert_one_line(done, *words):
+    """Exit status 2 and a single line on stderr that names the problem."""
+    lines = [line for line in done.stderr.splitlines() if line.strip() and "Warning" not in line and "warn(" not in line]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def finished(folder):
+    checkpoint = torch.load(folder / "checkpoint.pth", weights_only=True)
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return checkpoint, [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def assert_same_end(one, other):
+    (left, left_history), (right, right_history) = finished(one), finished(other)
+    assert left_history == right_history
+    for key, value in left["state_dict"].items():
+        assert torch.equal(value, right["state_dict"][key]), key
+    assert Genotype.load(one / "genotype.json") == Genotype.load(other / "genotype.json")
+
+
+def test_a_search_from_beginning_to_end(images, config, tmp_path):
+    log = tmp_path / "log"
+    done = search("--config-file", config, "--root", images, "data.save_dir", log)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in log.iterdir()}
+    assert {"config.yaml", "genotype.json", "history.jsonl", "checkpoint.pth", "search.log", "report.html"} <= names
+    assert "the search has ended" in done.stdout
+    assert "epoch: [1/2][1/" in done.stdout  # torchreid's lines, since this is no terminal
+    assert "held out" in (log / "search.log").read_text()
+    assert "edge 0" in " ".join((log / "search.log").read_text().split())
+    # The same again: the earlier search is kept, and one seed gives one result.
+    again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
+    assert again.returncode == 0, again.stderr
+    assert "log-1" in again.stderr
+    assert_same_end(log, tmp_path / "log-1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_and_the_resumed_search_ends_the_same(images, config, tmp_path, kind, workers):
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 3, "data.workers", workers]
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    assert search(*options, "data.save_dir", through).returncode == 0
+    process = subprocess.Popen(
+        command(*options, "data.save_dir", stopped),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("epoch: [2/3][1/"):
+            break
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"--resume {stopped / 'checkpoint.pth'}" in errors
+    assert len((stopped / "history.jsonl").read_text().splitlines()) < 3
+    done = search("--resume", stopped, *options, "data.save_dir", stopped)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(through, stopped)
+
+
+def test_a_terminal_gets_a_progress_bar_with_the_time_left(images, config, tmp_path):
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command("--config-file", config, "--root", images, "data.save_dir", tmp_path / "log", "train.max_epoch", 1),
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    os.close(slave)
+    seen = b""
+    try:
+        while chunk := os.read(master, 4096):
+            seen += chunk
+    except OSError:  # Linux ends a pseudo-terminal with an error
+        pass
+    assert process.wait(timeout=60) == 0
+    text = seen.decode()
+    assert "epoch 1/1" in text
+    assert "top1=" in text
+    assert "<" in text  # tqdm's elapsed<left
+    assert "epoch: [1/" not in (tmp_path / "log" / "search.log").read_text()
+
+
+MISTAKES = {
+    "unknown dataset": (["-s", "market1502", "-t", "market1502"], ["market1502", "did you mean market1501"]),
+    "missing root": (["-s", "market1501", "-t", "market1501", "--root", "/no/such/place"], ["/no/such/place/market1501", "autoreid_search.yaml"]),
+    "unknown key": (["train.max_epochs", "3"], ["train.max_epochs", "train.max_epoch"]),
+    "wrong type": (["train.max_epoch", "many"], ["train.max_epoch", "whole number", "many"]),
+    "odd options": (["train.max_epoch"], ["train.max_epoch", "pairs"]),
+    "genotype of a search": (["autoreid.genotype", "retreival"], ["autoreid.genotype", "no effect"]),
+    "unknown space": (["search.space", "everything"], ["everything", "standard"]),
+    "unknown strategy": (["search.strategy", "magic"], ["magic", "darts"]),
+    "third order": (["search.order", "3"], ["search.order", "3"]),
+    "second order of Adam": (["search.order", "2", "train.optim", "adam"], ["adam", "sgd"]),
+    "batch not divisible": (["train.batch_size", "9"], ["9", "num_instances"]),
+    "too few identities": (["train.batch_size", "32"], ["8 identities", "16"]),
+    "ignored key": (["loss.triplet.weight_t", "0.5"], ["weight_t", "search.loss_lambda"]),
+    "NaN": (["train.lr", "nan"], ["train.lr", "nan"]),
+    "missing checkpoint": (["--resume", "/no/such/checkpoint.pth"], ["/no/such/checkpoint.pth"]),
+    "missing file": (["--config-file", "configs/autoreid_serch.yaml"], ["autoreid_search.yaml"]),
+    "four layers": (["autoreid.layers", "[1, 1]"], ["autoreid.layers", "[1, 1]"]),
+}
+
+
+#: Each is a process of its own; these few stay in the fast set.
+QUICK = ("unknown dataset", "missing root", "unknown key", "too few identities")
+
+
+@pytest.mark.parametrize("name", [pytest.param(m, marks=[] if m in QUICK else pytest.mark.slow) for m in MISTAKES])
+def test_mistakes_get_one_line_and_status_2(images, config, tmp_path, name):
+    options, words = MISTAKES[name]
+    flags = [] if "--config-file" in options else ["--config-file", config]
+    if "--root" not in options:
+        flags += ["--root", images]
+    pairs = options if not options[0].startswith("-") else []
+    flags += [] if pairs else options
+    done = search(*flags, "data.save_dir", tmp_path / "log", *pairs, cwd=ROOT)
+    assert_one_line(done, *words)
+    assert not (tmp_path / "log" / "checkpoint.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"),
+    [
+        ("torn", 2),
+        ("zero bytes", 0),
+        pytest.param("torn", 0, marks=pytest.mark.slow),
+        pytest.param("zero bytes", 2, marks=pytest.mark.slow),
+        pytest.param("no image", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
+    folder = make_images(tmp_path / "images")
+    victim = sorted((folder / "train").iterdir())[5]
+    whole = victim.read_bytes()
+    victim.write_bytes({"torn": whole[: len(whole) // 2], "zero bytes": b"", "no image": b"hello"}[damage])
+    done = search(
+        "--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "data.workers", workers
+    )
+    assert_one_line(done, str(victim), "replace")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_network_is_refused(images, config, tmp_path):
+    first = tmp_path / "first"
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 1]
+    assert search(*options, "data.save_dir", first).returncode == 0
+    other = search("--resume", first, *options, "data.save_dir", tmp_path / "other", "autoreid.channels", 3)
+    assert_one_line(other, "another network", str(first))
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "epoch": 1}, tmp_path / "foreign.pth")
+    foreign = search("--resume", tmp_path / "foreign.pth", *options, "data.save_dir", tmp_path / "other")
+    assert_one_line(foreign, "another kind of checkpoint")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(images, config, tmp_path):
+    log = tmp_path / "log"
+    options = ["--config-file", config, "--root", images, "data.save_dir", log]
+    done = search(*options, "train.lr", "1e30", "search.grad_clip", "0", "train.lr_scheduler", "single_step")
+    assert_one_line(done, "epoch 1", "step", "train.lr")
+
+
+@pytest.mark.slow
+def test_a_half_with_one_camera_cannot_be_evaluated(config, tmp_path):
+    folder = make_images(tmp_path / "images")
+    for path in sorted((folder / "train").iterdir()):
+        if "_c2" in path.name:
+            path.unlink()
+    done = search("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "train.batch_size", 4)
+    assert_one_line(done, "two cameras")
+
+
+def test_help_teaches():
+    done = search("--help")
+    assert done.returncode == 0
+    for word in ("--resume", "autoreid_search.yaml", "genotype.json", "-s folder", "KEY VALUE"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_search_resumes_from_its_last_epoch(images, config, tmp_path):
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 3]
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    assert search(*options, "data.save_dir", through).returncode == 0
+    process = subprocess.Popen(
+        command(*options, "data.save_dir", killed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    while not (killed / "checkpoint.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = search("--resume", killed, *options, "data.save_dir", killed)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(through, killed)
