@@ -22,10 +22,20 @@ from .errors import UserError
 __all__ = [
     "load_checkpoint",
     "load_state",
+    "load_weights",
     "random_state",
     "restore_random_state",
     "save_checkpoint",
     "write_atomically",
+]
+
+
+#: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. It is plain data: making one
+#: runs nothing.
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
 ]
 
 
@@ -71,19 +81,45 @@ def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> 
         UserError: if the file is missing, torn, holds objects other than tensors and plain data, or lacks a key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a torn or hostile file; none of them is worth a traceback
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint ({reason[:160]}); use another checkpoint") from None
+    state = _read(path)
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint; use one that a run has written")
     for key in keys:
         if key not in state:
             raise UserError(f"{path} has no {key!r}, so it is another kind of checkpoint; use one that the same command has written")
     return state
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a torn or hostile file; none of them is worth a traceback
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint ({reason[:160]}); use another checkpoint") from None
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Loads the weights of a network for testing, from a checkpoint of this package, of torchreid, or a plain state dict.
+
+    The classifier may be another: it takes no part in testing, so its weights are left alone if their shapes differ.
+
+    Raises:
+        UserError: if the file is no checkpoint, or of another network; the message names the first difference.
+    """
+    state: Any = _read(Path(path))
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
+    state = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
+    own = module.state_dict()
+    for key in own:
+        if key.startswith("classifier.") and (key not in state or state[key].shape != own[key].shape):
+            state[key] = own[key]
+    load_state(module, state, path)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -2,11 +2,12 @@
 
 from .datasets import FolderDataset, dataset_names, register_datasets
 from .loader import SearchLoader
-from .manager import SearchDataManager
+from .manager import ReadableDataManager, SearchDataManager
 from .pedestrians import SyntheticPedestrians
 
 __all__ = [
     "FolderDataset",
+    "ReadableDataManager",
     "SearchDataManager",
     "SearchLoader",
     "SyntheticPedestrians",

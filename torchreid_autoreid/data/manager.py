@@ -15,12 +15,55 @@ from ..errors import UserError
 from .datasets import check_dataset
 from .loader import Item, ReadableImages, SearchLoader, load_in_order
 
-__all__ = ["SearchDataManager", "held_out_retrieval", "split_by_identity", "split_by_image"]
+__all__ = ["ReadableDataManager", "SearchDataManager", "held_out_retrieval", "split_by_identity", "split_by_image"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class SearchDataManager(torchreid.data.ImageDataManager):
+class ReadableDataManager(torchreid.data.ImageDataManager):
+    """torchreid's data manager that says in one line what is wrong with the data, torn images in its test sets included.
+
+    Args:
+        root, sources, targets, …: torchreid's own, unchanged.
+
+    Raises:
+        UserError: if a dataset is unknown or missing, or cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        sources: str | Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
+        *,
+        batch_size_test: int = 32,
+        workers: int = 4,
+        **options: Any,
+    ) -> None:
+        names = [*_listed(sources), *_listed(targets)]
+        for name in names:
+            check_dataset(name, root)
+        try:
+            super().__init__(
+                root=root,
+                sources=_listed(sources) or None,
+                targets=_listed(targets) or None,
+                batch_size_test=batch_size_test,
+                workers=workers,
+                **options,
+            )
+        except (AssertionError, FileNotFoundError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"cannot load {' + '.join(sorted(set(names)))} from {root or 'the current folder'}: "
+                f"{' '.join(str(error).split()) or 'a folder holds no images'}; check --root and the dataset's folders"
+            ) from None
+        for loaders in self.test_loader.values():
+            for part, loader in loaders.items():
+                images = ReadableImages(loader.dataset.data, self.transform_te)
+                loaders[part] = InOrder(images, batch_size_test, workers, self.use_gpu)
+
+
+class SearchDataManager(ReadableDataManager):
     """torchreid's data manager with its training set split for a search (Auto-ReID, algorithm 1).
 
     Args:
@@ -75,24 +118,16 @@ class SearchDataManager(torchreid.data.ImageDataManager):
                 f"a batch of {batch_size_train} does not divide into {num_instances} images an identity; "
                 "set train.batch_size to a multiple of sampler.num_instances"
             )
-        for name in _names(sources) | _names(targets):
-            check_dataset(name, root)
-        try:
-            super().__init__(
-                root=root,
-                sources=_listed(sources),
-                targets=_listed(targets),
-                batch_size_train=batch_size_train,
-                batch_size_test=batch_size_test,
-                workers=workers,
-                train_sampler="SequentialSampler",  # replaced below; the others assert things without a message
-                **options,
-            )
-        except (AssertionError, FileNotFoundError, IndexError, RuntimeError) as error:
-            raise UserError(
-                f"cannot load {' + '.join(sorted(_names(sources) | _names(targets)))} from {root or 'the current folder'}: "
-                f"{' '.join(str(error).split()) or 'a folder holds no images'}; check --root and the dataset's folders"
-            ) from None
+        super().__init__(
+            root,
+            sources,
+            targets,
+            batch_size_train=batch_size_train,
+            batch_size_test=batch_size_test,
+            workers=workers,
+            train_sampler="SequentialSampler",  # replaced below; the others assert things without a message
+            **options,
+        )
         self.split = split
         items = _relabelled(self.train_loader.dataset.train)
         self._num_train_pids = len({item[1] for item in items})
@@ -256,9 +291,5 @@ def _shuffled(values: Sequence[Any], rng: random.Random) -> list[Any]:
     return rng.sample(values, len(values))
 
 
-def _listed(names: str | Sequence[str] | None) -> list[str] | None:
-    return [names] if isinstance(names, str) else None if names is None else list(names)
-
-
-def _names(names: str | Sequence[str] | None) -> set[str]:
-    return set(_listed(names) or ())
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())

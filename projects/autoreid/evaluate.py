@@ -1,0 +1,265 @@
+"""Evaluates person retrieval, exactly and at any size: mAP, CMC, mINP, with re-ranking if asked.
+
+From a model and its configuration, or from the feature vectors of any framework.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in search.py
+
+import torch
+import torchreid
+from tqdm import tqdm
+
+from torchreid_autoreid import Genotype, UserError
+from torchreid_autoreid.checkpoint import load_weights, write_atomically
+from torchreid_autoreid.cli import base_parser, config_from_args, run
+from torchreid_autoreid.config import imagedata_kwargs, network_kwargs
+from torchreid_autoreid.data import ReadableDataManager
+from torchreid_autoreid.engine import with_faiss_evaluation
+from torchreid_autoreid.evaluation import Embeddings, RetrievalResult, evaluate, load_embeddings, save_embeddings
+from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
+
+EPILOG = """
+examples:
+  # feature vectors of any framework, plain and re-ranked
+  python projects/autoreid/evaluate.py --features features.npz
+  python projects/autoreid/evaluate.py --features features.npz --rerank --json figures.json
+  # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
+  python projects/autoreid/evaluate.py --features features.npz --index IVF1024,Flat
+  # a trained network on the test set of its dataset
+  python projects/autoreid/evaluate.py --config-file configs/autoreid_search.yaml --weights log/search/checkpoint.pth \\
+      model.name autoreid_search
+  python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR model.name osnet_x1_0
+
+The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
+With model.name autoreid the network is the one of autoreid.genotype, autoreid.channels and autoreid.layers.
+"""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A query and a gallery with, where they are known, the paths of their images."""
+
+    name: str
+    query: Embeddings
+    gallery: Embeddings
+    query_paths: Sequence[str] = ()
+    gallery_paths: Sequence[str] = ()
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = base_parser(__doc__, EPILOG)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
+    source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
+    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model")
+    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
+    parser.add_argument("--k1", type=int, default=20, help="neighbours of a k-reciprocal set (default: 20)")
+    parser.add_argument("--k2", type=int, default=6, help="neighbours averaged in local query expansion (default: 6)")
+    parser.add_argument("--lambda", dest="lambda_value", type=float, default=0.3, help="share of the plain distance (0.3)")
+    parser.add_argument(
+        "--definition",
+        choices=("torchreid", "zhong"),
+        default="torchreid",
+        help="torchreid squares the distances once more than the paper (default: torchreid)",
+    )
+    parser.add_argument("--query-expansion", type=int, default=0, metavar="N", help="average N neighbours into a query")
+    parser.add_argument(
+        "--query-expansion-alpha", type=float, default=0.0, metavar="A", help="weight them by similarity ** A"
+    )
+    parser.add_argument(
+        "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
+    )
+    parser.add_argument("--index", default="Flat", metavar="FACTORY", help="faiss index (default: Flat, which is exact)")
+    parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
+    parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
+    parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
+    parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
+    parser.add_argument("--topk", type=int, default=10, help="how many of them (default: 10)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    cfg = config_from_args(args)
+    check_outputs(args)
+    device = args.device or ("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+    if args.features:
+        sets: Iterable[TestSet] = [TestSet(Path(args.features).name, *load_embeddings(args.features))]
+    else:
+        sets = extract(cfg, args.weights, device)
+    metric = args.metric or (cfg.test.dist_metric if args.weights else "cosine")
+    figures, tables = {}, []
+    for test_set in sets:
+        if args.save_features:
+            if tables:
+                raise UserError("--save-features writes one dataset; give a single -t NAME")
+            save_embeddings(args.save_features, test_set.query, test_set.gallery)
+        started = time.monotonic()
+        result = evaluate_set(test_set, args, metric, device, args.rerank or cfg.test.rerank)
+        seconds = time.monotonic() - started
+        print(table(test_set, result, seconds, metric, args))
+        figures[test_set.name] = result.to_dict() | {"metric": metric, "seconds": seconds}
+        tables.append((test_set, result))
+    if args.topk_csv:
+        write_atomically(args.topk_csv, lambda name: write_topk(Path(name), tables))
+    if args.json:
+        text = json.dumps(figures, indent=1)
+        write_atomically(args.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+    return 0
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Finds out before the work, not after it, that a result has nowhere to go."""
+    for option in ("json", "save_features", "topk_csv"):
+        path = getattr(args, option)
+        if path and (not Path(path).parent.is_dir() or not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir()):
+            raise UserError(f"cannot write --{option.replace('_', '-')} {path}; give a file in a folder that can be written")
+    if args.topk < 1:
+        raise UserError(f"--topk must be at least 1, not {args.topk}")
+
+
+def extract(cfg: Any, weights: str, device: str) -> Iterator[TestSet]:
+    """The test sets of ``data.targets``, embedded by the model."""
+    manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
+    model = build_model(cfg, manager.num_train_pids)
+    load_weights(model, weights)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
+    engine = with_faiss_evaluation(
+        torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda")
+    )
+    for name, loaders in manager.test_loader.items():
+        query, gallery = (
+            engine.extract_embeddings(
+                tqdm(loaders[part], desc=f"{name} {part}", unit="batch", disable=not sys.stderr.isatty()),
+                cfg.test.normalize_feature,
+            )
+            for part in ("query", "gallery")
+        )
+        paths = [[item[0] for item in loaders[part].dataset.data] for part in ("query", "gallery")]
+        yield TestSet(name, query, gallery, *paths)
+
+
+def build_model(cfg: Any, num_classes: int) -> torch.nn.Module:
+    """The network that ``model.name`` and, for our own, the keys of ``autoreid`` and ``search`` describe."""
+    if cfg.model.name == "autoreid":
+        own = cfg.autoreid
+        genotype = Genotype.load(own.genotype)
+        return AutoReIDNetwork(num_classes, cfg.loss.name, genotype, own.channels, own.layers, own.parts)
+    if cfg.model.name == "autoreid_search":
+        return AutoReIDSearchNetwork(num_classes, **network_kwargs(cfg))
+    try:
+        return torchreid.models.build_model(cfg.model.name, num_classes, cfg.loss.name, pretrained=False, use_gpu=False)
+    except KeyError as error:
+        raise UserError(f"model.name: {error.args[0]}") from None
+
+
+def evaluate_set(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, rerank: bool
+) -> RetrievalResult:
+    with Bar() as bar:
+        return evaluate(
+            test_set.query,
+            test_set.gallery,
+            metric=metric,
+            rerank=rerank,
+            k1=args.k1,
+            k2=args.k2,
+            lambda_value=args.lambda_value,
+            definition=args.definition,
+            query_expansion=args.query_expansion,
+            query_expansion_alpha=args.query_expansion_alpha,
+            database_augmentation=args.database_augmentation,
+            index=args.index,
+            search_parameters=args.search_parameters,
+            max_rank=args.max_rank,
+            device=device,
+            use_metric_cuhk03=args.cuhk03,
+            topk=args.topk if args.topk_csv else 0,
+            progress=bar,
+        )
+
+
+class Bar:
+    """Shows what an evaluation is doing as a bar with the time left, on a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.bar is None or self.bar.desc != f"{what}: ":
+            self.__exit__()
+            self.bar = tqdm(desc=what, total=total, disable=not sys.stderr.isatty())
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def table(test_set: TestSet, result: RetrievalResult, seconds: float, metric: str, args: argparse.Namespace) -> str:
+    kind = f"{metric}{', re-ranked' if args.rerank else ''}"
+    suffix = "" if result.exact else " on what was retrieved"
+    rows = [
+        (f"mAP{suffix}", f"{result.mAP:.2%}"),
+        (f"mINP{suffix}", f"{result.mINP:.2%}"),
+        *((f"rank-{rank}", f"{result.rank(rank):.2%}") for rank in (1, 5, 10, 20) if rank <= len(result.cmc)),
+        *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in result.recall.items()),
+        ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
+        ("gallery", f"{len(test_set.gallery)} x {test_set.gallery.dimension}"),
+        ("index", result.index if result.exact else f"{result.index} (approximate)"),
+        ("seconds", f"{seconds:.1f}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{test_set.name} ({kind})", *(f"  {name:<{width}}  {value:>12}" for name, value in rows)])
+
+
+def write_topk(path: Path, tables: Sequence[tuple[TestSet, RetrievalResult]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"]
+        )
+        for test_set, result in tables:
+            assert result.topk_indices is not None
+            assert result.topk_distances is not None
+            for query, (indices, distances) in enumerate(zip(result.topk_indices, result.topk_distances, strict=True)):
+                for rank, (index, distance) in enumerate(zip(indices, distances, strict=True), start=1):
+                    if index < 0:  # the gallery has fewer
+                        break
+                    writer.writerow(
+                        [
+                            test_set.name,
+                            query,
+                            test_set.query_paths[query] if test_set.query_paths else "",
+                            rank,
+                            index,
+                            test_set.gallery_paths[index] if test_set.gallery_paths else "",
+                            f"{distance:.7g}",
+                            int(test_set.query.pids[query] == test_set.gallery.pids[index]),
+                        ]
+                    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
