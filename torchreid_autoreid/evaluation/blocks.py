@@ -70,15 +70,21 @@ class FeatureDistances:
     """Distances of queries to a gallery that is read piece by piece, from memory or a memory-mapped file.
 
     Args:
-        query: (Nq, D) raw features, kept prepared on every device.
+        query: (Nq, D) raw features, or several such one after the other, kept prepared on every device.
         gallery: (Ng, D) raw features, prepared one piece at a time.
     """
 
-    def __init__(self, query: np.ndarray, gallery: np.ndarray, metric: str, devices: list[torch.device]):
-        self.num_queries, self.num_gallery = len(query), len(gallery)
+    def __init__(
+        self,
+        query: np.ndarray | Sequence[np.ndarray],
+        gallery: np.ndarray,
+        metric: str,
+        devices: list[torch.device],
+    ):
         self.metric, self.devices = metric, devices
         self.gallery = gallery
         self.query = {device: prepare(query, metric, device) for device in devices}
+        self.num_queries, self.num_gallery = len(self.query[devices[0]].values), len(gallery)
         rows, columns = block_shape(devices)
         self.buffers = {device: torch.empty(rows * columns, device=device) for device in devices}
 

@@ -1,12 +1,13 @@
 """Distances between vectors, block by block, with the arithmetic of torchreid's `compute_distance_matrix`.
 
-The same pair always gets the same bits, whatever the block: matrix products of at least `MIN_ROWS` rows and columns
-sum in one order. Exact ties therefore stay ties, and the figures of one process and of several are the same.
+On the CPU the same pair always gets the same bits, whatever the block: matrix products of at least `MIN_ROWS` rows and
+columns sum in one order. Exact ties therefore stay ties, and the figures of one process and of several are the same. On
+GPUs the last bits may depend on the block's shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,8 +38,11 @@ def check_metric(metric: str) -> None:
         raise UserError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
 
 
-def find_devices(device: str) -> list[torch.device]:
-    """The devices to compute on: the CPU, one GPU ('cuda:1'), or all of them ('cuda')."""
+def find_devices(device: str, distributed: bool = False) -> list[torch.device]:
+    """The devices to compute on: the CPU, one GPU ('cuda:1'), or all of them ('cuda').
+
+    Where every process has its own GPU (`distributed`), 'cuda' is the process's current one.
+    """
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -50,7 +54,9 @@ def find_devices(device: str) -> list[torch.device]:
     count = torch.cuda.device_count()
     if not count or (wanted.index or 0) >= count:
         raise UserError(f"device {device!r} asked for, but torch sees {count} GPUs; use device='cpu'")
-    return [wanted] if wanted.index is not None else [torch.device("cuda", i) for i in range(count)]
+    if str(wanted) != "cuda":  # a number was given
+        return [wanted]
+    return [torch.device("cuda", i) for i in ([torch.cuda.current_device()] if distributed else range(count))]
 
 
 @contextmanager
@@ -66,11 +72,13 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def prepare(features: np.ndarray, metric: str, device: torch.device) -> Vectors:
-    """(N, D) raw features as `Vectors` on a device."""
-    values = torch.from_numpy(np.array(features, dtype=np.float32, order="C")).to(device)
+def prepare(features: np.ndarray | Sequence[np.ndarray], metric: str, device: torch.device) -> Vectors:
+    """(N, D) raw features, or several such one after the other, as `Vectors`; one copy is made and changed in place."""
+    parts = [features] if isinstance(features, np.ndarray) else features
+    values = torch.from_numpy(np.concatenate(parts, dtype=np.float32)).to(device)
     if metric == "cosine":
-        return Vectors(torch.nn.functional.normalize(values, dim=1), None)
+        norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        return Vectors(values.div_(norms.clamp_min_(1e-12)), None)
     squared = values.pow(2).sum(dim=1)
     if not bool(squared.isfinite().all()):
         raise UserError("feature values are so large that their squares overflow float32; scale the features down")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,13 @@ def share_of(length: int, world: OneProcess) -> slice:
 class CollectionDistances(FeatureDistances):
     """Distances of some rows to all items of a collection."""
 
-    def __init__(self, rows: np.ndarray, collection: Collection, metric: str, devices: list[torch.device]):
+    def __init__(
+        self,
+        rows: np.ndarray | Sequence[np.ndarray],
+        collection: Collection,
+        metric: str,
+        devices: list[torch.device],
+    ):
         super().__init__(rows, collection.shard, metric, devices)
         self.collection = collection
         self.num_gallery = len(collection)
@@ -112,8 +118,7 @@ class Items(CollectionDistances):
         self.world = collection.world
         share = share_of(len(collection.head), self.world)
         self.share_size = share.stop - share.start
-        own = np.concatenate([collection.head[share], collection.shard], dtype=np.float32)
-        super().__init__(own, collection, metric, devices)
+        super().__init__([collection.head[share], collection.shard], collection, metric, devices)
         start = collection.shard_start
         self.own_positions = np.r_[share, start : start + len(collection.shard)]
 

@@ -44,7 +44,8 @@ class Reranking:
         lambda_value: weight of the original distance, 0 .. 1.
         definition: 'torchreid' squares torchreid's distances ('cosine' and the squared 'euclidean') once more before
             they are used, as `torchreid.utils.re_ranking` does; 'zhong' takes the squared euclidean distance itself
-            (of unit vectors for 'cosine'), as the paper and its own code do.
+            (of unit vectors for 'cosine'), as the paper and its own code do. Figures of Zhong et al. and of Luo et al.
+            ("Bag of Tricks", CVPRW 2019) are of this kind; those made with torchreid's own command are of the other.
     """
 
     k1: int = 20

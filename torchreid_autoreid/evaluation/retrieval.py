@@ -35,8 +35,9 @@ class _Setting:
     def __init__(self, query: Embeddings, gallery: Embeddings, metric: str, device: str, distributed: bool):
         check_metric(metric)
         check_dimensions(query.dimension, gallery.dimension)
-        self.metric, self.device = metric, device
-        self.devices = find_devices(device)
+        self.metric = metric
+        self.devices = find_devices(device, distributed)
+        self.device = str(self.devices[0]) if distributed else device
         self.world = processes(distributed)
         sizes = [int(size) for size in self.world.concatenate(np.array([len(gallery)]))]
         self.num_gallery = sum(sizes)
@@ -84,7 +85,7 @@ def evaluate(
             the result says so, its figures are those on what was retrieved, and `recall` compares a sample with exact
             search.
         max_rank: length of the CMC curve.
-        device: 'cpu' or 'cuda' (all GPUs).
+        device: 'cpu' or 'cuda' (all GPUs; with `distributed`, the process's current one).
         definition: 'torchreid' squares the distances once more than the paper; 'zhong' is the paper's own. See
             `k_reciprocal_distances`.
         query_expansion_alpha: 0 averages; greater than 0 weights each neighbour by similarity ** alpha (alpha-QE).
@@ -97,7 +98,8 @@ def evaluate(
         num_retrieved: how many items an approximate index returns per query.
         recall_sample: number of queries on which an approximate index is compared with exact search.
         distributed: `gallery` is this process's shard (the whole gallery is the shards in rank order), `query` is the
-            same in every process; `torch.distributed` must be initialised. All processes get the same figures.
+            same in every process; `torch.distributed` must be initialised. All processes get the same figures, and
+            positions in the whole gallery.
         progress: called as progress(what is being done, pieces done, pieces in all); draw a bar with it.
 
     Raises:
