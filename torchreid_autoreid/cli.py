@@ -168,7 +168,7 @@ class _Printed:
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
         for line in filter(str.strip, lines):
-            self.logger.info("%s", line.expandtabs(2))
+            self.logger.info("%s", line.replace("\t", "  "))
         return len(text)
 
     def end(self) -> None:

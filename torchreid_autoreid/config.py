@@ -234,9 +234,9 @@ class _PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -276,13 +276,15 @@ def _similar(cfg: CfgNode, name: str) -> str:
     if name.startswith("-"):
         return "options such as --root go before the first KEY VALUE pair"
     keys = list(_keys(cfg))
-    same_end = [key for key in keys if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = [*same_end, *get_close_matches(name, [*keys, *cfg], n=2)]
+    section, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+    siblings = {key.rsplit(".", 1)[-1]: key for key in keys if key.startswith(f"{section}.")}
+    near = [key for key in keys if key.rsplit(".", 1)[-1] == last]
+    near += [siblings[end] for end in get_close_matches(last, siblings, n=2)]
+    if not siblings:
+        near += get_close_matches(name, [*keys, *cfg], n=2)
     if near:
         return f"did you mean {' or '.join(dict.fromkeys(near))}?"
-    section = name.split(".", 1)[0]
-    known = [key for key in keys if key.startswith(f"{section}.")]
-    return f"choose from {', '.join(known)}" if known else f"its first part must be one of {', '.join(cfg)}"
+    return f"choose from {', '.join(siblings.values())}" if siblings else f"it must begin with one of {', '.join(cfg)}"
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,221 @@
+"""Options, exit statuses and the log that the commands share."""
+
+import logging
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+from torchreid_autoreid.cli import base_parser, config_from_args, run, setup_logging
+from torchreid_autoreid.errors import Interrupted, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def config(*argv):
+    return config_from_args(base_parser("A command.").parse_args(argv))
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_torchreids():
+    cfg = config(
+        "--config-file",
+        str(ROOT / "configs" / "autoreid_search.yaml"),
+        *("-s", "market1501", "cuhk03", "--targets", "msmt17", "--transforms", "random_erase", "--root", "elsewhere"),
+        *("train.max_epoch", "3", "search.order", "2"),
+    )
+    assert cfg.data.sources == ["market1501", "cuhk03"]
+    assert cfg.data.targets == ["msmt17"]
+    assert cfg.data.transforms == ["random_erase"]
+    assert cfg.data.root == "elsewhere"
+    assert (cfg.train.max_epoch, cfg.search.order, cfg.data.height) == (3, 2, 64)
+
+
+def test_what_is_not_given_stays_as_it_is():
+    cfg = config()
+    assert (cfg.data.sources, cfg.data.root, cfg.data.transforms) == (["market1501"], "reid-data", ["random_flip"])
+
+
+@pytest.mark.parametrize("option", ["-s", "-t", "--transforms"])
+def test_pairs_may_follow_a_list_of_names(option):
+    key = {"-s": "sources", "-t": "targets", "--transforms": "transforms"}[option]
+    cfg = config(option, "one", "two", "train.max_epoch", "3", "use_gpu", "false")
+    assert cfg.data[key] == ["one", "two"]
+    assert (cfg.train.max_epoch, cfg.use_gpu) == (3, False)
+    with pytest.raises(UserError, match=r"unknown key 'train\.max_epochs'"):
+        config(option, "one", "train.max_epochs", "3")
+
+
+def test_an_option_behind_the_pairs_is_told():
+    with pytest.raises(UserError, match=r"'--root'.*before the first KEY VALUE"):
+        config("train.max_epoch", "3", "--root", "x")
+
+
+def test_unknown_options_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        base_parser("A command.").parse_args(["--rooot", "x"])
+    assert caught.value.code == 2
+    assert "--rooot" in capsys.readouterr().err
+
+
+def test_help_shows_the_examples_as_they_are(capsys):
+    with pytest.raises(SystemExit) as caught:
+        base_parser("A command.", "examples:\n  python do.py   --root DIR\n").parse_args(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "A command." in text
+    assert "  python do.py   --root DIR\n" in text
+    for word in (
+        "--config-file",
+        "--sources",
+        "--targets",
+        "--transforms",
+        "--root",
+        "KEY VALUE",
+        "train.max_epoch 20",
+    ):
+        assert word in text
+
+
+# -- exit statuses ----------------------------------------------------------------------------------------------------
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("no file x;\n  give another"), 2, "error: no file x; give another\n"),
+        (Interrupted("log/checkpoint.pth"), 130, "interrupted; resume with --resume log/checkpoint.pth\n"),
+        (KeyboardInterrupt(), 130, "interrupted; what has been written is kept\n"),
+    ],
+)
+def test_expected_endings_are_a_line_and_a_status(capsys, error, status, line):
+    assert run(raising(error)) == status
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_fault_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()))
+    with pytest.raises(ValueError, match="plain"):  # not a UserError: not the user's mistake
+        run(raising(ValueError("plain")))
+
+
+@pytest.mark.parametrize(("given", "status"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_may_give_its_own_status(given, status):
+    assert run(lambda: given) == status
+
+
+COMMAND = """
+import sys
+from torchreid_autoreid.cli import base_parser, config_from_args, run
+sys.exit(run(lambda: config_from_args(base_parser("A command.").parse_args()) and None))
+"""
+
+
+def test_the_status_and_the_line_reach_the_shell():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMMAND, "--config-file", "configs/autoreid_serch.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: no configuration file configs/autoreid_serch.yaml; did you mean configs/autoreid_search.yaml?\n"
+    )
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def log(folder):
+    """Sets the log up, and gives its lines without their times. No fixture: pytest changes stdout after fixtures."""
+    undo = setup_logging(folder / "new" / "folder", "search")
+    try:
+        yield lambda: [
+            line[20:] for line in (folder / "new" / "folder" / "search.log").read_text(encoding="utf-8").splitlines()
+        ]
+    finally:
+        undo()
+
+
+def test_messages_prints_and_warnings_are_lines_once_here_and_once_there(tmp_path, capsys):
+    with log(tmp_path) as lines:
+        logging.getLogger("torchreid_autoreid.engine").info("a message")
+        print("a\tprint")
+        print("in ", end="")
+        print("pieces", "\n")
+        warnings.warn("take care", UserWarning, stacklevel=1)
+        expected = ["a message", "a  print", "in pieces ", "UserWarning: take care"]
+        assert lines() == expected
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_details_are_in_the_file_only(tmp_path, capsys):
+    with log(tmp_path) as lines:
+        logging.getLogger("torchreid_autoreid.engine").debug("a detail")
+        assert lines() == ["a detail"]
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_bars_stay_out_of_the_log(tmp_path, capsys):
+    with log(tmp_path) as lines:
+        for number in tqdm(range(3)):
+            print("step", number)
+        assert lines() == ["step 0", "step 1", "step 2"]
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_how_a_command_ended_is_in_the_log(tmp_path, capsys):
+    with log(tmp_path) as lines:
+        run(raising(UserError("a mistake")))
+        run(raising(Interrupted("here.pth")))
+        with pytest.raises(ZeroDivisionError):
+            run(raising(ZeroDivisionError("a fault")))
+        text = "\n".join(lines())
+    assert text.startswith("error: a mistake\ninterrupted; resume with --resume here.pth\n")
+    assert "a fault" in text
+    assert capsys.readouterr().out == ""
+
+
+def test_a_second_run_adds_to_the_log_and_all_is_put_back(tmp_path, capsys):
+    logger = logging.getLogger("torchreid_autoreid")
+    before = (sys.stdout, warnings.showwarning, list(logger.handlers), logger.propagate, logger.level)
+    for text in ("first", "second"):
+        undo = setup_logging(tmp_path, "search")
+        print(text, end="")  # the rest of a line is not lost
+        undo()
+    assert (sys.stdout, warnings.showwarning, list(logger.handlers), logger.propagate, logger.level) == before
+    print("afterwards")
+    assert [line[20:] for line in (tmp_path / "search.log").read_text().splitlines()] == ["first", "second"]
+    assert capsys.readouterr().out == "first\nsecond\nafterwards\n"
+
+
+def test_stdout_still_answers_what_libraries_ask(tmp_path):
+    with log(tmp_path):
+        assert sys.stdout.isatty() in (True, False)
+        assert sys.stdout.encoding
+        sys.stdout.flush()
+
+
+def test_a_log_folder_that_cannot_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.save_dir .*file"):
+        setup_logging(tmp_path / "file", "search")
+    with pytest.raises(UserError, match=r"data\.save_dir .*file/below"):
+        setup_logging(tmp_path / "file" / "below", "search")
