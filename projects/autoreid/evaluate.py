@@ -112,10 +112,12 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError("--save-features writes one dataset; give a single -t NAME")
             save_embeddings(args.save_features, test_set.query, test_set.gallery)
         started = time.monotonic()
-        result = evaluate_set(test_set, args, metric, device, args.rerank or cfg.test.rerank)
+        # The configuration's keys count as the options do.
+        rerank, cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
+        result = evaluate_set(test_set, args, metric, device, rerank, cuhk03)
         seconds = time.monotonic() - started
-        print(table(test_set, result, seconds, metric, args))
-        figures[test_set.name] = result.to_dict() | {"metric": metric, "seconds": seconds}
+        print(table(test_set, result, seconds, f"{metric}, re-ranked" if rerank else metric))
+        figures[test_set.name] = result.to_dict() | {"metric": metric, "reranked": rerank, "seconds": seconds}
         tables.append((test_set, result))
     if args.topk_csv:
         write_atomically(args.topk_csv, lambda name: write_topk(Path(name), tables))
@@ -172,7 +174,7 @@ def build_model(cfg: Any, num_classes: int) -> torch.nn.Module:
 
 
 def evaluate_set(
-    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, rerank: bool
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, rerank: bool, cuhk03: bool
 ) -> RetrievalResult:
     with Bar() as bar:
         return evaluate(
@@ -191,7 +193,7 @@ def evaluate_set(
             search_parameters=args.search_parameters,
             max_rank=args.max_rank,
             device=device,
-            use_metric_cuhk03=args.cuhk03,
+            use_metric_cuhk03=cuhk03,
             topk=args.topk if args.topk_csv else 0,
             progress=bar,
         )
@@ -201,11 +203,13 @@ class Bar:
     """Shows what an evaluation is doing as a bar with the time left, on a terminal."""
 
     def __init__(self) -> None:
+        self.what = ""
         self.bar: tqdm | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self.bar is None or self.bar.desc != f"{what}: ":
+        if self.bar is None or what != self.what:
             self.__exit__()
+            self.what = what
             self.bar = tqdm(desc=what, total=total, disable=not sys.stderr.isatty())
         self.bar.update(done - self.bar.n)
 
@@ -217,8 +221,7 @@ class Bar:
             self.bar.close()
 
 
-def table(test_set: TestSet, result: RetrievalResult, seconds: float, metric: str, args: argparse.Namespace) -> str:
-    kind = f"{metric}{', re-ranked' if args.rerank else ''}"
+def table(test_set: TestSet, result: RetrievalResult, seconds: float, kind: str) -> str:
     suffix = "" if result.exact else " on what was retrieved"
     rows = [
         (f"mAP{suffix}", f"{result.mAP:.2%}"),
