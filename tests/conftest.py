@@ -5,14 +5,14 @@ import os
 # Before PyTorch reads it, and for the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import random  # noqa: E402
+import random
 
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import matplotlib
+import numpy as np
+import pytest
+import torch
 
-import torchreid_autoreid  # noqa: E402, F401  registers models and datasets
+import torchreid_autoreid  # noqa: F401  registers models and datasets
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
