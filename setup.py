@@ -33,6 +33,7 @@ setup(
         "numpy",
         "scipy",
         "tqdm",
+        "filelock",
         "PyYAML",
         *TORCHREID_IMPORTS,
         *FAISS,

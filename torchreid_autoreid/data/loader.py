@@ -23,33 +23,33 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import UserError
 
-__all__ = ["ReadableImages", "SearchLoader", "load_in_order"]
+__all__ = ["InOrderLoader", "ReadableImages", "SearchLoader"]
 
 Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
 Key = tuple[int, int]  # index of an item, seed of its augmentation
 
 
 class ReadableImages(torchreid.data.ImageDataset):
-    """torchreid's dataset of ``(path, pid, camid, dsetid)`` items, which names a torn image instead of reading it forever.
+    """torchreid's dataset of ``(path, pid, camid, dsetid)`` items; names a torn image instead of reading it forever.
 
-    An item that cannot be read comes back as the ``UserError`` itself: an exception raised in a worker process would reach
-    the main one wrapped in a traceback.
+    An item that cannot be read comes back as the ``UserError`` itself: an exception raised in a worker process would
+    reach the main one wrapped in a traceback. The loaders of this file raise it.
     """
 
-    def __init__(self, items: Sequence[Item], transform: Any, k_tfm: int = 1) -> None:
+    def __init__(self, items: Sequence[Item], transform: Any) -> None:
         items = list(items)
-        super().__init__(items, items, items, transform=transform, k_tfm=k_tfm, mode="train", verbose=False)
+        super().__init__(items, items, items, transform=transform, mode="train", verbose=False)
 
     def __getitem__(self, index: int) -> Any:
         path, pid, camid, dsetid = self.data[index]
         try:
             with Image.open(path) as image:
                 pixels = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()).replace(f" {path!r}", "")[:120]
             return UserError(f"cannot read the image {path} ({reason}); replace the file or remove it")
-        image = self._transform_image(self.transform, self.k_tfm, pixels)
-        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+        return {"img": self.transform(pixels), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
 
 
 class _Reproducible(Dataset):
@@ -63,22 +63,25 @@ class _Reproducible(Dataset):
         with _seeded(seed):
             return self.images[index]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
 
 class SearchLoader:
     """Batches of one half, in torchreid's format, the same whenever and however they are asked for.
 
+    The order of an epoch is drawn by torchreid's own sampler, its generators seeded for that time; each image is
+    augmented under a seed of its own, given by its place in the epoch. So there is no state to save: a run that resumes
+    asks for ``set_epoch(epoch, start)`` and gets what an unbroken one would have got. An incomplete last batch is
+    dropped, as in torchreid's training.
+
     Args:
         images: what to load.
-        batch_size, num_instances, train_sampler, num_cams, num_datasets: as in torchreid; its own samplers give the order.
-        workers: loader processes; the batches do not depend on it.
+        batch_size, num_instances, train_sampler, num_cams, num_datasets: as in torchreid.
+        workers: loader processes; the batches do not depend on it. They end with the iterator.
         pin_memory: as in PyTorch.
         seed: of the run.
         stream: a name; loaders of other streams over the same images give other batches.
 
-    An incomplete last batch is dropped, as torchreid does in training.
+    Raises:
+        UserError: if the sampler cannot make a batch of these images. While loading: if an image cannot be read.
     """
 
     def __init__(
@@ -96,13 +99,13 @@ class SearchLoader:
     ) -> None:
         self.images = images
         self.batch_size = batch_size
+        self.train_sampler = train_sampler
         self.workers = workers
         self.pin_memory = pin_memory
         self.seed = seed
         self.stream = stream
         build_train_sampler = torchreid.data.datamanager.build_train_sampler
-        # The sampler of one dataset per batch draws in its constructor.
-        with _seeded(self._digest("sampler")):
+        with self._drawing("sampler"):  # torchreid's samplers by camera and by dataset draw in their constructor
             self.sampler = build_train_sampler(
                 images.data, train_sampler, batch_size, num_instances, num_cams, num_datasets
             )
@@ -110,25 +113,34 @@ class SearchLoader:
         self.start = 0
         self._order_cache: tuple[tuple[int, int], list[list[Key]]] | None = None
 
+    @property
+    def dataset(self) -> ReadableImages:
+        """As in PyTorch's loader."""
+        return self.images
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Makes ``iter`` and ``len`` speak of this epoch (0-based), from batch ``start`` on."""
         self.epoch = epoch
         self.start = start
 
     def num_batches(self, epoch: int) -> int:
-        """Exact number of batches of an epoch (torchreid's ``len(sampler)`` overestimates)."""
+        """Exact number of batches of an epoch; it differs by a batch or two from epoch to epoch.
+
+        (``len`` of torchreid's sampler is an estimate from above.)
+        """
         return len(self._order(epoch, 0))
 
     def __len__(self) -> int:
+        """Batches still to come in this epoch."""
         return max(0, self.num_batches(self.epoch) - self.start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._load(self._order(self.epoch, 0)[self.start :])
+        return self.batches(self.epoch, self.start)
 
     def batches(self, epoch: int, start: int = 0, count: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yields ``count`` batches of an epoch from ``start`` on, reshuffled whenever the images are through.
+        """Yields ``count`` batches of an epoch from ``start`` on, in a new order whenever all images are through.
 
-        With ``count=None``, those that the first pass has left.
+        With ``count=None``, those that are left of the first order.
         """
         if count is None:
             return self._load(self._order(epoch, 0)[start:])
@@ -136,12 +148,12 @@ class SearchLoader:
         return self._load(list(islice(endless, start, start + count)))
 
     def _load(self, keys: list[list[Key]]) -> Iterator[dict[str, Any]]:
-        return load_in_order(_Reproducible(self.images), keys, self.workers, self.pin_memory)
+        return _load(_Reproducible(self.images), keys, self.workers, self.pin_memory)
 
     def _order(self, epoch: int, part: int) -> list[list[Key]]:
         """The keys of all batches of one pass over the images."""
         if self._order_cache is None or self._order_cache[0] != (epoch, part):
-            with _seeded(self._digest("order", epoch, part)):
+            with self._drawing("order", epoch, part):
                 indices = [int(index) for index in self.sampler]
             keys = [(index, self._digest("item", epoch, part, place)) for place, index in enumerate(indices)]
             whole = len(keys) - len(keys) % self.batch_size
@@ -153,24 +165,51 @@ class SearchLoader:
             self._order_cache = (epoch, part), batches
         return self._order_cache[1]
 
+    @contextmanager
+    def _drawing(self, *words: object) -> Iterator[None]:
+        try:
+            with _seeded(self._digest(*words)):
+                yield
+        except (AssertionError, ValueError) as error:
+            raise UserError(
+                f"{self.train_sampler} cannot draw batches of {self.batch_size} from {len(self.images)} images"
+                f"{f' ({error})' if str(error) else ''}; set another train.batch_size or sampler.train_sampler"
+            ) from error
+
     def _digest(self, *words: object) -> int:
         text = "/".join(map(str, (self.seed, self.stream, *words)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
-def load_in_order(
-    dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin_memory: bool
-) -> Iterator[dict[str, Any]]:
-    """Yields the given batches of keys. Closing the iterator ends its worker processes.
+class InOrderLoader:
+    """A loader for testing: all images in their order, the incomplete last batch included.
 
     Raises:
-        UserError: if an image cannot be read.
+        UserError: while loading, if an image cannot be read.
     """
+
+    def __init__(self, images: ReadableImages, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
+        self.dataset = images
+        self.batch_size = batch_size
+        self.workers = workers
+        self.pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        indices = list(range(len(self.dataset)))
+        batches = [indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size)]
+        return _load(self.dataset, batches, self.workers, self.pin_memory)
+
+
+def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin: bool) -> Iterator[dict[str, Any]]:
+    """Yields the given batches of keys. Closing the iterator ends its worker processes."""
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=pin_memory,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one

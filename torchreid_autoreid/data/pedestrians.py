@@ -39,17 +39,12 @@ _MARKER = "drawing.json"
 class SyntheticPedestrians(torchreid.data.ImageDataset):
     """The embedded default, drawn into ``<root>/synthetic_pedestrians`` on first use (a few seconds), always the same.
 
-    48 identities to train on and 48 others to test on, each seen four times by each of four cameras, and 32 distractors.
-    Files are named and laid out as in Market-1501; the first image by each camera is the query. A drawing that is torn, or
-    of an older version, is drawn again. Use: ``-s synthetic_pedestrians -t synthetic_pedestrians``.
+    48 identities to train on and 48 others to test on, each seen four times by each of four cameras, and 32
+    distractors. Files are named and laid out as in Market-1501; the first image by each camera is the query. A drawing
+    that is torn, or of an older version, is drawn again. Use: ``-s synthetic_pedestrians -t synthetic_pedestrians``.
 
     Raises:
         UserError: if the folder cannot be written.
-
-    >>> import tempfile
-    >>> dataset = SyntheticPedestrians(tempfile.mkdtemp(), verbose=False)
-    >>> len(dataset.train), len(dataset.query), len(dataset.gallery), dataset.num_train_pids
-    (768, 192, 608, 48)
     """
 
     dataset_dir = "synthetic_pedestrians"
