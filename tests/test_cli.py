@@ -70,6 +70,7 @@ def test_help_shows_the_examples_as_they_are(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "A command." in text
+    assert "[OPTION ...] [KEY VALUE ...]" in text.splitlines()[0]
     assert "  python do.py   --root DIR\n" in text
     for word in (
         "--config-file",

@@ -462,6 +462,11 @@ def test_values_in_range_pass(opts):
     check_search_config(search_config(*opts.split()))
 
 
+def test_without_a_configuration_the_fix_is_told():
+    with pytest.raises(UserError, match=r"RandomSampler.*--config-file"):
+        check_search_config(load_config())
+
+
 def test_every_number_of_a_search_has_a_bound():
     """A number that a search reads cannot be absurd: the smallest value of its type is refused (NaN is, on reading)."""
     allowed = {"data.norm_mean"}  # any mean is a mean

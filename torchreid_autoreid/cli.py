@@ -32,7 +32,10 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
     ['train.max_epoch', '3']
     """
     parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", metavar="YAML", default="", help="configuration; see configs/")
     parser.add_argument("-s", "--sources", metavar="NAME", nargs="+", help="datasets to train on")

@@ -557,7 +557,11 @@ def _check_data(cfg: CfgNode) -> None:
             raise UserError(f"{name} must have three numbers, one a colour channel, not {_get(cfg, name)}")
     if min(cfg.data.norm_std) <= 0:
         raise UserError(f"data.norm_std must be above 0 in every colour channel, not {cfg.data.norm_std}")
-    _one_of(cfg, "sampler.train_sampler", ("RandomIdentitySampler",))
+    if cfg.sampler.train_sampler != "RandomIdentitySampler":
+        raise UserError(
+            f"sampler.train_sampler must be RandomIdentitySampler in a search, not {cfg.sampler.train_sampler!r}; "
+            "the configurations beside configs/autoreid_search.yaml set it (--config-file)"
+        )
     batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
     if batch % instances:
         raise UserError(
