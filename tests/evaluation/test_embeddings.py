@@ -1,11 +1,13 @@
 """Bad input is told in one clear line; good input is kept as it is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, load_embeddings, save_embeddings
+from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, save_embeddings
 
 
 def random_embeddings(n, d=4, seed=0):
@@ -48,6 +50,28 @@ def test_a_memory_mapped_file_stays_on_disk(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert Embeddings(mapped, np.arange(5), np.arange(5)).features is mapped
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="looks at Linux's memory map")
+def test_what_was_read_of_a_file_is_let_go(tmp_path):
+    """As many kB of the file stay in memory after an evaluation as are read at once, not all of it."""
+    query, gallery = random_embeddings(20, d=256), random_embeddings(20000, d=256)
+    np.save(tmp_path / "x.npy", gallery.features)
+    mapped = Embeddings(np.load(tmp_path / "x.npy", mmap_mode="r"), gallery.pids, gallery.camids + 1)
+    evaluate(query, mapped)
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith("x.npy"))
+    resident = next(int(line.split()[1]) for line in lines[start:] if line.startswith("Rss:"))
+    assert resident < 1000
+
+
+def test_changes_to_a_copy_on_write_file_are_kept(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")
+    mapped[3] = 7
+    embeddings = Embeddings(mapped, np.arange(5), np.zeros(5, int))
+    evaluate(embeddings, Embeddings(mapped, np.arange(5), np.ones(5, int)))
+    assert (embeddings.features[3] == 7).all()
 
 
 def test_npz_round_trip(tmp_path):

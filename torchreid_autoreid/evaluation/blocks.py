@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .distances import distance_block, full_precision, prepare
+from .embeddings import release
 
 CPU_BLOCK = (256, 4096)  # queries x gallery items; 4 MB stay in the cache between the product and the counting
 GPU_BLOCK = (512, 65536)
@@ -92,6 +93,7 @@ class FeatureDistances:
         """(first position, raw features) of consecutive pieces of the gallery."""
         for start, stop in ranges(self.num_gallery, block_shape(self.devices)[1]):
             yield start, self.gallery[start:stop]
+            release(self.gallery)
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
         for start, piece in self.pieces():
@@ -105,7 +107,9 @@ class FeatureDistances:
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         device = self.devices[0]
         wanted = self.query[device].take(torch.from_numpy(rows).to(device))
-        return distance_block(wanted, prepare(self.gallery[columns], self.metric, device)).cpu().numpy()
+        block = distance_block(wanted, prepare(self.gallery[columns], self.metric, device)).cpu().numpy()
+        release(self.gallery)
+        return block
 
 
 class MatrixDistances:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 
-CHECK_ROWS = 65536  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
+CHECK_ROWS = 8192  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ def as_features(features: Any) -> np.ndarray:
     return features
 
 
+def release(features: np.ndarray) -> None:
+    """Let go of what was read of a memory-mapped file; else all of it would stay in memory as long as there is room."""
+    base: Any = features
+    while isinstance(base, np.ndarray):
+        # Only where nothing was written: a copy-on-write mapping would lose its changes.
+        if base.flags.writeable:
+            return
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def check_dimensions(query: int, gallery: int) -> None:
     """Raise a UserError for queries and gallery of different dimensions."""
     if query != gallery:
@@ -99,6 +112,7 @@ def _check_finite(values: np.ndarray) -> None:
         rows = np.flatnonzero(~finite) + start
         count += len(rows)
         bad.extend(rows[: 5 - len(bad)].tolist())
+        release(values)
     if bad:
         more = ", ..." if count > len(bad) else ""
         raise UserError(

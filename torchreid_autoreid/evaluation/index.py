@@ -12,6 +12,7 @@ import torch
 from ..errors import UserError
 from .blocks import Progress, ranges
 from .distances import check_metric, find_devices, prepare
+from .embeddings import release
 
 TRAINING_VECTORS = 1 << 18
 TRAINING_PER_CLUSTER = 64
@@ -87,6 +88,7 @@ class RetrievalIndex:
                 index.add_with_ids(vectors, np.arange(start, stop))
             else:
                 index.add(vectors)
+            release(features)
             if progress is not None:
                 progress("adding", stop, len(features))
         made = cls(index, metric, factory)

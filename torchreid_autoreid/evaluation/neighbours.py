@@ -10,6 +10,7 @@ import torch
 
 from .blocks import FeatureDistances, Progress, block_shape, ranges, scan
 from .distances import distance_block, pair_distances, prepare
+from .embeddings import release
 from .processes import OneProcess
 from .ranking import Nearest
 
@@ -85,6 +86,7 @@ class Collection:
                 else:
                     piece = np.empty((stop - start, self.shard.shape[1]), dtype=np.float32)
                 yield first + start, self.world.broadcast(piece, source)
+                release(self.shard)
             first += size
 
 
