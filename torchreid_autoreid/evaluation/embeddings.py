@@ -166,7 +166,16 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
 
 
 def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddings) -> None:
-    """Write query and gallery as an npz that `load_embeddings` reads."""
+    """Write query and gallery as an npz that `load_embeddings` reads.
+
+    Example:
+        >>> import tempfile
+        >>> one = Embeddings(np.ones((1, 2)), [0], [0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_embeddings(f"{folder}/a.npz", one, one)
+        ...     len(load_embeddings(f"{folder}/a.npz")[1])
+        1
+    """
     arrays = {
         f"{part}_{field}": getattr(embeddings, field)
         for part, embeddings in (("query", query), ("gallery", gallery))

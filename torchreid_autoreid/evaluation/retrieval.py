@@ -104,6 +104,13 @@ def evaluate(
 
     Raises:
         UserError: wrong options, different dimensions, no query with a true match, k1 larger than the gallery.
+
+    Example:
+        >>> query = Embeddings(np.array([[1.0, 0.1], [0.1, 1.0]]), pids=[0, 1], camids=[0, 0])
+        >>> gallery = Embeddings(np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), pids=[0, 0, 1], camids=[1, 1, 1])
+        >>> result = evaluate(query, gallery, topk=2)
+        >>> result.mAP, result.rank1, result.topk_indices.tolist()
+        (1.0, 1.0, [[0, 1], [2, 1]])
     """
     setting = _Setting(query, gallery, metric, device, distributed)
     check_max_rank(max_rank)
