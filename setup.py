@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# PyPI's torchreid 0.2.5 declares no dependencies. These are what it imports: imageio only to unpack CUHK03, tensorboard through torch.
+# PyPI's torchreid 0.2.5 declares no dependencies. These are what it imports: imageio to unpack CUHK03,
+# tensorboard through PyTorch.
 TORCHREID_IMPORTS = ["opencv-python-headless", "gdown", "h5py", "imageio", "matplotlib", "Pillow", "six", "tensorboard"]
 
 # Meta's own wheel of faiss runs CPU indexes without a GPU; it exists for Linux on x86-64 only.

@@ -230,4 +230,6 @@ def leaves(tree):
         return [tree]
     if isinstance(tree, dict):
         tree = tree.values()
-    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, list | tuple | type({}.values())) else []
+    return (
+        [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, list | tuple | type({}.values())) else []
+    )

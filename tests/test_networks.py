@@ -67,7 +67,7 @@ def test_stage_widths_and_reductions():
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_any_number_of_blocks(blocks):
     network = AutoReIDSearchNetwork(4, channels=2, layers=(1, 1, 1, 1), blocks=blocks)
-    logits, features = network(torch.randn(2, 3, 64, 32))
+    _, features = network(torch.randn(2, 3, 64, 32))
     assert features.shape == (2, 16 * blocks)
     genotype = network.genotype()
     assert genotype.blocks == blocks

@@ -73,14 +73,18 @@ print(torchreid.__version__, torchreid.models.__name__)
 
 @pytest.mark.parametrize("layout", ["installed", "checkout"])
 def test_both_layouts_of_torchreid(layout):
-    """PyPI's 0.2.5 keeps its modules under torchreid.reid, the toolbox's 1.4.0 (``TORCHREID_CHECKOUT``) under torchreid."""
+    """PyPI's 0.2.5 has its modules in torchreid.reid, the toolbox's 1.4.0 (``TORCHREID_CHECKOUT``) in torchreid."""
     root = str(Path(__file__).resolve().parents[1])
     checkout = os.environ.get("TORCHREID_CHECKOUT")
     if layout == "checkout" and not checkout:
         pytest.skip("TORCHREID_CHECKOUT names no checkout of the toolbox")
     path = os.pathsep.join([checkout, root] if layout == "checkout" else [root])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert layout == "installed" or done.stdout.split() == ["1.4.0", "torchreid.models"]

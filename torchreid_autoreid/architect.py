@@ -33,16 +33,19 @@ class SearchableNetwork(Protocol):
 
 
 class Architect:
-    """Fills ``.grad`` of the alphas, and leaves weights, buffers, gradients of weights and optimiser state as they were.
+    """Fills ``.grad`` of the alphas, and leaves weights, buffers, gradients of weights and optimiser state as they
+    were.
 
     First order: the gradient of ``L_val(w, alpha)``. Second order: that of ``L_val(w'(alpha), alpha)``, where
-    ``w' = w - xi * step(grad_w L_train(w, alpha))`` is what the weight optimiser would do next, with its own learning rate, momentum,
-    dampening, Nesterov and weight decay, read from its parameter groups. The chain rule gives
+    ``w' = w - xi * step(grad_w L_train(w, alpha))`` is what the weight optimiser would do next, with its own learning
+    rate, momentum, dampening, Nesterov and weight decay, read from its parameter groups. The chain rule gives
 
-    ``d/d alpha = grad_alpha L_val(w', alpha) - d^2 L_train / (d alpha d w) . u``,  ``u = dw'/d(-grad) * grad_w' L_val(w', alpha)``
+    ``d/d alpha = grad_alpha L_val(w', alpha) - d^2 L_train / (d alpha d w) . u``,
+    ``u = dw'/d(-grad) * grad_w' L_val(w', alpha)``
 
-    and the product is taken by central differences, ``(grad_alpha L_train(w + eps u) - grad_alpha L_train(w - eps u)) / (2 eps)``
-    with ``eps * |u| = 0.01`` (DARTS, equation 8; its ``eps = 0.01 / |grad L_val|`` is the same displacement).
+    and the product is taken by central differences,
+    ``(grad_alpha L_train(w + eps u) - grad_alpha L_train(w - eps u)) / (2 eps)`` with ``eps * |u| = 0.01`` (DARTS,
+    equation 8; its ``eps = 0.01 / |grad L_val|`` is the same displacement).
 
     Buffers (batch norm statistics) are saved before and restored after, and so is the random state between the two
     displaced passes, so that both see the same dropout.
@@ -53,8 +56,8 @@ class Architect:
         weight_optimizer: the optimiser of the weights; SGD for the second order.
         order: 1 or 2.
         val_loss: the loss on the validation batch where it differs from ``loss``.
-        displacement: ``eps * |u|``, how far the weights are moved for the difference; DARTS takes 0.01. A network with ReLU
-            and max pooling has kinks, and a smaller step crosses fewer, but needs more digits.
+        displacement: ``eps * |u|``, how far the weights are moved for the difference; DARTS takes 0.01. A network with
+            ReLU and max pooling has kinks, and a smaller step crosses fewer, but needs more digits.
 
     Raises:
         UserError: if ``order`` is neither 1 nor 2, or the second order is asked of an optimiser other than SGD.

@@ -1,8 +1,8 @@
 """A genotype says which cells a network is made of; it is data, and stays data (frozen, validated, JSON).
 
 Numbering, as in auto-ReID and DARTS: inputs 0 and 1 of a cell are the outputs of the two cells before it, input
-``n >= 2`` is block ``n - 2``. The edges of a cell with ``B`` blocks are numbered block by block: block ``i`` has the edges
-from inputs ``0 … i + 1``, so there are ``E = B (B + 3) / 2`` of them (14 for ``B = 4``).
+``n >= 2`` is block ``n - 2``. The edges of a cell with ``B`` blocks are numbered block by block: block ``i`` has the
+edges from inputs ``0 … i + 1``, so there are ``E = B (B + 3) / 2`` of them (14 for ``B = 4``).
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class Genotype:
             near = get_close_matches(str(path_or_preset), _PRESETS, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UserError(
-                f"no genotype {str(path_or_preset)!r}: {hint}give a preset ({', '.join(_PRESETS)}) or the path of a JSON file"
+                f"no genotype {str(path_or_preset)!r}: {hint}give a preset ({', '.join(_PRESETS)}) "
+                "or the path of a JSON file"
             )
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes, which is no genotype (they have a few hundred)")
@@ -186,7 +187,9 @@ class Genotype:
         if unknown := sorted(map(str, content.keys() - keys)):
             raise UserError(f"unknown key {unknown[0]!r} in a genotype; the keys are {', '.join(sorted(keys))}")
         if content["version"] != _VERSION:
-            raise UserError(f"genotype version {content['version']!r} is not supported; this program reads version {_VERSION}")
+            raise UserError(
+                f"genotype version {content['version']!r} is not supported; this program reads version {_VERSION}"
+            )
         return cls(content["name"], content["normal"], content["reduce"])
 
 
@@ -233,8 +236,8 @@ def derive(
         normal, reduce: (E, O) probabilities, edges in the order of :func:`cell_edges`, each row summing to 1 with
             ``none`` counted, as published.
         operations: the O names of the columns.
-        renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has absorbed is
-            weak whatever its best operation is; renormalised, edges compete by how decided they are.
+        renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has
+            absorbed is weak whatever its best operation is; renormalised, edges compete by how decided they are.
         name: the name of the result.
 
     Raises:
@@ -282,7 +285,8 @@ def _preset(name: str, normal: str, reduce: str) -> Genotype:
 
     def cell(text: str) -> Any:
         return [
-            [(op, int(source)) for op, source in (edge.split("<") for edge in block.split())] for block in text.split("|")
+            [(op, int(source)) for op, source in (edge.split("<") for edge in block.split())]
+            for block in text.split("|")
         ]
 
     return Genotype(name, cell(normal), cell(reduce))

@@ -14,12 +14,13 @@ __all__ = ["RetrievalLoss", "batch_hard_triplet"]
 def batch_hard_triplet(features: Tensor, identities: Tensor, margin: float = 0.3) -> Tensor:
     """Batch-hard triplet loss (Hermans et al., 2017, equation 5), averaged over the batch.
 
-    ``max(0, margin + max_p |f_i - f_p| - min_n |f_i - f_n|)``: the hardest positive is the farthest image of the same identity
-    (the anchor itself counts, at distance 0), the hardest negative the nearest of another. The Auto-ReID paper prints the
-    two norms the other way round, a known slip.
+    ``max(0, margin + max_p |f_i - f_p| - min_n |f_i - f_n|)``: the hardest positive is the farthest image of the same
+    identity (the anchor itself counts, at distance 0), the hardest negative the nearest of another. The Auto-ReID paper
+    prints the two norms the other way round, a known slip.
 
-    torchreid's ``TripletLoss`` is the same for ordinary batches. It fails on a batch of a single identity (here: 0, there is no
-    triplet), and its clamp at 1e-12 vanishes in half precision (here: distances are taken in float32 at least).
+    torchreid's ``TripletLoss`` is the same for ordinary batches. It fails on a batch of a single identity (here: 0,
+    there is no triplet), and its clamp at 1e-12 vanishes in half precision (here: distances are taken in float32 at
+    least).
 
     Args:
         features: (B, D), floating.
@@ -83,7 +84,11 @@ class RetrievalLoss(nn.Module):
         triplet = batch_hard_triplet(features, identities, self.margin)
         # A part of weight 0 stays out of the graph: 0 times an infinite loss would be NaN.
         total = sum(
-            (weight * part for weight, part in ((self.loss_lambda, softmax), (1.0 - self.loss_lambda, triplet)) if weight),
+            (
+                weight * part
+                for weight, part in ((self.loss_lambda, softmax), (1.0 - self.loss_lambda, triplet))
+                if weight
+            ),
             start=logits.new_zeros(()),
         )
         parts = {"loss": total.detach(), "loss_softmax": softmax.detach(), "loss_triplet": triplet.detach()}

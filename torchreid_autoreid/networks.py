@@ -1,7 +1,7 @@
 """One skeleton (ResNet's macro structure with cells for residual layers), and the two networks that fill it.
 
-Auto-ReID, section 3.1 and Figure 1: a stem of a 7x7/2 convolution and a 3x3/2 max pool, four stages of cells, the first cell
-of stages 2-4 a reduction that doubles the channels, global average pooling to the feature, a linear classifier.
+Auto-ReID, section 3.1 and Figure 1: a stem of a 7x7/2 convolution and a 3x3/2 max pool, four stages of cells, the first
+cell of stages 2-4 a reduction that doubles the channels, global average pooling to the feature, a linear classifier.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class ArchitectureParameters(nn.Module):
     """The alphas of the two cells: all normal cells share one set, all reduction cells the other.
 
     Attributes:
-        normal, reduce: (E, O) parameters, edges in the order of :func:`genotype.cell_edges`; near zero at the start, so that
-            every operation begins with almost the same weight (DARTS: 1e-3 times a normal deviate).
+        normal, reduce: (E, O) parameters, edges in the order of :func:`genotype.cell_edges`; near zero at the start, so
+            that every operation begins with almost the same weight (DARTS: 1e-3 times a normal deviate).
     """
 
     def __init__(self, blocks: int, operations: int) -> None:

@@ -14,8 +14,8 @@ __all__ = ["PartAware", "stripe_bounds"]
 def stripe_bounds(height: int, parts: int) -> list[int]:
     """Row bounds of the stripes: stripe ``m`` covers rows ``bounds[m] … bounds[m + 1] - 1``.
 
-    Stripe ``m`` of ``M`` starts at row ``floor(m H / M)``, so every row belongs to exactly one stripe whether or not ``H``
-    divides by ``M``. A map lower than ``M`` rows has one stripe a row.
+    Stripe ``m`` of ``M`` starts at row ``floor(m H / M)``, so every row belongs to exactly one stripe whether or not
+    ``H`` divides by ``M``. A map lower than ``M`` rows has one stripe a row.
 
     >>> stripe_bounds(10, 4)
     [0, 2, 5, 7, 10]
@@ -29,13 +29,13 @@ def stripe_bounds(height: int, parts: int) -> list[int]:
 class PartAware(nn.Module):
     """Splits a person into ``M`` stripes that attend to one another, and adds what they agree on to the map.
 
-    Stripes are averaged over space, each is transformed linearly to ``C' = max(1, C // 3)`` features, self-attention across
-    the parts mixes global information into every part, the result is repeated over the stripe's own area, joined to
-    the input, and a ReLU, 1x1 convolution and batch norm give the output (factorised at stride 2, as in DARTS).
+    Stripes are averaged over space, each is transformed linearly to ``C' = max(1, C // 3)`` features, self-attention
+    across the parts mixes global information into every part, the result is repeated over the stripe's own area, joined
+    to the input, and a ReLU, 1x1 convolution and batch norm give the output (factorised at stride 2, as in DARTS).
 
-    Two points go beyond the published description. The ``M`` linear transforms carry a bias and no batch norm of their own,
-    so the operation trains at batch size 1. A map lower than ``M`` rows uses its first ``H`` transforms, a stripe a row, so
-    that small inputs work.
+    Two points go beyond the published description. The ``M`` linear transforms carry a bias and no batch norm of their
+    own, so the operation trains at batch size 1. A map lower than ``M`` rows uses its first ``H`` transforms, a stripe
+    a row, so that small inputs work.
 
     Args:
         in_channels: C.
@@ -53,7 +53,9 @@ class PartAware(nn.Module):
     torch.Size([2, 12, 5, 3])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, parts: int = 4, affine: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, parts: int = 4, affine: bool = True
+    ) -> None:
         super().__init__()
         if stride not in (1, 2):
             raise UserError(f"the part-aware operation has stride 1 or 2, not {stride!r}")
@@ -89,8 +91,8 @@ class PartAware(nn.Module):
 class ReluConvNorm(nn.Module):
     """ReLU, 1x1 convolution, batch norm; at stride 2 the factorised reduction of DARTS.
 
-    The factorised form takes half of the output channels from the even pixels and half from the odd ones, so that a stride
-    of 2 loses no position. An odd size is padded with one row or column of zeros at its end.
+    The factorised form takes half of the output channels from the even pixels and half from the odd ones, so that a
+    stride of 2 loses no position. An odd size is padded with one row or column of zeros at its end.
 
     Shapes: ``(B, in, H, W)`` to ``(B, out, ceil(H / stride), ceil(W / stride))``.
     """

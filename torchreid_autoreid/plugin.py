@@ -50,7 +50,8 @@ def register_model(
         channels, layers, parts, drop_path: as in :class:`AutoReIDNetwork`.
 
     Raises:
-        UserError: if the genotype cannot be read, an argument is out of range, or the name belongs to one of torchreid's own models.
+        UserError: if the genotype cannot be read, an argument is out of range, or the name belongs to one of
+            torchreid's own models.
 
     >>> register_model("autoreid_tiny", channels=4)
     >>> torchreid.models.build_model("autoreid_tiny", num_classes=5, pretrained=False).feature_dim

@@ -147,7 +147,8 @@ def _page(
     for kind in ("normal", "reduce"):
         yield _image(draw_cell(genotype, kind), f"{kind} cell")
     yield "<p>Train it with</p>"
-    command = f"python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --genotype {shlex.quote(str(folder / 'genotype.json'))}"
+    found = shlex.quote(str(folder / "genotype.json"))
+    command = f"python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --genotype {found}"
     yield f"<pre>{_text(command)}</pre>"
     yield "<h2>The course of the search</h2>"
     yield _image(draw_history(records), "losses, accuracy, retrieval, rates and operations by epoch")
@@ -157,7 +158,8 @@ def _page(
         for when, record in (("first", first), ("last", last)) if len(records) > 1 else (("last", last),):
             title = f"{kind} cell, {when} epoch ({record['epoch']})"
             yield _image(draw_alphas(record["probabilities"][kind], record["operations"], title), title)
-    yield f"<details><summary>genotype.json</summary><pre>{_text(json.dumps(genotype.to_dict(), indent=1))}</pre></details>"
+    content = _text(json.dumps(genotype.to_dict(), indent=1))
+    yield f"<details><summary>genotype.json</summary><pre>{content}</pre></details>"
     if config:
         yield f"<details><summary>config.yaml</summary><pre>{_text(config)}</pre></details>"
     yield "</html>"
