@@ -24,7 +24,7 @@ PARAMETERS = [
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 64))
-    monkeypatch.setattr(neighbours, "SYMMETRIC_ROWS", 32)
+    monkeypatch.setattr(neighbours, "HALF_ROWS", 32)
     monkeypatch.setattr(neighbours, "PAIRS_AT_ONCE", 11)
     monkeypatch.setattr(rerank, "POSTINGS_AT_ONCE", 100)
     monkeypatch.setattr(rerank, "SHARED_AT_ONCE", 1000)
@@ -104,7 +104,7 @@ def test_evaluate_ranks_by_the_final_distances(metric):
 
 def test_neighbours_are_the_exact_ones(monkeypatch):
     monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 40))
-    monkeypatch.setattr(neighbours, "SYMMETRIC_ROWS", 16)
+    monkeypatch.setattr(neighbours, "HALF_ROWS", 16)
     random = np.random.default_rng(0)
     items = random.integers(-2, 3, (211, 4)).astype(np.float32)  # exact distances, many ties
     collection = neighbours.Collection(items[:50], items[50:], neighbours.OneProcess())

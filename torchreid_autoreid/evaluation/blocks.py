@@ -6,10 +6,10 @@ A source of distances yields pieces of the gallery, each with a function that gi
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,8 +86,6 @@ class FeatureDistances:
         self.gallery = gallery
         self.query = {device: prepare(query, metric, device) for device in devices}
         self.num_queries, self.num_gallery = len(self.query[devices[0]].values), len(gallery)
-        rows, columns = block_shape(devices)
-        self.buffers = {device: torch.empty(rows * columns, device=device) for device in devices}
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first position, raw features) of consecutive pieces of the gallery."""
@@ -100,8 +98,8 @@ class FeatureDistances:
             yield start, start + len(piece), partial(self._rows, piece)
 
     def _rows(self, piece: np.ndarray, device: torch.device) -> BlockOf:
-        query, buffer = self.query[device], self.buffers[device]
-        vectors = prepare(piece, self.metric, device)
+        query, vectors = self.query[device], prepare(piece, self.metric, device)
+        buffer = torch.empty(block_shape(self.devices)[0] * len(piece), device=device)
         return lambda first, end: distance_block(query.take(slice(first, end)), vectors, buffer)
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -131,36 +129,63 @@ class MatrixDistances:
         return self.matrix[np.ix_(rows, columns)].astype(np.float32)
 
 
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Run work(0) ... work(count - 1), each in a thread whose operators use no others.
+
+    Blocks are small: threads that each take whole blocks do not wait for one another after every operator.
+    """
+    if count == 1:
+        work(0)
+        return
+    threads = torch.get_num_threads()
+
+    def alone(number: int) -> None:
+        torch.set_num_threads(1)
+        with full_precision():  # a setting of each thread
+            work(number)
+
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(alone, range(count)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def workers(devices: Sequence[torch.device]) -> list[torch.device]:
+    """The device of each worker: one for each GPU, or one for each CPU thread that torch may use."""
+    return list(devices) if devices[0].type != "cpu" else [devices[0]] * torch.get_num_threads()
+
+
 def scan(
     distances: Blocks,
     observers: Sequence[Observer],
     progress: Progress | None = None,
     description: str = "comparing",
 ) -> None:
-    """Show every block to the observers. Several devices share the pieces of the gallery; twins watch the others."""
+    """Show every block to the observers. Workers take the pieces of the gallery in order; twins watch all but one."""
     row_ranges = ranges(distances.num_queries, block_shape(distances.devices)[0])
     total = len(ranges(distances.num_gallery, block_shape(distances.devices)[1]))
-    done = itertools.count(1)
+    team = workers(distances.devices)[:total]
+    watching = [observers, *([observer.twin() for observer in observers] for _ in team[1:])]
+    pieces = enumerate(distances.columns(), 1)
+    lock = Lock()
 
-    def work(device: torch.device, pieces: Iterable[tuple[int, int, RowsOf]], watching: Sequence[Observer]) -> None:
-        with full_precision():  # a setting of each thread
-            for column, _, rows_of in pieces:
-                block_of = rows_of(device)
-                for first, end in row_ranges:
-                    block = block_of(first, end)
-                    for observer in watching:
-                        observer.add(first, column, block)
-                if progress is not None:
-                    progress(description, next(done), total)
+    def next_piece() -> tuple[int, tuple[int, int, RowsOf]] | None:
+        with lock:  # what yields the pieces may talk to other processes
+            return next(pieces, None)
 
-    devices = distances.devices
-    if len(devices) == 1:
-        work(devices[0], distances.columns(), observers)
-        return
-    teams = [observers, *([observer.twin() for observer in observers] for _ in devices[1:])]
-    shares = [itertools.islice(distances.columns(), i, None, len(devices)) for i in range(len(devices))]
-    with ThreadPoolExecutor(len(devices)) as pool:
-        list(pool.map(work, devices, shares, teams))
-    for team in teams[1:]:
-        for observer, other in zip(observers, team, strict=True):
+    def work(number: int) -> None:
+        while (taken := next_piece()) is not None:
+            count, (column, _, rows_of) = taken
+            block_of = rows_of(team[number])
+            for first, end in row_ranges:
+                block = block_of(first, end)
+                for observer in watching[number]:
+                    observer.add(first, column, block)
+            if progress is not None:
+                progress(description, count, total)
+
+    in_threads(work, len(team))
+    for others in watching[1:]:
+        for observer, other in zip(observers, others, strict=True):
             observer.merge(other)

@@ -62,7 +62,7 @@ def find_devices(device: str, distributed: bool = False) -> list[torch.device]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Float32 matrix products in float32, whatever autocast or TF32 setting the caller trains with."""
-    # The precision is the process's, the other three are the thread's.
+    # The precision is the process's, the others are the thread's.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

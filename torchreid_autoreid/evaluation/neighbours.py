@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
 
-from .blocks import FeatureDistances, Progress, block_shape, ranges, scan
+from .blocks import FeatureDistances, Progress, block_shape, in_threads, ranges, scan, workers
 from .distances import distance_block, pair_distances, prepare
 from .embeddings import release
 from .processes import OneProcess
 from .ranking import Nearest
 
 PAIRS_AT_ONCE = 1 << 14
-SYMMETRIC_ROWS = 1024
+HALF_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,12 @@ class Farthest:
         self.values = torch.full((num_rows,), -torch.inf)
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
-        self._keep(row, block.amax(dim=1))
+        self.keep(row, block.amax(dim=1))
 
-    def add_transposed(self, row: int, column: int, block: torch.Tensor) -> None:
-        """Look at a block whose columns are rows here."""
-        self._keep(row, block.amax(dim=0))
-
-    def _keep(self, row: int, values: torch.Tensor) -> None:
-        self.values = self.values.to(values.device)
+    def keep(self, row: int, values: torch.Tensor) -> None:
+        """Take over the largest distances of consecutive rows."""
+        if self.values.device != values.device:
+            self.values = self.values.to(values.device)
         kept = self.values[row : row + len(values)]
         torch.maximum(kept, values, out=kept)
 
@@ -158,22 +157,51 @@ class Items(CollectionDistances):
 
         Every row is first shown its distances to the first piece, so all know k items before a transposed block.
         """
-        device = self.devices[0]
-        vectors = self.query[device]
         step = max(block_shape(self.devices)[1], nearest.k)
         columns = ranges(self.num_queries, step)
-        buffer = torch.empty(SYMMETRIC_ROWS * step, device=device)
         for done, (start, stop) in enumerate(columns, 1):
-            piece = vectors.take(slice(start, stop))
-            for first in [*range(start, stop, SYMMETRIC_ROWS), *range(stop, self.num_queries, SYMMETRIC_ROWS)]:
-                end = min(first + SYMMETRIC_ROWS, stop if first < stop else self.num_queries)
-                block = distance_block(vectors.take(slice(first, end)), piece, buffer)
-                for observer in (nearest, farthest):
-                    observer.add(first, start, block)
-                    if first >= stop:
-                        observer.add_transposed(start, first, block)
+            below = self.num_queries - stop
+            self._show(nearest, farthest, (start, stop), ranges(stop - start, HALF_ROWS), start)
+            self._show(nearest, farthest, (start, stop), ranges(below, HALF_ROWS), stop)
             if progress is not None:
                 progress("neighbours", done, len(columns))
+
+    def _show(
+        self,
+        nearest: Nearest,
+        farthest: Farthest,
+        columns: tuple[int, int],
+        row_ranges: list[tuple[int, int]],
+        first_row: int,
+    ) -> None:
+        """Show blocks of some columns, and the same transposed where they lie below the diagonal piece."""
+        device = self.devices[0]
+        start, stop = columns
+        piece = self.query[device].take(slice(start, stop))
+        team = workers(self.devices)[: len(row_ranges)]
+        todo = iter(row_ranges)
+        lock = Lock()
+
+        def work(_: int) -> None:
+            buffer = torch.empty(HALF_ROWS * (stop - start), device=device)
+            while True:
+                with lock:
+                    taken = next(todo, None)
+                if taken is None:
+                    return
+                first, end = taken[0] + first_row, taken[1] + first_row
+                block = distance_block(self.query[device].take(slice(first, end)), piece, buffer)
+                nearest.add(first, start, block)  # these rows are this worker's alone
+                farthest.add(first, start, block)
+                if first_row == stop:
+                    offer = nearest.candidates_transposed(start, first, block)
+                    highest = block.amax(dim=0)
+                    with lock:  # all workers meet in the rows of the piece
+                        nearest.offer_rows(start, stop - start, *offer)
+                        farthest.keep(start, highest)
+
+        if team:
+            in_threads(work, len(team))
 
     def _merge(self, own: np.ndarray) -> np.ndarray:
         """Values of this process's items -> values of all items, in order of position."""

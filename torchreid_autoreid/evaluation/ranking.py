@@ -227,7 +227,8 @@ class Nearest:
             self.offsets = np.searchsorted(excluded[0], np.arange(num_rows + 1))
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
-        self.keys = self.keys.to(block.device)
+        if self.keys.device != block.device:
+            self.keys = self.keys.to(block.device)
         height, width = block.shape
         if self.excluded is not None:
             block = self._without_excluded(row, column, block)
@@ -241,7 +242,7 @@ class Nearest:
             limits[fresh] = block[fresh].topk(self.k, dim=1, largest=False).values[:, -1]
         close = (block <= limits[:, None]).view(-1).nonzero().view(-1)
         rows = close // width
-        self._offer(row, height, rows, block.view(-1)[close], column + close - rows * width)
+        self.offer_rows(row, height, rows, block.view(-1)[close], column + close - rows * width)
 
     def offer(self, positions: np.ndarray, distances: np.ndarray) -> None:
         """Look at (num_rows, n) items found elsewhere, by position from this process's first; -1 is none."""
@@ -249,18 +250,25 @@ class Nearest:
         keys = keys.masked_fill(torch.from_numpy(positions < 0), NONE)
         self.keys = torch.cat([self.keys, keys], dim=1).topk(self.k, dim=1, largest=False).values
 
-    def add_transposed(self, row: int, column: int, block: torch.Tensor) -> None:
-        """Look at a block whose columns are rows here, and its rows columns. Those rows must know k items already."""
+    def candidates_transposed(
+        self, row: int, column: int, block: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `offer_rows` takes, from a block whose columns are rows here; those rows must know k items already.
+
+        Other threads may offer to the same rows meanwhile, in any order: limits only get tighter, and ties are kept.
+        """
         height = block.shape[1]
         limits = key_distances(self.keys[row : row + height, -1])
-        close = (block < limits[None, :]).view(-1).nonzero().view(-1)
+        close = (block <= limits[None, :]).view(-1).nonzero().view(-1)
         columns = close // height
         rows, order = torch.sort(close - columns * height, stable=True)
         close = close[order]
-        self._offer(row, height, rows, block.view(-1)[close], column + columns[order])
+        return rows, block.view(-1)[close], column + columns[order]
 
-    def _offer(self, row: int, height: int, rows: torch.Tensor, distances: torch.Tensor, columns: torch.Tensor) -> None:
-        """Keep what is nearer than the items so far; `rows`, from 0, are sorted."""
+    def offer_rows(
+        self, row: int, height: int, rows: torch.Tensor, distances: torch.Tensor, columns: torch.Tensor
+    ) -> None:
+        """Keep, in `height` rows from `row` on, what is nearer than the items so far; `rows`, from 0, are sorted."""
         if not len(rows):
             return
         best = self.keys[row : row + height]
