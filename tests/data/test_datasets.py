@@ -1,0 +1,159 @@
+"""A user's own images, and the names of datasets."""
+
+import pytest
+from image_files import market_names, write_images
+
+from torchreid_autoreid.data import FolderDataset, dataset_names, register_datasets
+from torchreid_autoreid.data.datasets import check_dataset
+from torchreid_autoreid.errors import UserError
+
+
+def load(root, **options):
+    return FolderDataset(str(root), verbose=False, **options)
+
+
+def labels(items):
+    return sorted((path.rsplit("/", 1)[1], pid, camid) for path, pid, camid, _ in items)
+
+
+def market(tmp_path):
+    write_images(tmp_path / "train", ["0007_c1s1_000001_00.jpg", "0007_c2s1_000002_00.JPG", "0300_c6s3_000003_00.png"])
+    write_images(tmp_path / "query", ["0009_c1s1_000001_00.jpeg"])
+    write_images(tmp_path / "gallery", ["0009_c2s1_000001_00.bmp", "0000_c3s1_000001_00.jpg", "-1_c3s1_000002_00.jpg"])
+    return tmp_path
+
+
+def folders(tmp_path):
+    write_images(tmp_path / "train", ["alice/c1_0001.jpg", "alice/2_0001.png", "Bob Smith/cam03_x.JPEG"])
+    write_images(tmp_path / "query", ["0000/c1_1.jpg"])  # a name like any other
+    write_images(tmp_path / "gallery", ["0000/C2s1-4.jpg", "-1/camera_12_a.bmp", "zoë/3.jpg"])
+    return tmp_path
+
+
+def test_market_names(tmp_path):
+    dataset = load(market(tmp_path))
+    assert labels(dataset.train) == [
+        ("0007_c1s1_000001_00.jpg", 0, 0),
+        ("0007_c2s1_000002_00.JPG", 0, 1),
+        ("0300_c6s3_000003_00.png", 1, 5),
+    ]
+    assert labels(dataset.query) == [("0009_c1s1_000001_00.jpeg", 9, 0)]
+    assert labels(dataset.gallery) == [("0000_c3s1_000001_00.jpg", 0, 2), ("0009_c2s1_000001_00.bmp", 9, 1)]
+    assert dataset.num_train_pids == 2
+
+
+def test_folders_of_identities(tmp_path):
+    dataset = load(folders(tmp_path))
+    assert labels(dataset.train) == [("2_0001.png", 1, 2), ("c1_0001.jpg", 1, 1), ("cam03_x.JPEG", 0, 3)]
+    (query,) = dataset.query
+    gallery = {path.rsplit("/", 2)[1]: (pid, camid) for path, pid, camid, _ in dataset.gallery}
+    assert gallery["0000"] == (query[1], 2)
+    assert len({pid for pid, _ in gallery.values()}) == 3
+    assert [camid for _, camid in gallery.values()] == [12, 2, 3]
+    assert not {pid for pid, _ in gallery.values()} & set(FolderDataset._junk_pids)
+
+
+@pytest.mark.parametrize("make", [market, folders])
+def test_everything_can_be_combined_for_training(tmp_path, make):
+    apart, combined = load(make(tmp_path)), load(tmp_path, combineall=True)
+    new = {pid for _, pid, _, _ in apart.query + apart.gallery} - set(FolderDataset._junk_pids)
+    assert {pid for _, pid, _, _ in combined.train} == set(range(apart.num_train_pids + len(new)))
+
+
+def test_junk_in_train_is_left_out_and_counted_once(tmp_path, caplog):
+    write_images(market(tmp_path) / "train", ["-1_c1s1_000001_00.jpg", "0000_c1s1_000001_00.jpg"])
+    for mode in ("train", "query", "gallery"):
+        assert len(load(tmp_path, mode=mode).train) == 3
+    assert [record.message for record in caplog.records] == [
+        f"left out 2 images of identities -1 and 0 in {tmp_path / 'train'}"
+    ]
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+    market(tmp_path)
+    (tmp_path / "train" / "._0007_c1s1_000001_00.jpg").write_bytes(b"what a Mac leaves")
+    (tmp_path / "train" / "Thumbs.db").write_bytes(b"what Windows leaves")
+    assert len(load(tmp_path).train) == 3
+
+
+def broken(tmp_path, part, name):
+    write_images(market(tmp_path) / part, [name])
+    return str(tmp_path / part / name)
+
+
+@pytest.mark.parametrize("name", ["alice.jpg", "0007.jpg", "c1_0007.jpg", "-2_c1s1_000001_00.jpg", "0007_cs1.jpg"])
+@pytest.mark.parametrize("part", ["train", "gallery"])
+def test_names_that_cannot_be_read_are_counted_and_one_is_named(tmp_path, part, name):
+    path = broken(tmp_path, part, name)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    assert f"from 1 of 4 names, such as {path};" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["front_1.jpg", "0002_c1s1_000451_03.jpg"])
+def test_names_in_folders_must_begin_with_the_camera(tmp_path, name):
+    write_images(folders(tmp_path), [f"train/alice/{name}"])
+    with pytest.raises(UserError, match=f"1 of 4 names, such as .*train/alice/{name}"):
+        load(tmp_path)
+
+
+def test_one_way_of_naming_only(tmp_path):
+    path = broken(tmp_path, "train", "alice/c1_0001.jpg")
+    with pytest.raises(UserError, match="mixes 7 images directly in") as caught:
+        load(tmp_path)
+    assert f"with 1 in folders of an identity, such as {path}; use one way" in str(caught.value)
+
+
+def test_deeper_folders_are_refused(tmp_path):
+    write_images(folders(tmp_path), ["train/alice/monday/c1_0001.jpg"])
+    with pytest.raises(UserError, match="train/alice/monday is a folder in the folder of an identity"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train", "query", "gallery"])
+def test_a_missing_or_empty_part_is_named(tmp_path, part):
+    market(tmp_path)
+    for path in (tmp_path / part).iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=f"{tmp_path / part} holds no images"):
+        load(tmp_path)
+    (tmp_path / part).rmdir()
+    with pytest.raises(UserError, match=f"{tmp_path / part} does not exist.*--root.*configs/autoreid_search.yaml"):
+        load(tmp_path)
+
+
+def test_junk_alone_is_no_dataset(tmp_path):
+    for part in ("train", "query", "gallery"):
+        write_images(tmp_path / part, ["-1_c1s1_000001_00.jpg"])
+    with pytest.raises(UserError, match="train holds junk and distractors only"):
+        load(tmp_path)
+    write_images(tmp_path / "train", market_names([1]))
+    with pytest.raises(UserError, match="query holds junk"):
+        load(tmp_path)
+
+
+def test_registration_is_idempotent():
+    before = dataset_names()
+    register_datasets()
+    assert dataset_names() == before
+    assert {"folder", "synthetic_pedestrians", "market1501"} <= set(before)
+
+
+def test_an_unknown_dataset_names_its_neighbours_and_all():
+    with pytest.raises(UserError) as caught:
+        check_dataset("market1502", "")
+    message = str(caught.value)
+    assert "unknown dataset 'market1502'; did you mean market1501" in message
+    for name in dataset_names():
+        assert name in message
+
+
+@pytest.mark.parametrize("name", sorted(set(dataset_names()) - {"folder", "synthetic_pedestrians"}))
+def test_a_missing_dataset_says_where_it_belongs(tmp_path, name):
+    with pytest.raises(
+        UserError, match=f"the dataset {name} is expected in {tmp_path}/.*, which does not exist"
+    ) as caught:
+        check_dataset(name, str(tmp_path))
+    assert "python projects/autoreid/search.py --config-file configs/autoreid_search.yaml" in str(caught.value)
+    assert not list(tmp_path.iterdir())
