@@ -6,11 +6,11 @@ A source of distances yields pieces of the gallery, each with a function that gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from .embeddings import release
 CPU_BLOCK = (256, 4096)  # queries x gallery items; 4 MB stay in the cache between the product and the counting
 GPU_BLOCK = (512, 65536)
 
+END: Any = object()
+Item = TypeVar("Item")
 BlockOf = Callable[[int, int], torch.Tensor]
 RowsOf = Callable[[torch.device], BlockOf]
 Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
@@ -129,20 +131,31 @@ class MatrixDistances:
         return self.matrix[np.ix_(rows, columns)].astype(np.float32)
 
 
-def in_threads(work: Callable[[int], None], count: int) -> None:
-    """Run work(0) ... work(count - 1), each in a thread whose operators use no others.
+def share_out(items: Iterable[Item], work: Callable[[int, Item], None], count: int) -> None:
+    """Call work(worker, item) for every item; `count` threads take the items in order, and use no other threads.
 
     Blocks are small: threads that each take whole blocks do not wait for one another after every operator.
     """
-    if count == 1:
-        work(0)
+    todo = iter(items)
+    lock = Lock()
+
+    def take_all(worker: int) -> None:
+        while True:
+            with lock:  # what yields the items may talk to other processes
+                item = next(todo, END)
+            if item is END:
+                return
+            work(worker, item)
+
+    if count <= 1:
+        take_all(0)
         return
     threads = torch.get_num_threads()
 
-    def alone(number: int) -> None:
+    def alone(worker: int) -> None:
         torch.set_num_threads(1)
         with full_precision():  # a setting of each thread
-            work(number)
+            take_all(worker)
 
     try:
         with ThreadPoolExecutor(count) as pool:
@@ -167,25 +180,18 @@ def scan(
     total = len(ranges(distances.num_gallery, block_shape(distances.devices)[1]))
     team = workers(distances.devices)[:total]
     watching = [observers, *([observer.twin() for observer in observers] for _ in team[1:])]
-    pieces = enumerate(distances.columns(), 1)
-    lock = Lock()
 
-    def next_piece() -> tuple[int, tuple[int, int, RowsOf]] | None:
-        with lock:  # what yields the pieces may talk to other processes
-            return next(pieces, None)
+    def work(worker: int, taken: tuple[int, tuple[int, int, RowsOf]]) -> None:
+        count, (column, _, rows_of) = taken
+        block_of = rows_of(team[worker])
+        for first, end in row_ranges:
+            block = block_of(first, end)
+            for observer in watching[worker]:
+                observer.add(first, column, block)
+        if progress is not None:
+            progress(description, count, total)
 
-    def work(number: int) -> None:
-        while (taken := next_piece()) is not None:
-            count, (column, _, rows_of) = taken
-            block_of = rows_of(team[number])
-            for first, end in row_ranges:
-                block = block_of(first, end)
-                for observer in watching[number]:
-                    observer.add(first, column, block)
-            if progress is not None:
-                progress(description, count, total)
-
-    in_threads(work, len(team))
+    share_out(enumerate(distances.columns(), 1), work, len(team))
     for others in watching[1:]:
         for observer, other in zip(observers, others, strict=True):
             observer.merge(other)

@@ -145,7 +145,7 @@ class RetrievalIndex:
         """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
         space = faiss.GpuParameterSpace() if self.searcher is not self.index else faiss.ParameterSpace()
         try:
-            space.set_index_parameters(self.searcher, parameters)  # type: ignore[arg-type]
+            space.set_index_parameters(self.searcher, parameters)
         except RuntimeError as error:
             raise UserError(
                 f"the index {self.factory!r} does not take the search parameters {parameters!r} ({_reason(error)})"

@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-from .blocks import FeatureDistances, Progress, block_shape, in_threads, ranges, scan, workers
+from .blocks import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
 from .distances import distance_block, pair_distances, prepare
 from .embeddings import release
 from .processes import OneProcess
@@ -178,30 +178,23 @@ class Items(CollectionDistances):
         device = self.devices[0]
         start, stop = columns
         piece = self.query[device].take(slice(start, stop))
-        team = workers(self.devices)[: len(row_ranges)]
-        todo = iter(row_ranges)
+        count = min(len(row_ranges), len(workers(self.devices)))
+        buffers = [torch.empty(HALF_ROWS * (stop - start), device=device) for _ in range(count)]
         lock = Lock()
 
-        def work(_: int) -> None:
-            buffer = torch.empty(HALF_ROWS * (stop - start), device=device)
-            while True:
-                with lock:
-                    taken = next(todo, None)
-                if taken is None:
-                    return
-                first, end = taken[0] + first_row, taken[1] + first_row
-                block = distance_block(self.query[device].take(slice(first, end)), piece, buffer)
-                nearest.add(first, start, block)  # these rows are this worker's alone
-                farthest.add(first, start, block)
-                if first_row == stop:
-                    offer = nearest.candidates_transposed(start, first, block)
-                    highest = block.amax(dim=0)
-                    with lock:  # all workers meet in the rows of the piece
-                        nearest.offer_rows(start, stop - start, *offer)
-                        farthest.keep(start, highest)
+        def work(worker: int, rows: tuple[int, int]) -> None:
+            first, end = rows[0] + first_row, rows[1] + first_row
+            block = distance_block(self.query[device].take(slice(first, end)), piece, buffers[worker])
+            nearest.add(first, start, block)  # these rows are this worker's alone
+            farthest.add(first, start, block)
+            if first_row == stop:
+                offer = nearest.candidates_transposed(start, first, block)
+                highest = block.amax(dim=0)
+                with lock:  # all workers meet in the rows of the piece
+                    nearest.offer_rows(start, stop - start, *offer)
+                    farthest.keep(start, highest)
 
-        if team:
-            in_threads(work, len(team))
+        share_out(row_ranges, work, count)
 
     def _merge(self, own: np.ndarray) -> np.ndarray:
         """Values of this process's items -> values of all items, in order of position."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .blocks import Distances
+from .blocks import Distances, ranges, share_out, workers
 from .processes import OneProcess
 
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
@@ -122,14 +122,17 @@ def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_
     place[by_identity] = np.arange(len(q_pids))
     order = np.argsort(place[rows], kind="stable")
     ends = np.searchsorted(place[rows][order], np.arange(0, len(q_pids) + 128, 128))
-    for start, stop in itertools.pairwise(ends):
-        group = order[start:stop]
-        group = group[np.argsort(columns[group], kind="stable")]
-        for piece in range(0, len(group), 1 << 16):
-            pairs = group[piece : piece + (1 << 16)]
+
+    def work(_: int, group: tuple[int, int]) -> None:
+        pairs_of = order[slice(*group)]
+        pairs_of = pairs_of[np.argsort(columns[pairs_of], kind="stable")]
+        for begin, end in ranges(len(pairs_of), 1 << 16):
+            pairs = pairs_of[begin:end]
             some_rows, r = np.unique(rows[pairs], return_inverse=True)
             some_columns, c = np.unique(columns[pairs], return_inverse=True)
             values[pairs] = distances.between(some_rows, some_columns)[r, c]
+
+    share_out(itertools.pairwise(ends), work, len(workers(distances.devices)))
     return values
 
 
