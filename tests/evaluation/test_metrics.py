@@ -14,9 +14,15 @@ from torchreid_autoreid.evaluation.processes import OneProcess
 from torchreid_autoreid.evaluation.ranking import Labels, Nearest, ordered, unordered
 
 
-@pytest.fixture(params=[(256, 4096), (7, 13)], ids=["one block", "many blocks"])
+@pytest.fixture(params=[(256, 4096, 1), (7, 13, 1), (7, 13, 3)], ids=["one block", "many blocks", "three workers"])
 def block_sizes(request, monkeypatch):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", request.param)
+    *shape, threads = request.param
+    monkeypatch.setattr(blocks, "CPU_BLOCK", tuple(shape))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("block_sizes")

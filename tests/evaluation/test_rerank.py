@@ -21,8 +21,16 @@ PARAMETERS = [
 ]
 
 
+@pytest.fixture(params=[1, 3], ids=["one worker", "three workers"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
-def small_blocks(monkeypatch):
+def small_blocks(monkeypatch, threads):
     monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 64))
     monkeypatch.setattr(neighbours, "HALF_ROWS", 32)
     monkeypatch.setattr(neighbours, "PAIRS_AT_ONCE", 11)
@@ -102,6 +110,7 @@ def test_evaluate_ranks_by_the_final_distances(metric):
     np.testing.assert_array_equal(result.topk_distances, final[rows, result.topk_indices])
 
 
+@pytest.mark.usefixtures("threads")
 def test_neighbours_are_the_exact_ones(monkeypatch):
     monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 40))
     monkeypatch.setattr(neighbours, "HALF_ROWS", 16)
