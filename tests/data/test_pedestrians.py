@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import time
 from itertools import islice
 
 import numpy as np
@@ -135,7 +136,14 @@ def test_a_drawing_that_breaks_off_leaves_nothing_behind(few, tmp_path, monkeypa
     assert {name.split("/")[0] for name in names(tmp_path)} == {".synthetic_pedestrians.lock", "synthetic_pedestrians"}
 
 
-def test_processes_that_race_draw_once(few, tmp_path):
+def test_processes_that_race_draw_once(few, tmp_path, monkeypatch):
+    plain = pedestrians._images
+
+    def slowly():
+        time.sleep(0.5)  # all of them have found nothing when the first one is done
+        yield from plain()
+
+    monkeypatch.setattr(pedestrians, "_images", slowly)
     fork = multiprocessing.get_context("fork")
     started = fork.Barrier(4)
 
