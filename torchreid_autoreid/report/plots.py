@@ -1,150 +1,309 @@
-"""Pictures of cells, alphas and the course of a search; figures only, nothing global is touched."""
+"""Pictures of cells, alphas and the course of a search. Figures only: nothing of pyplot's global state is touched."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..genotype import Genotype, cell_edges
+from ..errors import UserError
+from ..genotype import Block, Genotype, cell_edges, num_edges
 
-__all__ = ["draw_alphas", "draw_cell", "draw_history", "figure_to_rgb"]
+__all__ = ["OPERATION_COLOURS", "draw_alphas", "draw_cell", "draw_history", "figure_to_rgb"]
 
-#: One colour an operation in every picture; the part-aware one stands out.
+#: One colour an operation, in every picture.
 OPERATION_COLOURS = {
-    "part_aware": "#d1495b",
-    "max_pool_3x3": "#8fa9c4",
-    "avg_pool_3x3": "#b9cbdd",
-    "sep_conv_3x3": "#66a182",
-    "dil_conv_3x3": "#a9c97e",
-    "none": "#9a9a9a",
-    "skip_connect": "#edae49",
+    "part_aware": "#d1274b",
+    "max_pool_3x3": "#3b6fb6",
+    "avg_pool_3x3": "#5fb3d9",
+    "sep_conv_3x3": "#1f8060",
+    "dil_conv_3x3": "#84ab35",
+    "none": "#8a8a8a",
+    "skip_connect": "#e08a1e",
 }
 
+_INK, _WIRE = "#2b2f36", "#9aa1ab"
+_CELL_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 
+# A figure keeps what it was made with, so a style that the caller has set does not show, and is not changed.
+_LOOK = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.usetex": False,
+    "axes.facecolor": "white",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "auto",
+}
+
+# Of a drawn cell, in inches.
+_BOX_WIDTH, _BOX_HEIGHT = 1.06, 0.27
+_LANE = 0.15  # between two wires that go down side by side
+_ROW = 0.86  # from block to block
+_SPREAD = 0.18  # from the middle of a block to each of its two operations
+_RADIUS = 0.14  # of a block
+_COLUMN = _BOX_WIDTH + 0.36 + _RADIUS + 0.3 + _LANE
+
+
+@matplotlib.rc_context(_LOOK)
 def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     """Draws a cell as a circuit: inputs at the left, a step down for each block, the joined output at the right.
+
+    A wire has the colour of its operation, and the part-aware operation is the only filled box. Blocks have the numbers
+    that the genotype uses: 0 and 1 are the inputs, ``n >= 2`` is block ``n - 2``.
 
     Args:
         genotype: whose cell.
         kind: ``normal`` or ``reduce``.
+
+    Raises:
+        UserError: if ``kind`` is another word.
+
+    >>> figure_to_rgb(draw_cell(Genotype.load("retrieval"), "reduce")).dtype
+    dtype('uint8')
     """
-    cell = genotype.reduce if kind == "reduce" else genotype.normal
-    blocks = len(cell)
-    column, row = 3.3, 1.6  # from block to block
-    rows = {0: row * 1.15, 1: row * 0.65} | {block + 2: -block * row for block in range(blocks)}
-    bar = blocks * column + 0.2  # where the blocks' outputs are joined
-    figure = _figure(3.2 + 1.75 * blocks, 1.6 + 0.85 * blocks)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(-2.25, bar + 1.6)
-    axes.set_ylim(-(blocks - 1) * row - 1.1, row * 1.15 + 0.9)
-    axes.axis("off")
-    line = {"color": "#777777", "linewidth": 1.2, "solid_capstyle": "round", "zorder": 1}
-    starts = {0: -0.55, 1: -0.55} | {block + 2: block * column + 2.35 for block in range(blocks)}
-    ends = {source: starts[source] for source in rows}  # how far right the line of a source goes
+    if kind not in _CELL_TITLES:
+        raise UserError(f"unknown kind of cell {kind!r}; choose one of {', '.join(_CELL_TITLES)}")
+    cell: tuple[Block, ...] = getattr(genotype, kind)
+    lefts = [1.17 + _COLUMN * block for block in range(len(cell))]  # of the operations
+    nodes = [left + _BOX_WIDTH + 0.36 for left in lefts]  # the middles of the blocks
+    bar = nodes[-1] + _RADIUS + 0.22  # where the outputs are joined
+    height = 1.75 + _ROW * (len(cell) - 1)
+    rows = [height - 0.55, height - 0.87, *(height - 1.35 - _ROW * block for block in range(len(cell)))]  # by source
+    figure, axes = _canvas(bar + 0.86, height)
+
+    reach = [0.62, 0.62, *(bar for _ in cell)]  # how far right the wire of a source goes
     for block, edges in enumerate(cell):
-        left = block * column + 0.15  # of the operation boxes
         for place, (operation, source) in enumerate(edges):
-            y = rows[block + 2] + (0.33 if place == 0 else -0.33)
-            lane = left - 0.2 - 0.13 * source  # every source comes down in a lane of its own
-            axes.plot([lane, lane, left], [rows[source], y, y], **line)
-            axes.plot([lane], [rows[source]], "o", markersize=3.5, color=line["color"], zorder=2)
-            ends[source] = max(ends[source], lane)
-            axes.plot([left + 1.6, left + 1.95], [y, rows[block + 2]], **line)
-            _box(axes, left, y - 0.24, 1.6, 0.48, operation, OPERATION_COLOURS[operation])
-        axes.plot([starts[block + 2] - 0.25], [rows[block + 2]], "o", markersize=17, color="#333333", zorder=3)
-        axes.text(starts[block + 2] - 0.25, rows[block + 2], f"{block + 2}", color="white", **_CENTRED)
-        ends[block + 2] = bar
-    for source, y in rows.items():
-        axes.plot([starts[source], ends[source]], [y, y], **line)
-    for source, name in ((0, "cell before last"), (1, "last cell")):
-        _box(axes, -2.05, rows[source] - 0.26, 1.5, 0.52, f"{source}  {name}", "#dddddd", size=7)
-    low, high = rows[blocks + 1], rows[2]
-    _box(axes, bar, low - 0.35, 0.32, high - low + 0.7, "", "#333333")
-    axes.text(bar + 0.16, (low + high) / 2, "concatenated", rotation=90, color="white", **_CENTRED)
-    axes.annotate("", (bar + 1.3, (low + high) / 2), (bar + 0.35, (low + high) / 2), arrowprops={"arrowstyle": "->"})
-    title = "reduction cell (operations on 0 and 1 have stride 2)" if kind == "reduce" else "normal cell"
-    axes.text(bar + 1.5, row * 1.15 + 0.45, title, ha="right", va="center", fontsize=11, fontweight="bold")
+            lane = lefts[block] - 0.14 - _LANE * place  # the upper operation has the inner one: the two never cross
+            reach[source] = max(reach[source], lane)
+            y = rows[block + 2] + (_SPREAD if place == 0 else -_SPREAD)
+            _edge(axes, operation, (lane, rows[source]), (lefts[block], y), (nodes[block], rows[block + 2]))
+    for source, start in enumerate([0.52, 0.52, *nodes]):
+        axes.plot([start, reach[source]], [rows[source]] * 2, color=_WIRE, linewidth=1.4, zorder=1)
+    for source, name in enumerate(("$c_{k-2}$", "$c_{k-1}$")):
+        _box(axes, (0.08, rows[source]), 0.5, name, face="#eef0f3", edge=_WIRE, size=9)
+        axes.text(0.64, rows[source] + 0.08, str(source), fontsize=7, color=_WIRE, ha="left", va="center")
+    for block, x in enumerate(nodes):
+        axes.add_patch(Circle((x, rows[block + 2]), _RADIUS, color=_INK, zorder=4))
+        axes.text(x, rows[block + 2], str(block + 2), color="white", **_CENTRED)
+
+    low, high = rows[-1] - 0.3, rows[2] + 0.3
+    axes.add_patch(FancyBboxPatch((bar, low), 0.18, high - low, boxstyle=_ROUND, color=_INK, zorder=4))
+    axes.text(bar + 0.09, (low + high) / 2, "concat", color="white", rotation=90, **_CENTRED)
+    arrow = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (bar + 0.52, (low + high) / 2), (bar + 0.24, (low + high) / 2), arrowprops=arrow)
+    axes.text(bar + 0.68, (low + high) / 2, "$c_k$", color=_INK, **(_CENTRED | {"fontsize": 10}))
+    axes.text(0.08, height - 0.2, _CELL_TITLES[kind], fontsize=10, fontweight="bold", color=_INK, va="center")
+    if kind == "reduce":
+        note = "stride 2 on the inputs 0 and 1"
+        axes.text(1.42, height - 0.2, note, fontsize=8, color="#666c75", va="center")
     return figure
 
 
-_CENTRED = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 5}
+_CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 6}
+_ROUND = "round,pad=0,rounding_size=0.05"
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, size: float = 8) -> None:
-    patch = FancyBboxPatch(
-        (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.1", facecolor=colour, edgecolor="none", zorder=4
+def _edge(
+    axes: Axes, operation: str, start: tuple[float, float], left: tuple[float, float], block: tuple[float, float]
+) -> None:
+    """From a source down to the operation, and on to its block."""
+    (lane, top), (x, y), bend = start, left, 0.09
+    down = [(lane, top), (lane, y + bend), (lane, y), (lane + bend, y), (x, y)]
+    codes = [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
+    right = x + _BOX_WIDTH
+    middle = (right + block[0]) / 2
+    join = [(right, y), (middle, y), (middle, block[1]), block]
+    colour, bold = OPERATION_COLOURS[operation], operation == "part_aware"
+    wire = {
+        "edgecolor": colour,
+        "facecolor": "none",
+        "linewidth": 2.6 if bold else 1.7,
+        "capstyle": "round",
+        "zorder": 2,
+    }
+    axes.add_patch(PathPatch(Path(down, codes), **wire))
+    axes.add_patch(PathPatch(Path(join, [Path.MOVETO] + [Path.CURVE4] * 3), **wire))
+    axes.add_patch(Circle(start, 0.035, color=colour, zorder=3))
+    _box(axes, left, _BOX_WIDTH, operation, face=colour if bold else _tint(colour), edge=colour, bold=bold)
+
+
+def _box(
+    axes: Axes,
+    left: tuple[float, float],
+    width: float,
+    text: str,
+    *,
+    face: Any,
+    edge: str,
+    bold: bool = False,
+    size: float = 8,
+) -> None:
+    x, y = left
+    corner = (x, y - _BOX_HEIGHT / 2)
+    axes.add_patch(
+        FancyBboxPatch(corner, width, _BOX_HEIGHT, boxstyle=_ROUND, facecolor=face, edgecolor=edge, zorder=5)
     )
-    axes.add_patch(patch)
-    weight = "bold" if text == "part_aware" else "normal"
-    axes.text(x + width / 2, y + height / 2, text, **(_CENTRED | {"fontsize": size}), fontweight=weight)
+    style = {"color": "white", "fontweight": "bold"} if bold else {"color": _INK}
+    axes.text(x + width / 2, y - 0.005, text, **(_CENTRED | {"fontsize": size}), **style)
 
 
-def draw_alphas(probabilities: Sequence[Sequence[float]], operations: Sequence[str], title: str = "") -> Figure:
-    """Draws the (E, O) probabilities of a cell as a heat map, an edge a row."""
+def _tint(colour: str) -> tuple[float, ...]:
+    return tuple(1 - 0.2 * (1 - part) for part in to_rgb(colour))
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_alphas(
+    probabilities: Sequence[Sequence[float]],
+    operations: Sequence[str],
+    title: str = "",
+    *,
+    cell: Sequence[Block] = (),
+    top: float | None = None,
+) -> Figure:
+    """Draws the probabilities of a cell as a heat map, an edge a row.
+
+    Args:
+        probabilities: (E, O), edges in the order of :func:`~torchreid_autoreid.genotype.cell_edges`.
+        operations: the O names of the columns.
+        title: shown above, as it is.
+        cell: the blocks derived from them, if any; their edges are framed.
+        top: the probability that has the darkest colour, to compare pictures; the largest by default.
+
+    Raises:
+        UserError: if the shape fits no cell.
+
+    >>> draw_alphas([[0.2, 0.8], [0.6, 0.4]], ["none", "skip_connect"]).axes[0].get_yticklabels()[1].get_text()
+    '1 → 2'
+    """
     values = np.asarray(probabilities, dtype=float)
-    blocks = next(b for b in range(1, len(values) + 1) if b * (b + 3) // 2 == len(values))
-    names = [f"{source} → {block + 2}" for _, block, source in cell_edges(blocks)]
-    figure = _figure(6.4, 1.6 + 0.28 * len(values))
-    axes = figure.add_subplot(1, 1, 1)
-    axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=max(float(values.max()), 2.0 / values.shape[1]))
-    axes.set_xticks(range(len(operations)), operations, rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    blocks = next((b for b in range(1, len(values) + 1) if num_edges(b) == len(values)), None)
+    if blocks is None or values.ndim != 2 or values.shape[1] != len(operations):
+        raise UserError(f"probabilities of shape {values.shape} fit no cell with {len(operations)} operations")
+    if top is None:
+        top = max(float(values.max()), 2 / len(operations))  # two equal operations are not the darkest
+    figure = _figure(1.3 + 0.62 * len(operations), 1.35 + 0.25 * len(values))
+    axes = figure.add_subplot()
+    axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=top)
     for (edge, operation), value in np.ndenumerate(values):
-        dark = value > 0.6 * max(float(values.max()), 2.0 / values.shape[1])
-        axes.text(operation, edge, f"{value:.2f}", **(_CENTRED | {"fontsize": 7}), color="white" if dark else "black")
-    axes.set_title(title, fontsize=10)
+        axes.text(operation, edge, f"{value:.2f}", **_CENTRED, color="white" if value > 0.6 * top else _INK)
+    edges = {(block, source): edge for edge, block, source in cell_edges(blocks)}
+    for block, (first, second) in enumerate(cell):
+        for operation, source in (first, second):
+            corner = (operations.index(operation) - 0.5, edges[block, source] - 0.5)
+            frame = {"edgecolor": OPERATION_COLOURS["skip_connect"], "linewidth": 2, "fill": False, "zorder": 7}
+            axes.add_patch(Rectangle(corner, 1, 1, clip_on=False, **frame))
+    axes.set_xticks(range(len(operations)), operations, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(values)), [f"{source} → {block + 2}" for block, source in edges])
+    axes.tick_params(length=0)
+    for _, block, source in cell_edges(blocks):
+        if block and source == 0:
+            axes.axhline(num_edges(block) - 0.5, color="white", linewidth=2.5)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10, parse_math=False, color=_INK)
     figure.tight_layout()
     return figure
 
 
-def draw_history(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws the course of a search: losses, accuracy, held-out retrieval, rates, ``none`` and skips, operations."""
-    epochs = [record["epoch"] for record in records]
-    figure = _figure(12.0, 7.2)
-    plots = figure.subplots(2, 4).ravel()
-    for part, style in (("w", "-"), ("alpha", "--")):
-        for panel, names in ((plots[0], ("loss", "loss_softmax", "loss_triplet")), (plots[1], ("top1", "top5", "top10"))):
-            for number, name in enumerate(names):
-                points = [(r["epoch"], r[part][name]) for r in records if r[part]]
-                _plot(panel, points, f"{name} ({part})", linestyle=style, color=f"C{number}")
-    for name in ("mAP", "rank1", "mINP"):
-        _plot(plots[2], [(r["epoch"], r["retrieval"][name]) for r in records if r["retrieval"]], name)
-    for name in ("w", "alpha"):
-        _plot(plots[3], [(r["epoch"], r["lr"][name]) for r in records], name)
-    plots[3].set_yscale("log")
-    for kind, style in (("normal", "-"), ("reduce", "--")):
-        _plot(plots[4], [(r["epoch"], r["none_mass"][kind]) for r in records], kind, linestyle=style)
-        _plot(plots[5], [(r["epoch"], r["skips"][kind]) for r in records], kind, linestyle=style)
-    for panel, kind in ((plots[6], "normal"), (plots[7], "reduce")):
-        for number, operation in enumerate(records[0]["operations"]):
-            means = [float(np.mean(np.asarray(r["probabilities"][kind])[:, number])) for r in records]
-            _plot(panel, list(zip(epochs, means, strict=True)), operation, color=OPERATION_COLOURS.get(operation))
-    titles = ("losses", "accuracy", "held-out retrieval", "learning rates", "mass of none", "skips in the genotype")
-    for panel, title in zip(plots, (*titles, "operations, normal cell", "operations, reduction cell"), strict=True):
-        panel.set_title(title, fontsize=9)
-        panel.tick_params(labelsize=7)
-        panel.grid(alpha=0.3)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=6)
-    figure.tight_layout()
+@matplotlib.rc_context(_LOOK)
+def draw_history(records: Sequence[Mapping[str, Any]], columns: int = 4) -> Figure:
+    """Draws the course of a search by epoch, in eight panels.
+
+    Losses, accuracies, retrieval in the held-out half, learning rates, mass of ``none``, skips, and the mean
+    probability of each operation in both cells.
+
+    Args:
+        records: the lines of ``history.jsonl``, at least one.
+        columns: panels side by side.
+    """
+    lines = -(-8 // columns)
+    figure = _figure(3.3 * columns if columns > 1 else 4.4, 2.55 * lines)
+    panels = iter(figure.subplots(lines, columns, squeeze=False).ravel())
+    _draw_halves(next(panels), "losses", records, ("loss", "loss_softmax", "loss_triplet"))
+    accuracy = next(panels)
+    _draw_halves(accuracy, "accuracy", records, ("top1", "top5", "top10"))
+    retrieval = next(panels)
+    measured = [record for record in records if record["retrieval"]]
+    for name in ("mAP", "rank1", "rank5", "mINP"):
+        _plot(retrieval, [(r["epoch"], r["retrieval"][name]) for r in measured], label=name)
+    _dress(retrieval, "retrieval in the held-out half" if measured else "retrieval: not measured yet")
+    for panel in (accuracy, retrieval):
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.set_ylim(0, 1.02)
+    rates = next(panels)
+    for name, label in (("w", "w"), ("alpha", "α")):
+        _plot(rates, [(r["epoch"], r["lr"][name]) for r in records], label=label)
+    if all(rate > 0 for r in records for rate in r["lr"].values()):
+        rates.set_yscale("log")
+    _dress(rates, "learning rates")
+    for key, title in (("none_mass", "mean probability of none"), ("skips", "skip connections in the genotype")):
+        panel = next(panels)
+        for kind, style in (("normal", "-"), ("reduce", "--")):
+            _plot(panel, [(r["epoch"], r[key][kind]) for r in records], label=_CELL_TITLES[kind], linestyle=style)
+        panel.set_ylim(bottom=0)
+        _dress(panel, title)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for kind, title in _CELL_TITLES.items():
+        panel = next(panels)
+        _draw_operations(panel, records, kind)
+        _dress(panel, f"operations, {title}", ncols=2, loc="upper center")
+    for panel in panels:
+        panel.axis("off")
+    figure.tight_layout(h_pad=1.6)
     return figure
 
 
-def _plot(panel: Axes, points: Sequence[tuple[float, float]], label: str, **style: Any) -> None:
+def _draw_halves(panel: Axes, title: str, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """A colour a name; the half that trains w is solid, the one that trains alpha dashed."""
+    for number, name in enumerate(names):
+        for half, style in (("w", "-"), ("alpha", "--")):
+            points = [(r["epoch"], r[half][name]) for r in records if r[half]]
+            _plot(panel, points, linestyle=style, color=f"C{number}")
+    legend = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
+    legend += [
+        Line2D([], [], color=_INK, linestyle=style, label=half) for half, style in (("w half", "-"), ("α half", "--"))
+    ]
+    _dress(panel, title, handles=legend)
+
+
+def _draw_operations(panel: Axes, records: Sequence[Mapping[str, Any]], kind: str) -> None:
+    means = np.array([np.mean(r["probabilities"][kind], axis=0) for r in records])  # (epochs, O)
+    epochs = [r["epoch"] for r in records]
+    for operation, column in zip(records[0]["operations"], means.T, strict=True):
+        width = 2.4 if operation == "part_aware" else 1.3
+        points = list(zip(epochs, column, strict=True))
+        _plot(panel, points, label=operation, color=OPERATION_COLOURS.get(operation), linewidth=width)
+    panel.set_ylim(0, 1.5 * float(means.max()))  # with room for the legend
+
+
+def _plot(panel: Axes, points: Sequence[tuple[float, float]], **style: Any) -> None:
     if points:
         marker = "o" if len(points) < 30 else ""
-        panel.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=2.5, linewidth=1.2, **style)
+        panel.plot(*zip(*points, strict=True), **({"marker": marker, "markersize": 2.5, "linewidth": 1.4} | style))
+
+
+def _dress(panel: Axes, title: str, **legend: Any) -> None:
+    panel.set_title(title, fontsize=9, fontweight="bold", color=_INK)
+    panel.tick_params(labelsize=7, length=2)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if panel.lines:
+        panel.legend(fontsize=6.5, framealpha=0.7, edgecolor="none", **legend)
 
 
 def figure_to_rgb(figure: Figure) -> np.ndarray:
-    """Renders a figure as a (3, H, W) uint8 picture, as TensorBoard takes it."""
+    """Renders a figure as a (3, H, W) uint8 picture, as TensorBoard's ``add_image`` takes it."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3].transpose(2, 0, 1))
@@ -154,3 +313,13 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure whose only axes have inches as units and the origin in the lower left corner."""
+    figure = _figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(0, height)
+    axes.axis("off")
+    return figure, axes

@@ -1,0 +1,80 @@
+"""A search that never ran, with the log folder that it would have left."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
+
+CONFIG = """
+autoreid: {channels: 16, layers: [2, 2, 2, 2]}
+data: {height: 128, width: 64, sources: [market1501]}
+search: {order: 2, split: image}
+train: {seed: 1}
+"""
+
+
+def _make_record(epoch, epochs, blocks=4, operations=OPERATION_NAMES):
+    rng = np.random.default_rng(epoch)
+    probabilities = {
+        kind: rng.dirichlet(np.full(len(operations), 3.0), num_edges(blocks)).tolist() for kind in ("normal", "reduce")
+    }
+    genotype = derive(**probabilities, operations=operations)
+    done = epoch / epochs
+    half = {
+        "loss": 6.5 * math.exp(-2 * done),
+        "loss_softmax": 5.0 * math.exp(-2 * done),
+        "loss_triplet": 8.0 * math.exp(-3 * done),
+        "top1": 0.7 * done,
+        "top5": 0.9 * done,
+        "top10": done,
+    }
+    none = list(operations).index("none")
+    retrieval = {"mAP": 0.5 * done, "rank1": 0.6 * done, "rank5": 0.8 * done, "rank10": 0.9 * done, "mINP": 0.3 * done}
+    return {
+        "epoch": epoch,
+        "epochs": epochs,
+        "seconds": 12.5,
+        "operations": list(operations),
+        "w": half,
+        "alpha": None if epoch == 1 else {name: value * 0.9 for name, value in half.items()},
+        "lr": {"w": 0.1 * (1 - done) + 1e-3, "alpha": 0.02},
+        "alphas": {kind: np.log(rows).tolist() for kind, rows in probabilities.items()},
+        "probabilities": probabilities,
+        "none_mass": {kind: float(np.mean(rows, axis=0)[none]) for kind, rows in probabilities.items()},
+        "genotype": genotype.to_dict(),
+        "skips": genotype.count("skip_connect"),
+        "retrieval": retrieval | {"num_valid_queries": 321} if epoch % 2 == 0 else None,
+    }
+
+
+def _write_history(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_record():
+    return _make_record
+
+
+@pytest.fixture
+def write_history():
+    return _write_history
+
+
+@pytest.fixture
+def records():
+    return [_make_record(epoch, epochs=4) for epoch in (1, 2, 3, 4)]
+
+
+@pytest.fixture
+def log_dir(tmp_path, records):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    _write_history(folder / "history.jsonl", records)
+    Genotype.from_dict(records[-1]["genotype"]).save(folder / "genotype.json")
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder

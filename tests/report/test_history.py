@@ -1,0 +1,156 @@
+"""Nothing in a history is trusted: a torn last line is forgiven, everything else is named in one line."""
+
+import json
+
+import pytest
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import SPACES
+from torchreid_autoreid.report import history
+from torchreid_autoreid.report.history import read_history
+
+
+@pytest.fixture
+def path(tmp_path, write_history, records):
+    return write_history(tmp_path / "history.jsonl", records)
+
+
+def test_a_history_is_read_as_it_was_written(path, records):
+    assert read_history(path) == (records, False)
+
+
+def test_one_block_and_the_standard_space_are_read_too(tmp_path, write_history, make_record):
+    records = [make_record(epoch, 2, blocks=1, operations=SPACES["standard"]) for epoch in (1, 2)]
+    assert read_history(write_history(tmp_path / "history.jsonl", records)) == (records, False)
+
+
+def test_a_torn_last_line_is_left_out_wherever_it_tore(path, records):
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for end in (start + 1, start + 20, (start + len(whole)) // 2, len(whole) - 2):
+        path.write_bytes(whole[:end])
+        assert read_history(path) == (records[:-1], True)
+    path.write_bytes(whole[:-1])  # nothing but its line feed is missing
+    assert read_history(path) == (records, False)
+    path.write_bytes(whole[:start] + b"\0" * 500)  # what a power failure may leave
+    assert read_history(path) == (records[:-1], True)
+
+
+def test_a_torn_line_elsewhere_is_named(path):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:100] + "\n" + lines[2])
+    with pytest.raises(UserError, match=r"line 2 of .*history\.jsonl is not JSON"):
+        read_history(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: no epoch has ended yet"),
+        (b"{", "line 1 .* is not JSON"),
+        (b"\n", "line 1 .* is not JSON"),
+        (b"\x89PNG\r\n\x1a\n", "line 1 .* is not JSON"),
+        (b"\xff\xfe{}\n", "line 1 .* is not JSON"),
+        (b"[" * 100_000 + b"\n", "line 1 .* is not JSON"),
+        (b"[]\n", "epochs is missing"),
+        (b"null\n", "epochs is missing"),
+        (b"{}\n", "epochs is missing"),
+    ],
+)
+def test_what_is_no_history_is_refused(tmp_path, content, message):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_history(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_absurdly_large_history_is_refused(path, monkeypatch):
+    with pytest.raises(UserError, match=r"holds no gone\.jsonl, so it is no log of a search"):
+        read_history(path.with_name("gone.jsonl"))
+    monkeypatch.setattr(history, "_MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=f"has {path.stat().st_size} bytes, which is no history"):
+        read_history(path)
+
+
+HUGE = 10**400
+
+#: where, what to put there, what the message says
+WRONG = [
+    ("epoch", 0, "epoch is 0, not between 1 and 4"),
+    ("epoch", 5, "epoch is 5, not between 1 and 4"),
+    ("epoch", 1, "epoch 1 follows epoch 1"),
+    ("epoch", 2.0, "epoch is 2.0, not a whole number"),
+    ("epoch", True, "epoch is True, not a whole number"),
+    ("epochs", "4", "epochs is '4', not a whole number"),
+    ("epochs", HUGE, "int too large"),
+    ("seconds", -1, "seconds is -1"),
+    ("seconds", float("nan"), "seconds is nan, not a number"),
+    ("seconds", HUGE, "int too large"),
+    ("w", None, "w.loss is missing"),
+    ("w", [1], "w.loss is missing"),
+    ("w.loss", float("inf"), "w.loss is inf, not a number"),
+    ("w.top1", 68.4, "w.top1 is 68.4, not between 0 and 1"),
+    ("alpha", {}, "alpha.loss is missing"),
+    ("alpha.top10", "x" * 1000, "alpha.top10 is 'xxxxx.*…, not a number"),
+    ("lr", {"w": 0.1}, "lr.alpha is missing"),
+    ("lr.w", -0.1, "lr.w is -0.1"),
+    ("operations", [], "operations is no list of names"),
+    ("operations", ["none"] * 7, "operations has 'none'.*each once"),
+    ("operations", [["none"]], r"operations has \['none'\]"),
+    ("operations", ["<script>"], "operations has '<script>'"),
+    ("operations", ["none", "skip_connect"], "probabilities.normal row 0 does not have 2 values"),
+    ("probabilities.normal", [], "no cell's number of edges"),
+    ("probabilities.reduce", [[1 / 7] * 7] * 13, "probabilities.reduce has no cell's number of edges"),
+    ("probabilities.reduce", [[1 / 7] * 7] * 170, "no cell's number of edges"),
+    ("probabilities.reduce", [[1 / 7] * 7] * 13 + [[1.0]], "probabilities.reduce row 13 does not have 7 values"),
+    ("probabilities.reduce", [[1 / 7] * 7] * 13 + [[None] * 7], "probabilities.reduce row 13 is None, not a number"),
+    ("probabilities.reduce", [[7.0] * 7] * 14, "probabilities.reduce row 0 is 7.0, not between 0 and"),
+    ("probabilities.reduce", [[1 / 7] * 7] * 2, "its operations or blocks are not those of the first line"),
+    ("probabilities.normal", [[1 / 7] * 7] * 9, "the genotype has 4 blocks"),
+    ("none_mass.normal", 1.5, "none_mass.normal is 1.5"),
+    ("skips.reduce", 0.5, "skips.reduce is 0.5, not a whole number"),
+    ("retrieval", {}, "retrieval.mAP is missing"),
+    ("retrieval.mINP", 30, "retrieval.mINP is 30, not between 0 and 1"),
+    ("retrieval.num_valid_queries", -1, "num_valid_queries is -1"),
+    ("genotype", {}, "a genotype needs the key 'name'"),
+    ("genotype.normal", [[["sep_conv", 0], ["none", 1]]], "unknown operation 'sep_conv'"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "message"), WRONG)
+def test_a_value_that_is_not_of_the_schema_is_named(tmp_path, records, write_history, where, value, message):
+    *outer, last = where.split(".")
+    target = records[1]
+    for key in outer:
+        target = target[key]
+    target[last] = value
+    path = write_history(tmp_path / "history.jsonl", records)
+    with pytest.raises(UserError, match=rf"line 2 of .*history\.jsonl is no record of a search: .*{message}") as error:
+        read_history(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
+    """A record without any one of its keys is refused, except for the alphas, which the report does not use."""
+
+    def paths(value, before=()):
+        for key, inner in value.items():
+            yield (*before, key)
+            if isinstance(inner, dict):
+                yield from paths(inner, (*before, key))
+
+    path = tmp_path / "history.jsonl"
+    for keys in paths(make_record(2, 4)):
+        record = make_record(2, 4)
+        target = record
+        for key in keys[:-1]:
+            target = target[key]
+        del target[keys[-1]]
+        path.write_text(json.dumps(record) + "\n")
+        if keys[0] == "alphas":
+            assert read_history(path) == ([record], False)
+        else:
+            with pytest.raises(UserError, match=keys[-1]):
+                read_history(path)

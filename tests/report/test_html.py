@@ -1,0 +1,265 @@
+"""The page is read as a browser reads it: one file, nothing fetched, nothing run, every picture whole."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.report import html, write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the text, and the addresses that a browser would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def addresses(self):
+        names = ("src", "srcset", "href", "data", "action", "poster", "background")
+        return [attributes[name] for _, attributes in self.elements for name in names if name in attributes]
+
+
+def read(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Empty pictures, where a test is about something else and drawing would only take time."""
+    for name in ("draw_cell", "draw_history", "draw_alphas"):
+        monkeypatch.setattr(html, name, lambda *_, **__: Figure(figsize=(1, 1)))
+
+
+def test_the_page_says_what_the_log_says(log_dir):
+    path = write_report(log_dir, parameters=9_874_321, macs=1_940_000_000)
+    assert path == log_dir / "report.html"
+    page = read(path)
+    for words in (
+        "Architecture search: search",
+        "market1501 · 128×64 pixels · C = 16 · L = (2, 2, 2, 2) · order 2 · split by image · seed 1",
+        "held-out mAP50.0%best 50.0%, epoch 4",
+        "held-out rank-160.0%321 queries, epoch 4",
+        "time50 s12 s an epoch",
+        "epochs4of 4",
+        "parameters9.87 M",
+        "multiply–adds1.94 G",
+    ):
+        assert words in page.text
+    genotype = Genotype.load(log_dir / "genotype.json")
+    count = genotype.count("part_aware")
+    words = f"part-aware edges{sum(count.values())} of 16{count['normal']} normal, {count['reduce']} reduction"
+    assert words in page.text
+    assert f"--genotype {log_dir / 'genotype.json'}" in page.text
+    assert json.dumps(genotype.to_dict(), indent=1) in page.text
+    assert (log_dir / "config.yaml").read_text() in page.text
+    assert not [element for element in page.all("p") if element.get("class") == "note"]
+    pictures = [image["alt"] for image in page.all("img")]
+    ends = [f"{kind} cell, epoch {epoch}" for kind in ("Normal", "Reduction") for epoch in (1, 4)]
+    assert pictures == ["Normal cell", "Reduction cell", "Curves by epoch", *ends]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_table_holds_every_epoch(log_dir, records):
+    text = write_report(log_dir).read_text(encoding="utf-8")
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:]]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    first, second = rows[0], rows[1]
+    assert first[3] == first[5] == first[6] == "–"  # alpha warmed up, retrieval was not measured
+    alpha = records[1]["alpha"]
+    assert second[1:9] == [
+        "12.5",
+        f"{records[1]['w']['loss']:.3f}",
+        f"{alpha['loss']:.3f}",
+        "35.0%",
+        "31.5%",
+        "25.0%",
+        "30.0%",
+        "15.0%",
+    ]
+    assert second[-1] == f"{records[1]['skips']['normal']} / {records[1]['skips']['reduce']}"
+
+
+def test_the_page_is_whole_in_itself(log_dir):
+    page = read(write_report(log_dir))
+    assert page.addresses
+    for address in page.addresses:
+        kind, data = address.split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        svg = base64.b64decode(data, validate=True).decode()
+        assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r"href=\"(?!#|data:image/png;base64,)", svg)
+        assert "<script" not in svg
+        assert "font-family" not in svg  # letters are shapes: they look the same without the font
+    assert not page.all("script")
+    assert not page.all("link")
+    policy = [meta["content"] for meta in page.all("meta") if "Policy" in meta.get("http-equiv", "")]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_what_files_and_folders_are_called_is_text_and_never_markup(log_dir, records, write_history):
+    folder = log_dir.rename(log_dir.with_name(NASTY.replace("/", "∕")))
+    genotype = Genotype.from_dict(records[-1]["genotype"] | {"name": NASTY})
+    genotype.save(folder / "genotype.json")
+    records[0]["genotype"]["name"] = NASTY
+    write_history(folder / "history.jsonl", records)
+    (folder / "config.yaml").write_text(f"data:\n  sources: [{json.dumps(NASTY)}]\n# {NASTY}\n")
+    page = read(write_report(folder))
+    assert not page.all("script")
+    assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
+    assert len(page.all("img")) == 7
+    assert page.text.count(NASTY) >= 3  # genotype's name, settings, configuration
+    assert folder.name in page.text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_command_on_the_page_survives_a_shell(log_dir):
+    folder = log_dir.rename(log_dir.with_name("a b; echo 'c'"))
+    page = read(write_report(folder))
+    command = page.text[page.text.index("python projects/autoreid/train.py") :].splitlines()[0]
+    done = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["--genotype", str(folder / "genotype.json")]
+
+
+def notes(page):
+    return re.findall(r"<p class=note>(.*?)</p>", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_search_that_runs_still_or_was_torn_or_moved_is_noted(log_dir, records, write_history):
+    write_history(log_dir / "history.jsonl", records[1:3])
+    with open(log_dir / "history.jsonl", "a") as file:
+        file.write(json.dumps(records[3])[:200])
+    (log_dir / "config.yaml").unlink()
+    running, late, torn, other, missing = notes(write_report(log_dir))
+    assert "still running, or was stopped: 3 of 4" in running
+    assert "begins with epoch 2" in late
+    assert "torn" in torn
+    assert "not the genotype of the last epoch" in other
+    assert "no config.yaml" in missing
+
+
+def test_a_search_of_one_epoch_without_retrieval_has_a_page(log_dir, make_record, write_history):
+    record = make_record(1, 1, blocks=1)
+    write_history(log_dir / "history.jsonl", [record])
+    Genotype.from_dict(record["genotype"]).save(log_dir / "genotype.json")
+    page = read(write_report(log_dir))
+    assert "held-out mAP" not in page.text
+    assert len(page.all("img")) == 5
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("config", ["a: [", "- 1\n- 2", "data: 3", "", "data: {sources: {}}", "\0", "[" * 5000])
+def test_a_configuration_of_another_shape_is_shown_as_it_is(log_dir, config):
+    (log_dir / "config.yaml").write_text(config)
+    page = write_report(log_dir).read_text(encoding="utf-8")
+    assert "<p class=faint>A row is" in page
+    assert "pixels" not in page
+    assert "<summary>config.yaml</summary>" in page
+
+
+def test_the_same_log_gives_the_same_page(log_dir, tmp_path):
+    one, two = (write_report(log_dir, tmp_path / f"{name}.html").read_bytes() for name in "ab")
+    assert one == two
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_page_is_replaced_in_one_step(log_dir, monkeypatch):
+    page = write_report(log_dir)
+    page.write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    before = set(log_dir.iterdir())
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(html.os, step, fail)
+            with pytest.raises(UserError, match=r"cannot write the report .*report\.html: No space left on device"):
+                write_report(log_dir)
+        assert page.read_text() == "old"
+        assert set(log_dir.iterdir()) == before
+    write_report(log_dir)
+    assert page.read_text().startswith("<!doctype html>")
+    assert set(log_dir.iterdir()) == before
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_what_cannot_be_reported_is_said_in_a_line(log_dir, tmp_path, monkeypatch):
+    def refused(message, *arguments):
+        with pytest.raises(UserError, match=message) as error:
+            write_report(*arguments)
+        assert "\n" not in str(error.value)
+
+    history = (log_dir / "history.jsonl").read_bytes()
+    refused("no log folder .*nowhere", tmp_path / "nowhere")
+    refused("no log folder .*history.jsonl", log_dir / "history.jsonl")
+    refused(r"holds no history\.jsonl, so it is no log", tmp_path)
+    refused(r"ends in \.html, not '.*history\.jsonl'", log_dir, log_dir / "history.jsonl")
+    assert (log_dir / "history.jsonl").read_bytes() == history
+    refused(r"ends in \.html, not ''|ends in \.html, not '\.'", log_dir, "")
+    refused("cannot write the report .*No such file or directory", log_dir, tmp_path / "no" / "page.html")
+    (tmp_path / "folder.html").mkdir()
+    refused("cannot write the report .*Is a directory", log_dir, tmp_path / "folder.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "search"]
+    with monkeypatch.context() as patch:
+        patch.setattr(html, "_MAX_CONFIG_BYTES", 10)
+        refused(r"config\.yaml has \d+ bytes, which is no configuration", log_dir)
+    (log_dir / "genotype.json").write_text("{}")
+    refused(r"genotype\.json: a genotype needs the key", log_dir)
+    (log_dir / "genotype.json").unlink()
+    refused(r"holds no genotype\.json", log_dir)
+
+
+def report(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "projects" / "autoreid" / "report.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_command_writes_the_page_and_prints_its_path(log_dir, tmp_path):
+    output = tmp_path / "page.html"
+    done = report("--log-dir", log_dir, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{output}\n"
+    assert read(output).all("img")
+
+
+def test_the_command_tells_a_mistake_in_a_line(tmp_path):
+    done = report("--log-dir", tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "holds no history.jsonl" in line
+    assert "Traceback" not in done.stderr
