@@ -481,3 +481,10 @@ def test_every_number_of_a_search_has_a_bound():
         if isinstance(item, float):
             with pytest.raises(UserError, match=re.escape(key)):
                 search_config(key, str([math.nan] * len(default) if isinstance(default, list) else math.nan))
+
+
+def test_sources_given_alone_are_the_targets_too():
+    cfg = load_config(str(DEFAULT), sources=["folder"])
+    assert (cfg.data.sources, cfg.data.targets) == (["folder"], ["folder"])
+    cfg = load_config(str(DEFAULT), sources=["folder"], targets=["market1501"])
+    assert (cfg.data.sources, cfg.data.targets) == (["folder"], ["market1501"])

@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash, resume bit for bit, and never run code.
 
-A checkpoint holds tensors, numbers, texts, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it. Its keys
-``state_dict``, ``optimizer``, ``scheduler``, ``epoch`` and ``rank1`` are torchreid's.
+A checkpoint holds tensors, numbers, texts, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it.
+Its keys ``state_dict``, ``optimizer``, ``scheduler``, ``epoch`` and ``rank1`` are torchreid's.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 
-#: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. It is plain data: making one
-#: runs nothing.
-_NUMPY_SCALARS = [
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+#: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. It is plain data:
+#: making one runs nothing.
+_NUMPY_SCALARS: list[Any] = [
+    np.float64(0).__reduce__()[0],  # numpy's `scalar`, whose module differs between NumPy 1 and 2
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
 ]
@@ -86,7 +86,9 @@ def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> 
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint; use one that a run has written")
     for key in keys:
         if key not in state:
-            raise UserError(f"{path} has no {key!r}, so it is another kind of checkpoint; use one that the same command has written")
+            raise UserError(
+                f"{path} has no {key!r}, so it is another kind of checkpoint; use one that the same command has written"
+            )
     return state
 
 
@@ -102,7 +104,7 @@ def _read(path: Path) -> Any:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Loads the weights of a network for testing, from a checkpoint of this package, of torchreid, or a plain state dict.
+    """Loads the weights of a network for testing: a checkpoint of this package or of torchreid, or a state dict.
 
     The classifier may be another: it takes no part in testing, so its weights are left alone if their shapes differ.
 
@@ -130,7 +132,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     """
     if differences := state_differences(module, state):
         more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
-        raise UserError(f"{path} belongs to another network: {differences[0]}{more}; give the configuration it was made with")
+        raise UserError(
+            f"{path} belongs to another network: {differences[0]}{more}; give the configuration it was made with"
+        )
     module.load_state_dict(dict(state))
 
 

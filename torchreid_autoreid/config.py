@@ -183,6 +183,8 @@ def load_config(
 ) -> CfgNode:
     """The defaults, changed by a YAML file, then by the named options, then by ``KEY VALUE`` pairs.
 
+    Sources without targets are the targets too.
+
     Raises:
         UserError: if a file is missing or is no YAML mapping, a key is unknown, or a value is of another type.
 
@@ -194,7 +196,8 @@ def load_config(
         _merge(cfg, _read_yaml(Path(config_file)), config_file)
     if root:
         cfg.data.root = root
-    for key, values in (("sources", sources), ("targets", targets), ("transforms", transforms)):
+    # Sources given alone are tested on too: the file's own targets are another dataset.
+    for key, values in (("sources", sources), ("targets", targets or sources), ("transforms", transforms)):
         if values:
             cfg.data[key] = list(values)
     if len(opts) % 2:

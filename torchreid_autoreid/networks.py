@@ -76,7 +76,7 @@ class Skeleton(nn.Module):
         arguments = self.cell_arguments()
         before_last = last = self.stem(x)
         for cell in self.cells:
-            before_last, last = last, cell(before_last, last, *arguments[cell.kind])
+            before_last, last = last, cell(before_last, last, *arguments[str(cell.kind)])
         return last
 
     def forward(self, x: Tensor, return_featuremaps: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 From a model and its configuration, or from the feature vectors of any framework.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -42,7 +41,8 @@ examples:
   # a trained network on the test set of its dataset
   python projects/autoreid/evaluate.py --config-file configs/autoreid_search.yaml --weights log/search/checkpoint.pth \\
       model.name autoreid_search
-  python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR model.name osnet_x1_0
+  python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
+      model.name osnet_x1_0
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
 With model.name autoreid the network is the one of autoreid.genotype, autoreid.channels and autoreid.layers.
@@ -65,11 +65,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
     source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
-    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model")
+    parser.add_argument(
+        "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
+    )
     parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
     parser.add_argument("--k1", type=int, default=20, help="neighbours of a k-reciprocal set (default: 20)")
     parser.add_argument("--k2", type=int, default=6, help="neighbours averaged in local query expansion (default: 6)")
-    parser.add_argument("--lambda", dest="lambda_value", type=float, default=0.3, help="share of the plain distance (0.3)")
+    parser.add_argument(
+        "--lambda", dest="lambda_value", type=float, default=0.3, help="share of the plain distance (0.3)"
+    )
     parser.add_argument(
         "--definition",
         choices=("torchreid", "zhong"),
@@ -83,7 +87,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
     )
-    parser.add_argument("--index", default="Flat", metavar="FACTORY", help="faiss index (default: Flat, which is exact)")
+    parser.add_argument(
+        "--index", default="Flat", metavar="FACTORY", help="faiss index (default: Flat, which is exact)"
+    )
     parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
     parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
@@ -131,8 +137,12 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
     for option in ("json", "save_features", "topk_csv"):
         path = getattr(args, option)
-        if path and (not Path(path).parent.is_dir() or not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir()):
-            raise UserError(f"cannot write --{option.replace('_', '-')} {path}; give a file in a folder that can be written")
+        if path and (
+            not Path(path).parent.is_dir() or not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir()
+        ):
+            raise UserError(
+                f"cannot write --{option.replace('_', '-')} {path}; give a file in a folder that can be written"
+            )
     if args.topk < 1:
         raise UserError(f"--topk must be at least 1, not {args.topk}")
 
@@ -240,9 +250,7 @@ def table(test_set: TestSet, result: RetrievalResult, seconds: float, kind: str)
 def write_topk(path: Path, tables: Sequence[tuple[TestSet, RetrievalResult]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"]
-        )
+        writer.writerow(["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"])
         for test_set, result in tables:
             assert result.topk_indices is not None
             assert result.topk_distances is not None

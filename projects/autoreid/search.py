@@ -1,7 +1,5 @@
 """Searches a network architecture for person re-identification (Auto-ReID, ICCV 2019)."""
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import argparse
@@ -14,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Before PyTorch reads it. A step is thousands of small operations; threads that spin while they wait for one another make it
-# a hundred times slower as soon as another program wants the same core.
+# Before PyTorch reads it. A step is thousands of small operations; threads that spin while they wait for one another
+# make it many times slower as soon as another program wants the same core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -25,8 +23,14 @@ from tqdm import tqdm
 from torchreid_autoreid import Genotype, UserError
 from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import base_parser, config_from_args, run, setup_logging
-from torchreid_autoreid.config import check_search_config, lr_scheduler_kwargs, network_kwargs, optimizer_kwargs
-from torchreid_autoreid.config import search_kwargs, searchdata_kwargs
+from torchreid_autoreid.config import (
+    check_search_config,
+    lr_scheduler_kwargs,
+    network_kwargs,
+    optimizer_kwargs,
+    search_kwargs,
+    searchdata_kwargs,
+)
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.losses import RetrievalLoss
@@ -47,8 +51,9 @@ examples:
   # go on after an interruption
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search/checkpoint.pth
 
-The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an epoch),
-checkpoint.pth (latest), checkpoint-best.pth (best retrieval on the held-out half), config.yaml, search.log and TensorBoard events.
+The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
+epoch), checkpoint.pth (latest), checkpoint-best.pth (best retrieval on the held-out half), config.yaml, search.log and
+TensorBoard events.
 """
 
 
@@ -200,9 +205,8 @@ def log_epoch(record: Mapping[str, Any]) -> None:
         )
     genotype = Genotype.from_dict(record["genotype"])
     for kind in ("normal", "reduce"):
-        lines.append(
-            f"  {kind:<10}  none {record['none_mass'][kind]:.3f}, {record['skips'][kind]} skips: {describe(genotype, kind)}"
-        )
+        none, skips = record["none_mass"][kind], record["skips"][kind]
+        lines.append(f"  {kind:<10}  none {none:.3f}, {skips} skips: {describe(genotype, kind)}")
         lines += [f"    edge {i:>2}: {row}" for i, row in enumerate(_softmax_rows(record, kind))]
     _LOGGER.info("%s", "\n".join(lines))
 

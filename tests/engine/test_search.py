@@ -305,7 +305,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(root, tmp
             engine.model.stem[0].weight.data.fill_(float("nan"))
 
     engine.on_step = poison
-    with pytest.raises(UserError, match=r"became nan at epoch 2, step 2 of \d+; the last good state is kept in") as caught:
+    with pytest.raises(
+        UserError, match=r"became nan at epoch 2, step 2 of \d+; the last good state is kept in"
+    ) as caught:
         run(engine, tmp_path)
     assert "\n" not in str(caught.value)
     kept = load_checkpoint(tmp_path / "checkpoint.pth")

@@ -69,7 +69,9 @@ def search(*arguments, **keywords):
 
 def assert_one_line(done, *words):
     """Exit status 2 and a single line on stderr that names the problem."""
-    lines = [line for line in done.stderr.splitlines() if line.strip() and "Warning" not in line and "warn(" not in line]
+    lines = [
+        line for line in done.stderr.splitlines() if line.strip() and "Warning" not in line and "warn(" not in line
+    ]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
@@ -161,7 +163,10 @@ def test_a_terminal_gets_a_progress_bar_with_the_time_left(images, config, tmp_p
 
 MISTAKES = {
     "unknown dataset": (["-s", "market1502", "-t", "market1502"], ["market1502", "did you mean market1501"]),
-    "missing root": (["-s", "market1501", "-t", "market1501", "--root", "/no/such/place"], ["/no/such/place/market1501", "autoreid_search.yaml"]),
+    "missing root": (
+        ["-s", "market1501", "-t", "market1501", "--root", "/no/such/place"],
+        ["/no/such/place/market1501", "autoreid_search.yaml"],
+    ),
     "unknown key": (["train.max_epochs", "3"], ["train.max_epochs", "train.max_epoch"]),
     "wrong type": (["train.max_epoch", "many"], ["train.max_epoch", "whole number", "many"]),
     "odd options": (["train.max_epoch"], ["train.max_epoch", "pairs"]),
@@ -212,9 +217,7 @@ def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
     victim = sorted((folder / "train").iterdir())[5]
     whole = victim.read_bytes()
     victim.write_bytes({"torn": whole[: len(whole) // 2], "zero bytes": b"", "no image": b"hello"}[damage])
-    done = search(
-        "--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "data.workers", workers
-    )
+    done = search("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "data.workers", workers)
     assert_one_line(done, str(victim), "replace")
 
 

@@ -111,6 +111,7 @@ def test_wires_join_what_the_genotype_says(genotype, kind):
         source = int(np.argmin(np.abs(np.array(rows) - down[0][1])))
         block = int(np.argmin(np.abs(np.array(rows) - join[-1][1]))) - 2
         assert rows[source] == pytest.approx(down[0][1])
+        assert abs(rows[block + 2] - y) < 0.3  # beside its block
         assert _on_a_line(axes, down[0])
         seen.append((block, operation, source))
     expected = [(i, op, source) for i, block in enumerate(getattr(genotype, kind)) for op, source in block]
@@ -165,10 +166,10 @@ def test_a_figure_becomes_the_picture_that_tensorboard_takes():
 def test_the_heat_map_shows_every_probability_in_its_place(make_record):
     record = make_record(2, 4)
     rows, cell = record["probabilities"]["normal"], Genotype.from_dict(record["genotype"]).normal
-    figure = draw_alphas(rows, record["operations"], "epoch $2", cell=cell)
+    figure = draw_alphas(rows, record["operations"], r"$\frac$", cell=cell)
     figure_to_rgb(figure)
     axes = figure.axes[0]
-    assert axes.get_title() == "epoch $2"
+    assert axes.get_title() == r"$\frac$"
     assert [label.get_text() for label in axes.get_xticklabels()] == list(OPERATION_NAMES)
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == [f"{source} → {block + 2}" for _, block, source in cell_edges(4)]

@@ -26,8 +26,8 @@ _LOGGER = logging.getLogger(__name__)
 class FaissEvaluationMixin:
     """Replaces the evaluation of a torchreid image engine: same figures, no dense matrix, no sort.
 
-    Put it before the engine: ``class MyEngine(FaissEvaluationMixin, torchreid.engine.ImageTripletEngine)``, or give it to an
-    engine that exists with :func:`with_faiss_evaluation`.
+    Put it before the engine, ``class MyEngine(FaissEvaluationMixin, torchreid.engine.ImageTripletEngine)``, or give it
+    to an engine that exists with :func:`with_faiss_evaluation`.
     """
 
     @torch.no_grad()
@@ -132,7 +132,12 @@ class FaissEvaluationMixin:
 
 
 def draw_ranked_results(
-    result: RetrievalResult, dataset: tuple[Sequence[Any], Sequence[Any]], width: int, height: int, folder: Path, topk: int
+    result: RetrievalResult,
+    dataset: tuple[Sequence[Any], Sequence[Any]],
+    width: int,
+    height: int,
+    folder: Path,
+    topk: int,
 ) -> None:
     """Draws each query beside its ``topk`` nearest gallery images, by torchreid's own function, a query at a time.
 

@@ -44,7 +44,8 @@ Batch = tuple[Tensor, Tensor]
 class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
     """Searches an architecture: a step of the alphas on ``D_alpha``, then one of the weights on ``D_w``.
 
-    The alphas move first, as in DARTS, so that the virtual step of the second order is the very step the weights take next.
+    The alphas move first, as in DARTS, so that the virtual step of the second order is the very step that the weights
+    take next.
 
     Args:
         datamanager: a :class:`~torchreid_autoreid.data.SearchDataManager`.
@@ -57,8 +58,8 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
         order: of the alphas' gradient, 1 or 2.
         grad_clip: largest norm of the weights' gradient; 0 switches clipping off.
         warmup_epochs: epochs in which the alphas stay frozen.
-        real_alpha_every: the alphas use ``D_alpha`` on every n-th epoch after the warm-up, beginning with the first, and
-            fresh batches of ``D_w`` on the others.
+        real_alpha_every: the alphas use ``D_alpha`` on every n-th epoch after the warm-up, beginning with the first,
+            and fresh batches of ``D_w`` on the others.
         derive_renormalised: derive genotypes from strengths renormalised without ``none``.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         use_gpu: use the GPU if there is one.
@@ -127,7 +128,7 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
 
     # -- torchreid's hooks ------------------------------------------------------------------------------------------
 
-    def run(  # type: ignore[override]
+    def run(
         self,
         save_dir: str = "log",
         max_epoch: int = 0,
@@ -204,7 +205,7 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
         """Writes the latest checkpoint, and the best or a periodic one where it is due."""
         self._save(Path(save_dir), epoch + 1, 0, rank1, is_best)
 
-    def test(self, *_: Any, **__: Any) -> float:  # type: ignore[override]
+    def test(self, *_: Any, **__: Any) -> float:
         """Rank-1 on the held-out half (not on the targets' test sets, which a search never looks at)."""
         return float(self._retrieval().cmc[0])
 
@@ -214,8 +215,8 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
         self.alpha_optimizer.zero_grad()
         value = self.architect.backward(train_batch, alpha_batch)
         self._check_finite("alpha loss", float(value))
-        if not all(bool(alpha.grad.isfinite().all()) for alpha in self.model.alphas()):
-            self._check_finite("alpha gradient", math.nan)
+        norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in self.model.alphas() if alpha.grad is not None])
+        self._check_finite("alpha gradient", float(norm))
         self.alpha_optimizer.step()
         return self._alpha_parts
 
@@ -239,7 +240,11 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
         if math.isfinite(value):
             return
         latest = self.save_dir / "checkpoint.pth"
-        kept = f"the last good state is kept in {latest}" if latest.exists() else "no epoch has ended yet, so nothing is kept"
+        kept = (
+            f"the last good state is kept in {latest}"
+            if latest.exists()
+            else "no epoch has ended yet, so nothing is kept"
+        )
         raise UserError(
             f"the {what} became {value} at epoch {self.epoch + 1}, step {self.batch_idx + 1} of {self.num_batches}; "
             f"{kept}; lower train.lr or search.alpha_lr, or set search.grad_clip"
@@ -377,12 +382,14 @@ class ImageAutoReIDSearchEngine(FaissEvaluationMixin, torchreid.engine.Engine):
             restore_random_state(state["random"])
             epoch = int(state["epoch"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this search ({error}); resume with the configuration it was made with") from None
+            raise UserError(
+                f"{path} does not fit this search ({error}); resume with the configuration it was made with"
+            ) from None
         _LOGGER.info("resumed from %s: epoch %d, batch %d", path, epoch + 1, self._first_batch + 1)
         return epoch
 
     def _forget_later_epochs(self, start_epoch: int) -> None:
-        """Drops the history of epochs that will be run again (a crash can fall between the history and the checkpoint)."""
+        """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
         path = self.save_dir / "history.jsonl"
         if not path.exists():
             return

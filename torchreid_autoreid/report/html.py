@@ -41,7 +41,7 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 figure { margin: .75rem 0; overflow-x: auto; background: #fff; border-radius: 8px; padding: .5rem; }
 img { display: block; margin: 0 auto; max-width: 100%; height: auto; }
-.wide img { min-width: 44rem; }
+.wide img { max-width: none; }
 .scroll { overflow: auto; max-height: 32rem; }
 table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }

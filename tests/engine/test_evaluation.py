@@ -1,0 +1,193 @@
+"""The evaluation of torchreid's engines: its figures, its options, its pictures, without its dense matrix."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchreid
+from PIL import Image
+from torch import nn
+
+from torchreid_autoreid.data import ReadableDataManager
+from torchreid_autoreid.engine import FaissEvaluationMixin, with_faiss_evaluation
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.evaluation import evaluate
+
+
+class Colours(nn.Module):
+    """A network whose features are the image at low resolution, so that nothing needs training."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d((4, 2))
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.norm(self.pool(x))).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part, images in (("train", 2), ("query", 2), ("gallery", 5)):
+        (folder / part).mkdir()
+        for pid in range(1, 13):
+            colour = np.random.default_rng(pid).integers(60, 190, size=3)
+            for index in range(images):
+                pixels = (colour + rng.normal(0, 45, size=(8, 4, 3))).clip(0, 255).astype(np.uint8)
+                camera = 1 + index % 3
+                image = Image.fromarray(pixels).resize((16, 32), Image.Resampling.NEAREST)
+                image.save(folder / part / f"{pid:04d}_c{camera}s1_{index:06d}_00.png")
+    return folder
+
+
+def make_engine(root, kind=torchreid.engine.ImageSoftmaxEngine):
+    manager = ReadableDataManager(
+        str(root),
+        "folder",
+        "folder",
+        height=32,
+        width=16,
+        batch_size_train=4,
+        batch_size_test=7,
+        workers=0,
+        use_gpu=False,
+    )
+    return kind(manager, Colours(), optimizer=None, use_gpu=False)
+
+
+def arguments(engine, **options):
+    loaders = engine.test_loader["folder"]
+    return {"dataset_name": "folder", "query_loader": loaders["query"], "gallery_loader": loaders["gallery"]} | options
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+@pytest.mark.parametrize("normalize_feature", [False, True])
+@pytest.mark.parametrize("dist_metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", [torchreid.engine.ImageSoftmaxEngine, torchreid.engine.ImageTripletEngine])
+def test_figures_equal_torchreids(root, kind, dist_metric, normalize_feature, rerank):
+    options = {"dist_metric": dist_metric, "normalize_feature": normalize_feature, "rerank": rerank, "ranks": [1, 5]}
+    engine = make_engine(root, kind)
+    engine.model.eval()
+    theirs = engine._evaluate(**arguments(engine, **options))
+    assert 0.05 < theirs[1] < 0.999  # neither hopeless nor solved, or agreement would say little
+    ours = with_faiss_evaluation(engine)._evaluate(**arguments(engine, **options))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_it_is_used_by_the_engines_own_run_and_test(root, tmp_path, caplog):
+    caplog.set_level("INFO", logger="torchreid_autoreid")
+    engine = with_faiss_evaluation(make_engine(root))
+    engine.run(save_dir=str(tmp_path), test_only=True, ranks=[1, 3])
+    assert "mAP" in caplog.text
+    assert "Rank-3" in caplog.text
+    assert "Rank-5" not in caplog.text
+    assert engine.test() == pytest.approx(engine._evaluate(**arguments(engine))[0])
+
+
+def test_a_gallery_smaller_than_the_ranks_is_no_problem(root):
+    engine = with_faiss_evaluation(make_engine(root))
+    loaders = engine.test_loader["folder"]
+    loaders["gallery"].dataset.data = [item for item in loaders["gallery"].dataset.data if item[1] <= 3][:9]
+    rank1, mean_ap = engine._evaluate(**arguments(engine, ranks=[1, 20]))
+    assert 0 <= mean_ap <= 1
+    assert 0 <= rank1 <= 1
+
+
+def test_the_cuhk03_protocol_is_honoured(root, monkeypatch):
+    engine = with_faiss_evaluation(make_engine(root))
+    query, gallery = (engine.extract_embeddings(engine.test_loader["folder"][part]) for part in ("query", "gallery"))
+    rank1, mean_ap = engine._evaluate(**arguments(engine, use_metric_cuhk03=True))
+    expected = evaluate(query, gallery, metric="euclidean", use_metric_cuhk03=True)
+    assert (rank1, mean_ap) == (expected.cmc[0], expected.mAP)
+    assert rank1 != evaluate(query, gallery, metric="euclidean").cmc[0]
+
+
+def test_ranked_results_are_drawn_as_torchreid_draws_them(root, tmp_path):
+    engine = make_engine(root)
+    engine.model.eval()
+    options = {"visrank": True, "visrank_topk": 4}
+    engine._evaluate(**arguments(engine, save_dir=str(tmp_path / "theirs"), **options))
+    with_faiss_evaluation(engine)._evaluate(**arguments(engine, save_dir=str(tmp_path / "ours"), **options))
+    theirs, ours = (sorted((tmp_path / who / "visrank_folder").iterdir()) for who in ("theirs", "ours"))
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    assert len(ours) == 24
+    for left, right in zip(ours, theirs, strict=True):
+        assert np.array_equal(cv2.imread(str(left)), cv2.imread(str(right)))
+
+
+def test_modes_and_weights_stay_as_they_were(root):
+    engine = with_faiss_evaluation(make_engine(root))
+    engine.model.train()
+    engine.model.norm.eval()
+    before = {key: value.clone() for key, value in engine.model.state_dict().items()}
+    first = engine.extract_embeddings(engine.test_loader["folder"]["query"])
+    assert engine.model.training
+    assert engine.model.drop.training
+    assert not engine.model.norm.training
+    assert all(torch.equal(before[key], value) for key, value in engine.model.state_dict().items())
+    again = engine.extract_embeddings(engine.test_loader["folder"]["query"])
+    assert np.array_equal(first.features, again.features)  # no dropout
+
+
+def test_normalised_features_have_length_one(root):
+    engine = with_faiss_evaluation(make_engine(root))
+    embeddings = engine.extract_embeddings(engine.test_loader["folder"]["query"], normalize_feature=True)
+    assert np.allclose(np.linalg.norm(embeddings.features, axis=1), 1.0, atol=1e-6)
+
+
+def test_a_network_that_gives_nan_is_told_in_one_line(root):
+    engine = with_faiss_evaluation(make_engine(root))
+    engine.model.norm.running_var.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        engine._evaluate(**arguments(engine))
+
+
+def test_giving_it_twice_changes_nothing(root):
+    engine = with_faiss_evaluation(make_engine(root))
+    kind = type(engine)
+    assert with_faiss_evaluation(engine) is engine
+    assert type(engine) is kind
+    assert isinstance(engine, FaissEvaluationMixin)
+    assert isinstance(engine, torchreid.engine.ImageSoftmaxEngine)
+
+
+@pytest.mark.parametrize(
+    "engine", [object(), torchreid.engine.VideoSoftmaxEngine.__new__(torchreid.engine.VideoSoftmaxEngine)]
+)
+def test_other_engines_are_refused(engine):
+    with pytest.raises(UserError, match=type(engine).__name__):
+        with_faiss_evaluation(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("TORCHREID_CHECKOUT"), reason="TORCHREID_CHECKOUT names no checkout of the toolbox"
+)
+def test_these_tests_pass_with_the_toolboxs_own_release():
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([os.environ["TORCHREID_CHECKOUT"], str(root)])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "tests/engine",
+        "tests/data",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHREID_CHECKOUT"} | {
+        "PYTHONPATH": path
+    }
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -1,0 +1,215 @@
+"""The evaluation command as a person runs it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings
+from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("TORCHREID_AUTOREID_DATA", ROOT.parent / "shared" / "data"))
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "projects" / "autoreid" / "evaluate.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def assert_one_line(done, *words):
+    lines = [
+        line for line in done.stderr.splitlines() if line.strip() and "Warning" not in line and "warn(" not in line
+    ]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def make_embeddings(rng, count):
+    pids = rng.integers(0, 12, size=count)
+    centres = np.random.default_rng(7).normal(size=(12, 16))
+    features = (centres[pids] + rng.normal(0, 1.2, size=(count, 16))).astype(np.float32)
+    return Embeddings(features, pids, rng.integers(0, 4, size=count))
+
+
+def write_npz(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("query", 40), ("gallery", 300)):
+        embeddings = make_embeddings(rng, count)
+        arrays |= {f"{part}_{name}": getattr(embeddings, name) for name in ("features", "pids", "camids")}
+    arrays |= changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def test_the_reference_figures_through_the_command(tmp_path):
+    if not (DATA / "market1501_retail0288.npz").exists():
+        pytest.skip("the reference embeddings are not beside this checkout")
+    reference = json.loads((DATA / "reference.json").read_text())["market1501_retail0288"]
+    for name, options in (("plain", []), ("reranked", ["--rerank"])):
+        out = tmp_path / f"{name}.json"
+        done = command("--features", DATA / "market1501_retail0288.npz", "--json", out, *options)
+        assert done.returncode == 0, done.stderr
+        (figures,) = json.loads(out.read_text()).values()
+        wanted = reference[name]
+        for ours, theirs in (("mAP", "mAP"), ("mINP", "mINP"), ("rank1", "r1"), ("rank5", "r5"), ("rank10", "r10")):
+            assert figures[ours] == pytest.approx(wanted[theirs], abs=1e-5)
+        assert figures["num_valid_queries"] == wanted["nv"]
+        assert f"{wanted['mAP']:.2%}" in done.stdout
+
+
+def test_files_written_agree_with_the_library(tmp_path):
+    source = write_npz(tmp_path / "f.npz")
+    out = {name: tmp_path / name for name in ("figures.json", "top.csv", "again.npz")}
+    done = command(
+        "--features", source, "--metric", "euclidean", "--json", out["figures.json"], "--topk-csv", out["top.csv"],
+        "--topk", 3, "--save-features", out["again.npz"], "--query-expansion", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    query, gallery = load_embeddings(source)
+    expected = evaluate(query, gallery, metric="euclidean", query_expansion=2, topk=3)
+    (figures,) = json.loads(out["figures.json"].read_text()).values()
+    assert figures["mAP"] == pytest.approx(expected.mAP, abs=1e-7)
+    assert figures["metric"] == "euclidean"
+    rows = list(csv.DictReader(out["top.csv"].open()))
+    assert len(rows) == 3 * len(query)
+    assert [int(row["gallery"]) for row in rows] == expected.topk_indices.ravel().tolist()
+    for row in rows:
+        assert int(row["true_match"]) == (query.pids[int(row["query"])] == gallery.pids[int(row["gallery"])])
+    again = load_embeddings(out["again.npz"])
+    assert np.array_equal(again[0].features, query.features)
+    assert np.array_equal(again[1].pids, gallery.pids)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The embedded dataset and the weights of three networks, untrained."""
+    folder = tmp_path_factory.mktemp("drawn")
+    torch.manual_seed(0)
+    own = AutoReIDNetwork(48, channels=2, layers=(1, 1, 1, 1))
+    torch.save({"state_dict": own.state_dict(), "epoch": 1, "rank1": np.float64(0.5)}, folder / "torchreid.pth")
+    other_classes = AutoReIDNetwork(7, channels=2, layers=(1, 1, 1, 1))
+    torch.save({f"module.{key}": value for key, value in other_classes.state_dict().items()}, folder / "parallel.pth")
+    search = AutoReIDSearchNetwork(48, channels=2, layers=(1, 1, 1, 1), blocks=1)
+    torch.save(search.state_dict(), folder / "search.pth")
+    return folder
+
+
+def on_drawn(drawn, weights, *pairs, flags=()):
+    sets = ["-s", "synthetic_pedestrians", "-t", "synthetic_pedestrians", "--root", drawn]
+    size = [
+        "data.height",
+        32,
+        "data.width",
+        16,
+        "data.workers",
+        0,
+        "autoreid.channels",
+        2,
+        "autoreid.layers",
+        "[1,1,1,1]",
+    ]
+    return command("--weights", drawn / weights, *flags, *sets, *size, *pairs)
+
+
+@pytest.mark.parametrize(
+    ("weights", "pairs"),
+    [
+        ("torchreid.pth", ["model.name", "autoreid"]),
+        pytest.param("parallel.pth", ["model.name", "autoreid"], marks=pytest.mark.slow),
+        pytest.param("search.pth", ["model.name", "autoreid_search", "autoreid.blocks", 1], marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_on_its_dataset(drawn, tmp_path, weights, pairs):
+    flags = ["--json", tmp_path / "f.json", "--topk-csv", tmp_path / "t.csv"]
+    done = on_drawn(drawn, weights, *pairs, flags=flags)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "f.json").read_text())["synthetic_pedestrians"]
+    assert figures["num_valid_queries"] == 192
+    assert figures["metric"] == "euclidean"
+    row = next(csv.DictReader((tmp_path / "t.csv").open()))
+    assert Path(row["query_path"]).is_file()
+    assert Path(row["gallery_path"]).is_file()
+
+
+def test_weights_of_another_network_are_named(drawn):
+    assert_one_line(on_drawn(drawn, "search.pth", "model.name", "autoreid"), "search.pth", "another network")
+
+
+@pytest.mark.slow
+def test_weights_that_hold_objects_are_refused(drawn):
+    class Anything:
+        pass
+
+    globals()["Anything"] = Anything
+    Anything.__qualname__ = "Anything"
+    torch.save({"state_dict": {}, "model": Anything()}, drawn / "pickled.pth")
+    assert_one_line(
+        on_drawn(drawn, "pickled.pth", "model.name", "autoreid"), "pickled.pth", "not a readable checkpoint"
+    )
+    assert_one_line(on_drawn(drawn, "torchreid.pth", "model.name", "no_such_net"), "no_such_net")
+
+
+BAD_FILES = {
+    "a missing key": ({"gallery_pids": None}, ["gallery_pids"]),
+    "pickled objects": ({"query_pids": np.array([object()] * 40, dtype=object)}, ["query_pids"]),
+    "NaN": ({"query_features": np.full((40, 16), np.nan, np.float32)}, ["NaN", "rows"]),
+    "other dimensions": ({"gallery_features": np.ones((300, 8), np.float32)}, ["16", "8"]),
+    "other length": ({"gallery_camids": np.zeros(299, int)}, ["camids", "299"]),
+    "no true match": ({"gallery_pids": np.full(300, 99)}, ["true match"]),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("pickled objects", "NaN") else pytest.mark.slow) for n in BAD_FILES]
+)
+def test_bad_files_get_one_line(tmp_path, name):
+    changes, words = BAD_FILES[name]
+    assert_one_line(command("--features", write_npz(tmp_path / "f.npz", **changes)), *words)
+
+
+BAD_OPTIONS = {
+    "missing file": (["--features", "/no/such.npz"], ["/no/such.npz"]),
+    "missing weights": (
+        ["--weights", "/no/such.pth", "-s", "synthetic_pedestrians", "-t", "synthetic_pedestrians"],
+        ["/no/such.pth"],
+    ),
+    "unwritable output": (["--json", "/no/such/folder/f.json"], ["--json", "/no/such/folder"]),
+    "k1 too large": (["--rerank", "--k1", "5000"], ["5000", "k1"]),
+    "unknown index": (["--index", "Flatt"], ["Flatt"]),
+    "no GPU": (["--device", "cuda"], ["cuda"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options_get_one_line(tmp_path, name):
+    if name == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    options, words = BAD_OPTIONS[name]
+    source = [] if "--features" in options or "--weights" in options else ["--features", write_npz(tmp_path / "f.npz")]
+    root = ["--root", tmp_path] if "--weights" in options else []
+    assert_one_line(command(*source, *root, *options), *words)
+
+
+def test_without_a_source_the_options_are_named():
+    done = command()
+    assert done.returncode == 2
+    assert "--weights" in done.stderr
+    assert "--features" in done.stderr
