@@ -489,8 +489,8 @@ _UNUSED_IN_SEARCH = {
     "test.rerank": "use evaluate.py",
     "test.visrank": "use evaluate.py",
     "test.visrank_topk": "use evaluate.py",
-    "autoreid.genotype": "it finds one; train.py takes one",
-    "autoreid.drop_path": "train.py takes it",
+    "autoreid.genotype": "it finds one; register_model takes one",
+    "autoreid.drop_path": "register_model takes it",
 }
 
 #: Keys that only some values of another key read.
