@@ -3,6 +3,12 @@
 Importing the package registers its models and datasets with torchreid.
 """
 
+# ruff: noqa: E402
+import warnings
+
+# torchreid says on import that it has no compiled evaluation; the plugin brings its own.
+warnings.filterwarnings("ignore", "Cython evaluation")
+
 from . import data, plugin
 from .errors import UserError
 from .genotype import Genotype

@@ -3,6 +3,7 @@
 From a model and its configuration, or from the feature vectors of any framework.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -11,12 +12,15 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in search.py
+# torchreid says on import that it has no compiled evaluation; the plugin brings its own.
+warnings.filterwarnings("ignore", "Cython evaluation")
 
 import torch
 import torchreid
@@ -149,6 +153,8 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def extract(cfg: Any, weights: str, device: str) -> Iterator[TestSet]:
     """The test sets of ``data.targets``, embedded by the model."""
+    if not Path(weights).is_file():  # before the data, which can take a while
+        raise UserError(f"no checkpoint at {weights}; give the path of a checkpoint.pth that a run has written")
     manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
     model = build_model(cfg, manager.num_train_pids)
     load_weights(model, weights)

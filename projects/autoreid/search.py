@@ -1,5 +1,6 @@
 """Searches a network architecture for person re-identification (Auto-ReID, ICCV 2019)."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 # Before PyTorch reads it. A step is thousands of small operations; threads that spin while they wait for one another
 # make it many times slower as soon as another program wants the same core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# torchreid says on import that it has no compiled evaluation; the plugin brings its own.
+warnings.filterwarnings("ignore", "Cython evaluation")
 
 import torch
 import torchreid
@@ -177,9 +181,11 @@ class Progress:
     def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
         if self.bar is None:
             done = epoch * batches + batch
-            # Some terminals say that they have no columns at all; tqdm would believe them.
-            columns = shutil.get_terminal_size().columns
-            self.bar = tqdm(total=self.epochs * batches, initial=done, unit="step", ncols=columns)
+            # Some terminals say that they have no columns and rows at all; tqdm would believe them.
+            size = shutil.get_terminal_size()
+            self.bar = tqdm(
+                total=self.epochs * batches, initial=done, unit="step", ncols=size.columns, nrows=size.lines
+            )
         # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
         self.bar.n = epoch * batches + batch + 1
         self.bar.total = self.epochs * batches

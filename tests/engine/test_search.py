@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchreid
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchreid_autoreid.checkpoint import load_checkpoint
 from torchreid_autoreid.data import SearchDataManager
@@ -205,6 +206,21 @@ def test_log_folder_holds_what_it_should(root, tmp_path):
     best = max(record["retrieval"]["mAP"] for record in records)
     state_best = load_checkpoint(tmp_path / "checkpoint-best.pth")
     assert state_best["search"]["best_map"] == best
+
+
+def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path):
+    run(build(root), tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+    tags = events.Tags()
+    for part in ("w/loss_triplet", "alpha/top5", "lr/w", "none_mass/normal", "skips/reduce", "retrieval/mAP"):
+        values = [event.value for event in events.Scalars(f"Search/{part}")]
+        group, name = part.split("/")
+        assert values == pytest.approx([record[group][name] for record in history(tmp_path)], rel=1e-5)
+    assert {"Alphas/normal", "Alphas/reduce"} <= set(tags["histograms"])
+    for kind in ("normal", "reduce"):
+        (first, second) = events.Images(f"Cells/{kind}")
+        assert first.width > 300
+        assert second.encoded_image_string.startswith(b"\x89PNG")
 
 
 def test_losses_of_the_history_are_means_over_the_steps(root, tmp_path):

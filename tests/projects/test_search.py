@@ -69,9 +69,7 @@ def search(*arguments, **keywords):
 
 def assert_one_line(done, *words):
     """Exit status 2 and a single line on stderr that names the problem."""
-    lines = [
-        line for line in done.stderr.splitlines() if line.strip() and "Warning" not in line and "warn(" not in line
-    ]
+    lines = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
