@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in search.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in search.py
 # torchreid says on import that it has no compiled evaluation; the plugin brings its own.
 warnings.filterwarnings("ignore", "Cython evaluation")
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Before PyTorch reads it. A step is thousands of small operations; threads that spin while they wait for one another
-# make it many times slower as soon as another program wants the same core.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before PyTorch reads it. A step is thousands of small operations; threads that spin for long while they wait for one
+# another make it up to a hundred times slower as soon as another program wants the same core, and threads that never
+# spin make it three times slower on an idle machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # torchreid says on import that it has no compiled evaluation; the plugin brings its own.
 warnings.filterwarnings("ignore", "Cython evaluation")
 
