@@ -88,6 +88,35 @@ class Collection:
                 release(self.shard)
             first += size
 
+    def pair_distances(self, metric: str, device: torch.device, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(P,) float32 distances of chosen pairs of items, by position, the same in every process."""
+        values = np.zeros(len(rows), dtype=np.float32)
+        own = np.flatnonzero(self._owns(rows))
+        own = own[np.argsort(columns[own], kind="stable")]
+        for start, piece in self.pieces(block_shape([device])[1]):
+            first, end = np.searchsorted(columns[own], [start, start + len(piece)])
+            vectors = prepare(piece, metric, device)
+            for begin, stop in ranges(end - first, PAIRS_AT_ONCE):
+                some = own[first + begin : first + stop]
+                a = prepare(self._features(rows[some]), metric, device)
+                b = vectors.take(torch.from_numpy(columns[some] - start).to(device))
+                values[some] = pair_distances(a, b).cpu().numpy()
+        return self.world.sum(values)
+
+    def _owns(self, positions: np.ndarray) -> np.ndarray:
+        """Whether this process answers for an item: one of its shard, or of its share of the head."""
+        share = share_of(len(self.head), self.world)
+        in_shard = (positions >= self.shard_start) & (positions < self.shard_start + len(self.shard))
+        return in_shard | ((positions >= share.start) & (positions < share.stop))
+
+    def _features(self, positions: np.ndarray) -> np.ndarray:
+        """Raw features of items of the head and of this process's shard."""
+        values = np.empty((len(positions), self.shard.shape[1]), dtype=np.float32)
+        in_head = positions < len(self.head)
+        values[in_head] = self.head[positions[in_head]]
+        values[~in_head] = self.shard[positions[~in_head] - self.shard_start]
+        return values
+
 
 def share_of(length: int, world: OneProcess) -> slice:
     """This process's part of what all processes hold."""
@@ -120,26 +149,6 @@ class Items(CollectionDistances):
         share = share_of(len(collection.head), self.world)
         self.share_size = share.stop - share.start
         super().__init__([collection.head[share], collection.shard], collection, metric, devices)
-        start = collection.shard_start
-        self.own_positions = np.r_[share, start : start + len(collection.shard)]
-
-    def pair_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(P,) float32 distances of chosen pairs of items, by position, the same in every process."""
-        values = np.zeros(len(rows), dtype=np.float32)
-        place = np.full(self.num_gallery, -1)
-        place[self.own_positions] = np.arange(self.num_queries)
-        own = np.flatnonzero(place[rows] >= 0)
-        own = own[np.argsort(columns[own], kind="stable")]
-        device = self.devices[0]
-        for start, piece in self.pieces():
-            first, end = np.searchsorted(columns[own], [start, start + len(piece)])
-            vectors = prepare(piece, self.metric, device)
-            for begin, stop in ranges(end - first, PAIRS_AT_ONCE):
-                some = own[first + begin : first + stop]
-                a = self.query[device].take(torch.from_numpy(place[rows[some]]).to(device))
-                b = vectors.take(torch.from_numpy(columns[some] - start).to(device))
-                values[some] = pair_distances(a, b).cpu().numpy()
-        return self.world.sum(values)
 
     def neighbourhood(self, k: int, progress: Progress | None = None) -> Neighbourhood:
         """The k nearest of every item, found once and told to every process."""

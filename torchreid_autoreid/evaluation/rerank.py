@@ -28,7 +28,7 @@ from .processes import OneProcess
 from .ranking import Nearest
 
 DEFINITIONS = ("torchreid", "zhong")
-SHARED_AT_ONCE = 1 << 25  # query-gallery pairs with a shared column that are held together
+SHARED_AT_ONCE = 1 << 22  # query-gallery pairs with a shared column that are held together
 POSTINGS_AT_ONCE = 1 << 17
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
@@ -219,11 +219,11 @@ class RerankedDistances:
         self.shared = sp.csr_array(
             (shared.values, (shared.rows, shared.columns)), shape=(self.num_queries, self.num_gallery)
         )
-        self.by_column = self.shared.tocsc()
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        by_column = self.shared.tocsc()
         for start, stop, rows_of in self.base.columns():
-            yield start, stop, partial(self._rows, rows_of, self.by_column[:, start:stop].tocsr())
+            yield start, stop, partial(self._rows, rows_of, by_column[:, start:stop].tocsr())
 
     def _rows(self, rows_of: RowsOf, shared: sp.csr_array, device: torch.device) -> BlockOf:
         block_of = rows_of(device)
@@ -249,7 +249,7 @@ class RerankedDistances:
 
 
 def reranked_parts(
-    near: Neighbourhood,
+    farthest: np.ndarray,
     encoding: sp.csr_array,
     own_gallery: slice,
     base: Callable[[int, int], Distances],
@@ -264,8 +264,12 @@ def reranked_parts(
     while first < num_queries:
         before = ends[first - 1] if first else 0
         end = max(first + 1, int(np.searchsorted(ends, before + SHARED_AT_ONCE, "right")))
-        shared = index.shared(encoding[first:end])
-        yield first, end, RerankedDistances(base(first, end), near.farthest[first:end], shared, settings)
+        # No name keeps a part alive while the next is made.
+        yield (
+            first,
+            end,
+            RerankedDistances(base(first, end), farthest[first:end], index.shared(encoding[first:end]), settings),
+        )
         first = end
 
 
@@ -281,17 +285,16 @@ def feature_parts(
     """`reranked_parts` from raw features; `gallery` is this process's."""
     collection = Collection(query, gallery, world)
     settings.check_gallery(sum(collection.sizes))
-    items = Items(collection, metric, devices)
-    near = items.neighbourhood(min(settings.num_neighbours, len(collection)), progress)
-    encoding = encode(near, items.pair_distances, settings)
+    near = Items(collection, metric, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress)
+    encoding = encode(near, partial(collection.pair_distances, metric, devices[0]), settings)
     own_gallery = slice(collection.shard_start, collection.shard_start + len(gallery))
-    del items  # a copy of all features
-    near = Neighbourhood(near.indices[:0], near.distances[:0], near.farthest)
+    farthest = near.farthest
+    del near
 
     def base(first: int, end: int) -> Distances:
         return FeatureDistances(query[first:end], gallery, metric, devices)
 
-    yield from reranked_parts(near, encoding, own_gallery, base, len(query), settings, world)
+    yield from reranked_parts(farthest, encoding, own_gallery, base, len(query), settings, world)
 
 
 class _Fill:
@@ -314,6 +317,7 @@ def _dense(parts: Iterator[tuple[int, int, RerankedDistances]], shape: tuple[int
     matrix = np.empty(shape, dtype=np.float32)
     for first, end, distances in parts:
         scan(distances, [_Fill(matrix[first:end])])
+        del distances  # before the next part is made
     return matrix
 
 
@@ -444,7 +448,7 @@ def re_ranking(
     near = Neighbourhood(indices, distances, farthest.values.numpy())
     encoding = encode(near, pairs.pair_distances, settings)
     base = partial(_squared_part, q_g)
-    return _dense(reranked_parts(near, encoding, slice(nq, n), base, nq, settings, OneProcess()), (nq, ng))
+    return _dense(reranked_parts(near.farthest, encoding, slice(nq, n), base, nq, settings, OneProcess()), (nq, ng))
 
 
 def _squared_part(matrix: np.ndarray, first: int, end: int) -> Distances:

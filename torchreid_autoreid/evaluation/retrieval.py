@@ -136,6 +136,7 @@ def evaluate(
             ranked.append(rank_queries(distances, labels, topk, world, progress))
             if use_metric_cuhk03:
                 shots.append(single_shot_ranks(distances, labels, cuhk03_repeats, seed, first, world))
+            del distances  # before the next part is made
     num_candidates = len(np.unique(world.concatenate(gallery.pids))) if use_metric_cuhk03 else setting.num_gallery
     return summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
 
