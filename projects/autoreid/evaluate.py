@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in search.py
 # torchreid says on import that it has no compiled evaluation; the plugin brings its own.
 warnings.filterwarnings("ignore", "Cython evaluation")
 
+import numpy as np
 import torch
 import torchreid
 from tqdm import tqdm
@@ -32,7 +33,17 @@ from torchreid_autoreid.cli import base_parser, config_from_args, run
 from torchreid_autoreid.config import imagedata_kwargs, network_kwargs
 from torchreid_autoreid.data import ReadableDataManager
 from torchreid_autoreid.engine import with_faiss_evaluation
-from torchreid_autoreid.evaluation import Embeddings, RetrievalResult, evaluate, load_embeddings, save_embeddings
+from torchreid_autoreid.evaluation import (
+    Embeddings,
+    RetrievalIndex,
+    RetrievalResult,
+    RocCurve,
+    evaluate,
+    load_embeddings,
+    roc,
+    save_embeddings,
+)
+from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 EPILOG = """
@@ -47,6 +58,8 @@ examples:
       model.name autoreid_search
   python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
       model.name osnet_x1_0
+  # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
+  torchrun --nproc_per_node 2 projects/autoreid/evaluate.py --features features.npz --rerank
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
 With model.name autoreid the network is the one of autoreid.genotype, autoreid.channels and autoreid.layers.
@@ -55,11 +68,15 @@ With model.name autoreid the network is the one of autoreid.genotype, autoreid.c
 
 @dataclass(frozen=True)
 class TestSet:
-    """A query and a gallery with, where they are known, the paths of their images."""
+    """A query and a gallery with, where they are known, the paths of their images.
+
+    With several processes ``gallery`` is the part of this one; paths are of the whole gallery.
+    """
 
     name: str
     query: Embeddings
     gallery: Embeddings
+    gallery_size: int
     query_paths: Sequence[str] = ()
     gallery_paths: Sequence[str] = ()
 
@@ -92,10 +109,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
     )
     parser.add_argument(
-        "--index", default="Flat", metavar="FACTORY", help="faiss index (default: Flat, which is exact)"
+        "--index",
+        default="Flat",
+        metavar="FACTORY",
+        help="faiss index, such as IVF1024,Flat or HNSW32, or a file of one (default: Flat, which is exact)",
     )
+    parser.add_argument("--save-index", metavar="FILE", help="write the index, to be given to --index again")
     parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
+    parser.add_argument(
+        "--fpr",
+        metavar="RATE",
+        type=float,
+        action="append",
+        help="also the true-accept rate and the distance threshold at this false-accept rate; may be repeated",
+    )
     parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
@@ -110,36 +138,50 @@ def main(argv: list[str] | None = None) -> int:
     cfg = config_from_args(args)
     check_outputs(args)
     device = args.device or ("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
+    with torchrun_processes(device) as world:
+        evaluate_all(args, cfg, device, world)
+    return 0
+
+
+def evaluate_all(args: argparse.Namespace, cfg: Any, device: str, world: OneProcess) -> None:
+    """Evaluates every test set; the first process prints and writes."""
     if args.features:
-        sets: Iterable[TestSet] = [TestSet(Path(args.features).name, *load_embeddings(args.features))]
+        sets: Iterable[TestSet] = [share_of_features(args.features, world)]
     else:
-        sets = extract(cfg, args.weights, device)
+        sets = extract(cfg, args.weights, device, world)
     metric = args.metric or (cfg.test.dist_metric if args.weights else "cosine")
-    figures, tables = {}, []
+    figures, rows = {}, []
     for test_set in sets:
-        if args.save_features:
-            if tables:
-                raise UserError("--save-features writes one dataset; give a single -t NAME")
-            save_embeddings(args.save_features, test_set.query, test_set.gallery)
+        if figures and (args.save_features or args.save_index):
+            raise UserError("--save-features and --save-index write one dataset; give a single -t NAME")
+        whole = whole_gallery(test_set.gallery, world) if args.save_features or args.topk_csv else test_set.gallery
+        if args.save_features and world.rank == 0:
+            save_embeddings(args.save_features, test_set.query, whole)
         started = time.monotonic()
         # The configuration's keys count as the options do.
         rerank, cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
-        result = evaluate_set(test_set, args, metric, device, rerank, cuhk03)
+        result, curve = evaluate_set(test_set, args, metric, device, rerank, cuhk03, world)
         seconds = time.monotonic() - started
-        print(table(test_set, result, seconds, f"{metric}, re-ranked" if rerank else metric))
+        if world.rank == 0:
+            print(table(test_set, result, curve, seconds, f"{metric}, re-ranked" if rerank else metric))
         figures[test_set.name] = result.to_dict() | {"metric": metric, "reranked": rerank, "seconds": seconds}
-        tables.append((test_set, result))
-    if args.topk_csv:
-        write_atomically(args.topk_csv, lambda name: write_topk(Path(name), tables))
-    if args.json:
-        text = json.dumps(figures, indent=1)
-        write_atomically(args.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
-    return 0
+        if curve is not None:
+            figures[test_set.name]["roc"] = roc_figures(curve)
+        if args.topk_csv:
+            rows += topk_rows(test_set, whole.pids, result)
+    if world.rank == 0:
+        if args.topk_csv:
+            write_atomically(args.topk_csv, lambda name: write_topk(Path(name), rows))
+        if args.json:
+            text = json.dumps(figures, indent=1)
+            write_atomically(args.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
 
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
-    for option in ("json", "save_features", "topk_csv"):
+    for option in ("json", "save_features", "save_index", "topk_csv"):
         path = getattr(args, option)
         if path and (
             not Path(path).parent.is_dir() or not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir()
@@ -149,30 +191,47 @@ def check_outputs(args: argparse.Namespace) -> None:
             )
     if args.topk < 1:
         raise UserError(f"--topk must be at least 1, not {args.topk}")
+    if args.save_index and args.index == "Flat":
+        raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
 
 
-def extract(cfg: Any, weights: str, device: str) -> Iterator[TestSet]:
+def share_of_features(path: str, world: OneProcess) -> TestSet:
+    """The test set of a file; its gallery is the part of this process."""
+    query, gallery = load_embeddings(path)
+    size = len(gallery)
+    if size < world.size:
+        raise UserError(f"{path}: a gallery of {size} cannot be shared by {world.size} processes; start at most {size}")
+    part = slice(size * world.rank // world.size, size * (world.rank + 1) // world.size)
+    own = Embeddings(gallery.features[part], gallery.pids[part], gallery.camids[part])
+    return TestSet(Path(path).name, query, own, size)
+
+
+def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
+    """The gallery of which every process holds a part."""
+    if world.size == 1:
+        return part
+    return Embeddings(*(world.concatenate(values) for values in (part.features, part.pids, part.camids)))
+
+
+def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[TestSet]:
     """The test sets of ``data.targets``, embedded by the model."""
     if not Path(weights).is_file():  # before the data, which can take a while
         raise UserError(f"no checkpoint at {weights}; give the path of a checkpoint.pth that a run has written")
-    manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
+    with first_process_first(world):  # it may have to draw or to unpack the data
+        manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
     model = build_model(cfg, manager.num_train_pids)
     load_weights(model, weights)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     engine = with_faiss_evaluation(
-        torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda")
+        torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda"),
+        distributed=world.size > 1,
     )
     for name, loaders in manager.test_loader.items():
-        query, gallery = (
-            engine.extract_embeddings(
-                tqdm(loaders[part], desc=f"{name} {part}", unit="batch", disable=not sys.stderr.isatty()),
-                cfg.test.normalize_feature,
+        with Bar(world) as bar:
+            query, gallery = engine.extract_test_set(
+                loaders["query"], loaders["gallery"], cfg.test.normalize_feature, bar
             )
-            for part in ("query", "gallery")
-        )
         paths = [[item[0] for item in loaders[part].dataset.data] for part in ("query", "gallery")]
-        yield TestSet(name, query, gallery, *paths)
+        yield TestSet(name, query, gallery, len(paths[1]), *paths)
 
 
 def build_model(cfg: Any, num_classes: int) -> torch.nn.Module:
@@ -190,10 +249,16 @@ def build_model(cfg: Any, num_classes: int) -> torch.nn.Module:
 
 
 def evaluate_set(
-    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, rerank: bool, cuhk03: bool
-) -> RetrievalResult:
-    with Bar() as bar:
-        return evaluate(
+    test_set: TestSet,
+    args: argparse.Namespace,
+    metric: str,
+    device: str,
+    rerank: bool,
+    cuhk03: bool,
+    world: OneProcess,
+) -> tuple[RetrievalResult, RocCurve | None]:
+    with Bar(world) as bar:
+        result = evaluate(
             test_set.query,
             test_set.gallery,
             metric=metric,
@@ -205,20 +270,47 @@ def evaluate_set(
             query_expansion=args.query_expansion,
             query_expansion_alpha=args.query_expansion_alpha,
             database_augmentation=args.database_augmentation,
-            index=args.index,
+            index=make_index(test_set, args, metric, device, world, bar),
             search_parameters=args.search_parameters,
             max_rank=args.max_rank,
             device=device,
             use_metric_cuhk03=cuhk03,
             topk=args.topk if args.topk_csv else 0,
+            distributed=world.size > 1,
             progress=bar,
         )
+        if not args.fpr:
+            return result, None
+        distributed = world.size > 1
+        return result, roc(test_set.query, test_set.gallery, args.fpr, metric, device, distributed=distributed)
+
+
+def make_index(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess, bar: Bar
+) -> str | RetrievalIndex:
+    """What ``evaluate`` takes for its index: a factory string, or one that was read or is to be written."""
+    given = Path(args.index).is_file()
+    if not given and not args.save_index:
+        return args.index
+    if world.size > 1:
+        raise UserError("an index file holds the whole gallery; run in one process, or build the index anew each time")
+    if args.database_augmentation:
+        raise UserError("an index file holds the gallery as it is; leave --database-augmentation out")
+    if given:
+        index = RetrievalIndex.load(args.index, test_set.gallery.dimension, metric, device)
+    else:
+        index = RetrievalIndex.build(test_set.gallery.features, args.index, metric, device, progress=bar)
+        index.visit_more_lists()
+    if args.save_index:
+        index.save(args.save_index)
+    return index
 
 
 class Bar:
     """Shows what an evaluation is doing as a bar with the time left, on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: OneProcess) -> None:
+        self.hidden = world.rank > 0 or not sys.stderr.isatty()
         self.what = ""
         self.bar: tqdm | None = None
 
@@ -226,7 +318,7 @@ class Bar:
         if self.bar is None or what != self.what:
             self.__exit__()
             self.what = what
-            self.bar = tqdm(desc=what, total=total, disable=not sys.stderr.isatty())
+            self.bar = tqdm(desc=what, total=total, disable=self.hidden)
         self.bar.update(done - self.bar.n)
 
     def __enter__(self) -> Bar:
@@ -237,15 +329,21 @@ class Bar:
             self.bar.close()
 
 
-def table(test_set: TestSet, result: RetrievalResult, seconds: float, kind: str) -> str:
+def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, seconds: float, kind: str) -> str:
     suffix = "" if result.exact else " on what was retrieved"
     rows = [
         (f"mAP{suffix}", f"{result.mAP:.2%}"),
         (f"mINP{suffix}", f"{result.mINP:.2%}"),
         *((f"rank-{rank}", f"{result.rank(rank):.2%}") for rank in (1, 5, 10, 20) if rank <= len(result.cmc)),
         *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in result.recall.items()),
+    ]
+    for row in roc_figures(curve) if curve is not None else ():
+        rows.append(
+            (f"true accepts at {row['fpr']:g} false ones (threshold {row['threshold']:.4g})", f"{row['tpr']:.2%}")
+        )
+    rows += [
         ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
-        ("gallery", f"{len(test_set.gallery)} x {test_set.gallery.dimension}"),
+        ("gallery", f"{test_set.gallery_size} x {test_set.gallery.dimension}"),
         ("index", result.index if result.exact else f"{result.index} (approximate)"),
         ("seconds", f"{seconds:.1f}"),
     ]
@@ -253,29 +351,38 @@ def table(test_set: TestSet, result: RetrievalResult, seconds: float, kind: str)
     return "\n".join([f"{test_set.name} ({kind})", *(f"  {name:<{width}}  {value:>12}" for name, value in rows)])
 
 
-def write_topk(path: Path, tables: Sequence[tuple[TestSet, RetrievalResult]]) -> None:
+def roc_figures(curve: RocCurve) -> list[dict[str, float]]:
+    return [
+        {"fpr": float(fpr), "tpr": float(tpr), "threshold": float(threshold)}
+        for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.thresholds, strict=True)
+    ]
+
+
+def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResult) -> list[list[Any]]:
+    assert result.topk_indices is not None
+    assert result.topk_distances is not None
+    return [
+        [
+            test_set.name,
+            query,
+            test_set.query_paths[query] if test_set.query_paths else "",
+            rank,
+            index,
+            test_set.gallery_paths[index] if test_set.gallery_paths else "",
+            f"{distance:.7g}",
+            int(test_set.query.pids[query] == gallery_pids[index]),
+        ]
+        for query, nearest in enumerate(zip(result.topk_indices, result.topk_distances, strict=True))
+        for rank, (index, distance) in enumerate(zip(*nearest, strict=True), start=1)
+        if index >= 0  # else the gallery has fewer
+    ]
+
+
+def write_topk(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"])
-        for test_set, result in tables:
-            assert result.topk_indices is not None
-            assert result.topk_distances is not None
-            for query, (indices, distances) in enumerate(zip(result.topk_indices, result.topk_distances, strict=True)):
-                for rank, (index, distance) in enumerate(zip(indices, distances, strict=True), start=1):
-                    if index < 0:  # the gallery has fewer
-                        break
-                    writer.writerow(
-                        [
-                            test_set.name,
-                            query,
-                            test_set.query_paths[query] if test_set.query_paths else "",
-                            rank,
-                            index,
-                            test_set.gallery_paths[index] if test_set.gallery_paths else "",
-                            f"{distance:.7g}",
-                            int(test_set.query.pids[query] == test_set.gallery.pids[index]),
-                        ]
-                    )
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

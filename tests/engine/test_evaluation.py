@@ -14,7 +14,9 @@ from PIL import Image
 from torch import nn
 
 from torchreid_autoreid.data import ReadableDataManager
+from torchreid_autoreid.data.loader import InOrderLoader
 from torchreid_autoreid.engine import FaissEvaluationMixin, with_faiss_evaluation
+from torchreid_autoreid.engine.evaluation import share_of_loader
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import evaluate
 
@@ -148,6 +150,36 @@ def test_a_network_that_gives_nan_is_told_in_one_line(root):
     engine.model.norm.running_var.fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
         engine._evaluate(**arguments(engine))
+
+
+class World:
+    """A process among several."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_processes_share_the_batches(root, size):
+    own = make_engine(root).test_loader["folder"]["gallery"]
+    plain = torch.utils.data.DataLoader(own.dataset, batch_size=7)  # torchreid's own manager has these
+    for loader in (own, plain):
+        whole = [batch["impath"] for batch in loader]
+        shared = [batch["impath"] for rank in range(size) for batch in share_of_loader(loader, World(rank, size))]
+        assert shared == whole
+
+
+def test_a_small_gallery_gives_every_process_an_image(root):
+    loader = InOrderLoader(
+        torch.utils.data.Subset(make_engine(root).test_loader["folder"]["gallery"].dataset, [0, 1, 2, 3, 4]), 7
+    )
+    parts = [
+        [path for batch in share_of_loader(loader, World(rank, 3)) for path in batch["impath"]] for rank in range(3)
+    ]
+    assert all(parts)
+    assert [path for part in parts for path in part] == [path for batch in loader for path in batch["impath"]]
+    with pytest.raises(UserError, match="5 images cannot be shared by 6 processes"):
+        share_of_loader(loader, World(0, 6))
 
 
 def test_giving_it_twice_changes_nothing(root):

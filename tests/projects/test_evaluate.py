@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings
+from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, roc
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,19 @@ def command(*arguments):
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+
+
+def torchrun(processes, *arguments):
+    """The command in several processes; prints nothing but what the first one does."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+         str(ROOT / "projects" / "autoreid" / "evaluate.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 def assert_one_line(done, *words):
@@ -95,6 +109,51 @@ def test_files_written_agree_with_the_library(tmp_path):
     assert np.array_equal(again[1].pids, gallery.pids)
 
 
+def test_an_index_is_saved_and_found_again(tmp_path):
+    source, index = write_npz(tmp_path / "f.npz"), tmp_path / "gallery.faiss"
+    built, loaded = tmp_path / "built.json", tmp_path / "loaded.json"
+    done = command("--features", source, "--index", "IVF4,Flat", "--save-index", index, "--json", built)
+    assert done.returncode == 0, done.stderr
+    done = command("--features", source, "--index", index, "--json", loaded)
+    assert done.returncode == 0, done.stderr
+    assert "(approximate)" in done.stdout
+    (first,), (second,) = (json.loads(path.read_text()).values() for path in (built, loaded))
+    assert first["mAP_on_retrieved"] == second["mAP_on_retrieved"]
+    assert first["recall"] == second["recall"]
+    other = write_npz(tmp_path / "g.npz", query_features=np.ones((40, 3)), gallery_features=np.ones((300, 3)))
+    assert_one_line(command("--features", other, "--index", index), "gallery.faiss", "16 dimensions", "3")
+
+
+def test_true_accepts_at_a_rate_of_false_ones(tmp_path):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out.json"
+    done = command("--features", source, "--fpr", 0.01, "--fpr", 0.1, "--json", out)
+    assert done.returncode == 0, done.stderr
+    expected = roc(*load_embeddings(source), [0.01, 0.1])
+    (figures,) = json.loads(out.read_text()).values()
+    assert [row["tpr"] for row in figures["roc"]] == expected.tpr.tolist()
+    assert [row["threshold"] for row in figures["roc"]] == expected.thresholds.tolist()
+    assert f"{expected.tpr[0]:.2%}" in done.stdout
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_writes(tmp_path):
+    source = write_npz(tmp_path / "f.npz")
+    written = []
+    for run in (command, partial(torchrun, 3)):
+        out = {name: tmp_path / name for name in ("figures.json", "top.csv", "again.npz")}
+        done = run(
+            "--features", source, "--rerank", "--json", out["figures.json"], "--topk-csv", out["top.csv"],
+            "--save-features", out["again.npz"],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("mAP") == 1
+        (figures,) = json.loads(out["figures.json"].read_text()).values()
+        figures.pop("seconds")
+        features = load_embeddings(out["again.npz"])[1].features.tolist()
+        written.append((figures, out["top.csv"].read_text(), features))
+    assert written[0] == written[1]
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The embedded dataset and the weights of three networks, untrained."""
@@ -144,6 +203,22 @@ def test_a_model_on_its_dataset(drawn, tmp_path, weights, pairs):
     row = next(csv.DictReader((tmp_path / "t.csv").open()))
     assert Path(row["query_path"]).is_file()
     assert Path(row["gallery_path"]).is_file()
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_images(drawn, tmp_path):
+    arguments = ["--weights", drawn / "torchreid.pth", "-s", "synthetic_pedestrians", "--root", drawn]
+    pairs = "model.name autoreid data.height 32 data.width 16 data.workers 0 autoreid.channels 2 test.batch_size 50"
+    answers = []
+    for number, run in enumerate((command, partial(torchrun, 2))):
+        out = tmp_path / f"{number}.json"
+        done = run(*arguments, "--json", out, "--topk-csv", tmp_path / f"{number}.csv", *pairs.split(),
+                   "autoreid.layers", "[1,1,1,1]")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(out.read_text())["synthetic_pedestrians"]
+        figures.pop("seconds")
+        answers.append((figures, list(csv.DictReader((tmp_path / f"{number}.csv").open()))))
+    assert answers[0] == answers[1]
 
 
 def test_weights_of_another_network_are_named(drawn):

@@ -184,11 +184,14 @@ class SearchLoader:
 class InOrderLoader:
     """A loader for testing: all images in their order, the incomplete last batch included.
 
+    Args:
+        images: :class:`ReadableImages`, or a subset of them.
+
     Raises:
         UserError: while loading, if an image cannot be read.
     """
 
-    def __init__(self, images: ReadableImages, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(self, images: Any, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
         self.dataset = images
         self.batch_size = batch_size
         self.workers = workers

@@ -14,9 +14,13 @@ import numpy as np
 import torch
 import torchreid
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
 
+from ..data.loader import InOrderLoader
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
+from ..evaluation.blocks import Progress
+from ..evaluation.processes import OneProcess, processes
 
 __all__ = ["FaissEvaluationMixin", "with_faiss_evaluation"]
 
@@ -28,15 +32,29 @@ class FaissEvaluationMixin:
 
     Put it before the engine, ``class MyEngine(FaissEvaluationMixin, torchreid.engine.ImageTripletEngine)``, or give it
     to an engine that exists with :func:`with_faiss_evaluation`.
+
+    Attributes:
+        distributed: share the work among all processes of ``torch.distributed``: each extracts its part of the query
+            and extracts and holds its part of the gallery. Every process must take part in every evaluation.
     """
 
+    distributed = False
+
     @torch.no_grad()
-    def extract_embeddings(self, loader: Iterable[Any], normalize_feature: bool = False) -> Embeddings:
+    def extract_embeddings(
+        self,
+        loader: Iterable[Any],
+        normalize_feature: bool = False,
+        progress: Progress | None = None,
+        name: str = "images",
+    ) -> Embeddings:
         """Features of all images of a loader, by the model in eval mode; its modes are restored.
 
         Args:
             loader: yields torchreid's batches.
             normalize_feature: divide each vector by its length.
+            progress: called as progress(name, batches done, batches in all).
+            name: of the images.
         """
         model = self.model  # type: ignore[attr-defined]
         device = next(model.parameters()).device
@@ -44,12 +62,14 @@ class FaissEvaluationMixin:
         model.eval()
         parts: tuple[list[torch.Tensor], list[Any], list[Any]] = ([], [], [])
         try:
-            for data in loader:
+            for number, data in enumerate(loader, start=1):
                 images, pids, camids = self.parse_data_for_eval(data)  # type: ignore[attr-defined]
                 features = self.extract_features(images.to(device, non_blocking=True))  # type: ignore[attr-defined]
                 features = F.normalize(features.float(), dim=1) if normalize_feature else features.float()
                 for part, values in zip(parts, (features.cpu(), pids, camids), strict=True):
                     part.append(values)
+                if progress is not None:
+                    progress(name, number, len(loader))  # type: ignore[arg-type]
         finally:
             for module, training in modes:
                 module.training = training
@@ -58,10 +78,36 @@ class FaissEvaluationMixin:
         features, pids, camids = (torch.cat([torch.as_tensor(value) for value in part]) for part in parts)
         return Embeddings(features.numpy(), pids.numpy(), camids.numpy())
 
+    def extract_test_set(
+        self,
+        query_loader: Any,
+        gallery_loader: Any,
+        normalize_feature: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Embeddings, Embeddings]:
+        """Embeddings of a query and a gallery; if ``distributed``, the gallery's are this process's part.
+
+        Raises:
+            UserError: if a part is empty, or a gallery has fewer images than there are processes.
+        """
+        world = processes(self.distributed)
+        query_alone = len(query_loader.dataset) < world.size  # too few to share: every process extracts them all
+        loaders = (
+            query_loader if query_alone else share_of_loader(query_loader, world),
+            share_of_loader(gallery_loader, world),
+        )
+        query, gallery = (
+            self.extract_embeddings(loader, normalize_feature, progress, name)
+            for name, loader in zip(("query", "gallery"), loaders, strict=True)
+        )
+        if not query_alone:
+            query = Embeddings(*(world.concatenate(part) for part in (query.features, query.pids, query.camids)))
+        return query, gallery
+
     def retrieve(
         self,
-        query_loader: Iterable[Any],
-        gallery_loader: Iterable[Any],
+        query_loader: Any,
+        gallery_loader: Any,
         dist_metric: str = "euclidean",
         normalize_feature: bool = False,
         rerank: bool = False,
@@ -75,8 +121,7 @@ class FaissEvaluationMixin:
             max_rank: length of the CMC curve.
             topk: how many nearest gallery positions a query to return in the result.
         """
-        query = self.extract_embeddings(query_loader, normalize_feature)
-        gallery = self.extract_embeddings(gallery_loader, normalize_feature)
+        query, gallery = self.extract_test_set(query_loader, gallery_loader, normalize_feature)
         return evaluate(
             query,
             gallery,
@@ -85,6 +130,8 @@ class FaissEvaluationMixin:
             use_metric_cuhk03=use_metric_cuhk03,
             max_rank=max_rank,
             topk=topk,
+            device="cuda" if next(self.model.parameters()).is_cuda else "cpu",  # type: ignore[attr-defined]
+            distributed=self.distributed,
         )
 
     def _evaluate(
@@ -122,13 +169,39 @@ class FaissEvaluationMixin:
             *(f"Rank-{rank:<3}: {result.rank(rank):.1%}" for rank in ranks),
         ]
         _LOGGER.info("%s", "\n".join(lines))
-        if visrank:
+        if visrank and processes(self.distributed).rank == 0:
             folder = Path(save_dir) / f"visrank_{dataset_name}"
             manager = self.datamanager  # type: ignore[attr-defined]
             draw_ranked_results(
                 result, manager.fetch_test_loaders(dataset_name), manager.width, manager.height, folder, visrank_topk
             )
         return float(result.cmc[0]), float(result.mAP)
+
+
+def share_of_loader(loader: Any, world: OneProcess) -> Any:
+    """The part of a test loader that this process reads: whole batches, so that its features are those of one process.
+
+    Raises:
+        UserError: if there are fewer images than processes.
+    """
+    if world.size == 1:
+        return loader
+    length = len(loader.dataset)
+    if length < world.size:
+        raise UserError(f"{length} images cannot be shared by {world.size} processes; start at most {length}")
+    batch_size = min(loader.batch_size, length // world.size)
+    batches = -(-length // batch_size)
+    start, stop = (batches * rank // world.size * batch_size for rank in (world.rank, world.rank + 1))
+    part = Subset(loader.dataset, range(start, min(stop, length)))
+    if isinstance(loader, InOrderLoader):
+        return InOrderLoader(part, batch_size, loader.workers, loader.pin_memory)
+    return DataLoader(
+        part,
+        batch_size,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        collate_fn=loader.collate_fn,
+    )
 
 
 def draw_ranked_results(
@@ -161,8 +234,12 @@ def draw_ranked_results(
     _LOGGER.info("drew the %d nearest images of %d queries into %s", topk, len(queries), folder)
 
 
-def with_faiss_evaluation(engine: Any) -> Any:
+def with_faiss_evaluation(engine: Any, distributed: bool = False) -> Any:
     """Gives a torchreid image engine this evaluation; the engine itself is changed and returned.
+
+    Args:
+        engine: the engine.
+        distributed: share every evaluation among the processes of ``torch.distributed``; all of them must call it.
 
     >>> import torchreid
     >>> class MyEngine(torchreid.engine.ImageSoftmaxEngine):
@@ -175,10 +252,12 @@ def with_faiss_evaluation(engine: Any) -> Any:
         UserError: if it is not an image engine.
     """
     if isinstance(engine, FaissEvaluationMixin):
+        engine.distributed = distributed
         return engine
     videos = (torchreid.engine.VideoSoftmaxEngine, torchreid.engine.VideoTripletEngine)
     if not isinstance(engine, torchreid.engine.Engine) or isinstance(engine, videos):
         raise UserError(f"the faiss evaluation is for torchreid's image engines, not for {type(engine).__name__}")
     kind = type(engine)
     engine.__class__ = type(f"Faiss{kind.__name__}", (FaissEvaluationMixin, kind), {})
+    engine.distributed = distributed
     return engine

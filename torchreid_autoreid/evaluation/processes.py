@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -75,3 +79,45 @@ def processes(distributed: bool) -> OneProcess:
             "distributed=True, but torch.distributed is not initialised; start with torchrun and call it first"
         )
     return AllProcesses()
+
+
+@contextmanager
+def torchrun_processes(device: str) -> Iterator[OneProcess]:
+    """Joins the processes that ``torchrun`` has started, for the time of the block; alone without it.
+
+    Args:
+        device: ``cuda`` gives each process the GPU of its local rank and joins them by NCCL, ``cpu`` by gloo.
+
+    Raises:
+        UserError: if a process has no GPU of its own.
+
+    >>> with torchrun_processes("cpu") as world:
+    ...     world.rank, world.size
+    (0, 1)
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield OneProcess()
+        return
+    if device == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun has started more processes here than the {torch.cuda.device_count()} GPUs; "
+                "set --nproc_per_node to their number, or use the CPU"
+            )
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield processes(distributed=True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def first_process_first(world: OneProcess) -> Iterator[None]:
+    """What the first process makes in the block (a dataset, a folder), the others find there."""
+    if world.size > 1 and world.rank > 0:
+        torch.distributed.barrier()
+    yield
+    if world.size > 1 and world.rank == 0:
+        torch.distributed.barrier()
