@@ -59,7 +59,7 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
                 workers=workers,
                 **options,
             )
-        except UserError:
+        except (UserError, BrokenPipeError):  # it prints, perhaps to a reader that has gone
             raise
         except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, ValueError) as error:
             raise UserError(
