@@ -21,16 +21,18 @@ class Cell(nn.Module):
     Args:
         in_channels: channels of the two inputs (the cell before the last, the last cell).
         channels: C of each block; the output has ``blocks * C``.
-        reduction: whether the cell halves the size; ``kind`` is ``reduce`` then, else ``normal``.
+        kind: ``normal`` or ``reduce``.
+        stride: of the operations on the two inputs (Auto-ReID, section 3.1): 2 in a reduction cell.
         halve_first: whether the first input is twice as large as the second (the last cell was a reduction).
         affine: whether batch norms have learnt scale and shift.
     """
 
     def __init__(
-        self, in_channels: tuple[int, int], channels: int, reduction: bool, halve_first: bool, affine: bool
+        self, in_channels: tuple[int, int], channels: int, kind: str, stride: int, halve_first: bool, affine: bool
     ) -> None:
         super().__init__()
-        self.kind = "reduce" if reduction else "normal"
+        self.kind = kind
+        self.stride = stride
         self.preprocess = nn.ModuleList(
             [
                 ReluConvNorm(in_channels[0], channels, 2 if halve_first else 1, affine),
@@ -41,10 +43,9 @@ class Cell(nn.Module):
     def inputs(self, before_last: Tensor, last: Tensor) -> list[Tensor]:
         return [self.preprocess[0](before_last), self.preprocess[1](last)]
 
-
-def _stride(reduction: bool, source: int) -> int:
-    """In a reduction cell the operations on the two cell inputs have stride 2 (Auto-ReID, section 3.1)."""
-    return 2 if reduction and source < 2 else 1
+    def stride_from(self, source: int) -> int:
+        """The stride of an operation on a cell input or on an earlier block."""
+        return self.stride if source < 2 else 1
 
 
 class MixedOperation(nn.Module):
@@ -74,15 +75,15 @@ class SearchCell(Cell):
         blocks: int,
         in_channels: tuple[int, int],
         channels: int,
-        reduction: bool,
+        kind: str,
+        stride: int,
         halve_first: bool,
         parts: int,
     ) -> None:
-        super().__init__(in_channels, channels, reduction, halve_first, affine=False)
+        super().__init__(in_channels, channels, kind, stride, halve_first, affine=False)
         self.blocks = blocks
         self.edges = nn.ModuleList(
-            MixedOperation(operations, channels, _stride(reduction, source), parts)
-            for _, _, source in cell_edges(blocks)
+            MixedOperation(operations, channels, self.stride_from(source), parts) for _, _, source in cell_edges(blocks)
         )
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor) -> Tensor:
@@ -101,17 +102,18 @@ class DerivedCell(Cell):
         genotype_cell: Sequence[Block],
         in_channels: tuple[int, int],
         channels: int,
-        reduction: bool,
+        kind: str,
+        stride: int,
         halve_first: bool,
         parts: int,
         drop_path: float,
     ) -> None:
-        super().__init__(in_channels, channels, reduction, halve_first, affine=True)
+        super().__init__(in_channels, channels, kind, stride, halve_first, affine=True)
         self.sources = [(first[1], second[1]) for first, second in genotype_cell]
         self.operations = nn.ModuleList()
         for block in genotype_cell:
             for name, source in block:
-                self.operations.append(build_operation(name, channels, _stride(reduction, source), parts))
+                self.operations.append(build_operation(name, channels, self.stride_from(source), parts))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ cell of stages 2-4 a reduction that doubles the channels, global average pooling
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,8 @@ from .strategies import STRATEGIES
 
 __all__ = ["ArchitectureParameters", "AutoReIDNetwork", "AutoReIDSearchNetwork"]
 
-# (in_channels of the two inputs, channels, reduction, halve_first) -> cell
-CellFactory = Callable[[tuple[int, int], int, bool, bool], Cell]
+# (in_channels of the two inputs, channels, kind, stride, halve_first) -> cell
+CellFactory = Callable[[tuple[int, int], int, str, int, bool], Cell]
 
 
 class Skeleton(nn.Module):
@@ -33,6 +35,7 @@ class Skeleton(nn.Module):
         loss: ``softmax`` or ``triplet``, torchreid's contract for the output in training.
         channels: C of the first stage.
         layers: cells in each of the four stages.
+        last_stride: of the reduction cell of the fourth stage, 2 or 1.
     """
 
     def __init__(
@@ -43,9 +46,12 @@ class Skeleton(nn.Module):
         loss: str,
         channels: int,
         layers: Sequence[int],
+        last_stride: int = 2,
     ) -> None:
         super().__init__()
         _check_shape(loss, channels, layers, num_classes)
+        if last_stride not in (1, 2):
+            raise UserError(f"last_stride must be 1 or 2, not {last_stride!r}")
         self.loss = loss
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels, 7, 2, 3, bias=False),
@@ -55,14 +61,16 @@ class Skeleton(nn.Module):
         )
         cells = []
         before_last = last = channels
-        last_reduced = False
+        halved = False  # by the cell before
         for stage, depth in enumerate(layers):
             for index in range(depth):
-                reduction = stage > 0 and index == 0
+                kind = "reduce" if stage > 0 and index == 0 else "normal"
+                stride = 1 if kind == "normal" else last_stride if stage == 3 else 2
                 width = channels * 2**stage
-                cells.append(make_cell((before_last, last), width, reduction, last_reduced))
-                before_last, last, last_reduced = last, blocks * width, reduction
+                cells.append(make_cell((before_last, last), width, kind, stride, halved))
+                before_last, last, halved = last, blocks * width, stride == 2
         self.cells = nn.ModuleList(cells)
+        self.layers = tuple(layers)
         self.feature_dim = last
         self.classifier = nn.Linear(last, num_classes)
         self.apply(_initialise)
@@ -71,19 +79,27 @@ class Skeleton(nn.Module):
         """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
         return {"normal": (), "reduce": ()}
 
-    def featuremaps(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) images to the (B, D, h, w) output of the last cell, before pooling."""
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) images to the outputs of the last cells of the four stages."""
         arguments = self.cell_arguments()
         before_last = last = self.stem(x)
+        outputs = []
         for cell in self.cells:
             before_last, last = last, cell(before_last, last, *arguments[str(cell.kind)])
-        return last
+            outputs.append(last)
+        return [outputs[end - 1] for end in accumulate(self.layers)]
 
-    def forward(self, x: Tensor, return_featuremaps: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def featuremaps(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images to the (B, D, h, w) output of the last cell, before pooling."""
+        return self.stages(x)[-1]
+
+    def forward(self, x: Tensor, return_featuremaps: bool = False) -> Any:
         """torchreid's contract: logits, or (logits, features), in training; (B, D) features in eval mode."""
         maps = self.featuremaps(x)
-        if return_featuremaps:
-            return maps
+        return maps if return_featuremaps else self.outputs(maps)
+
+    def outputs(self, maps: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What follows the last cell."""
         features = F.adaptive_avg_pool2d(maps, 1).flatten(1)
         if not self.training:
             return features
@@ -102,6 +118,9 @@ class AutoReIDNetwork(Skeleton):
         layers: cells in each of the four stages, (2, 2, 2, 2) in the paper.
         parts: stripes of the part-aware operation, 4 in the paper.
         drop_path: probability with which a sample's branch is dropped in training.
+        last_stride: 1 keeps the third stage's resolution in the fourth, as "Bag of Tricks" (CVPRW 2019) does.
+        auxiliary: an auxiliary classifier on the third stage (DARTS, section 3.2): a module ``auxiliary`` whose logits
+            ``forward(x, return_auxiliary=True)`` returns beside the output in training.
 
     Shapes: ``(B, 3, H, W)`` to ``(B, D)`` with ``D = 8 * blocks * channels`` (2048 for the paper's network).
 
@@ -121,17 +140,33 @@ class AutoReIDNetwork(Skeleton):
         layers: Sequence[int] = (2, 2, 2, 2),
         parts: int = 4,
         drop_path: float = 0.0,
+        last_stride: int = 2,
+        auxiliary: bool = False,
     ) -> None:
         genotype = genotype or Genotype.load("retrieval")
         if not 0.0 <= drop_path < 1.0:
             raise UserError(f"drop_path must be in [0, 1), not {drop_path!r}")
 
-        def make_cell(inputs: tuple[int, int], width: int, reduction: bool, halve_first: bool) -> Cell:
-            cell = genotype.reduce if reduction else genotype.normal
-            return DerivedCell(cell, inputs, width, reduction, halve_first, parts, drop_path)
+        def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
+            cell = genotype.reduce if kind == "reduce" else genotype.normal
+            return DerivedCell(cell, inputs, width, kind, stride, halve_first, parts, drop_path)
 
-        super().__init__(make_cell, genotype.blocks, num_classes, loss, channels, layers)
+        super().__init__(make_cell, genotype.blocks, num_classes, loss, channels, layers, last_stride)
         self.genotype = genotype
+        self.auxiliary: nn.Module | None = None
+        if auxiliary:
+            width = self.feature_dim // 2
+            head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+            self.auxiliary = head.apply(_initialise)
+
+    def forward(self, x: Tensor, return_featuremaps: bool = False, return_auxiliary: bool = False) -> Any:
+        """As :meth:`Skeleton.forward`; with ``return_auxiliary``, ``(that, auxiliary logits)``."""
+        if not return_auxiliary:
+            return super().forward(x, return_featuremaps)
+        if self.auxiliary is None:
+            raise UserError("this network has no auxiliary classifier; build it with auxiliary=True")
+        _, _, third, last = self.stages(x)
+        return self.outputs(last), self.auxiliary(third)
 
 
 class ArchitectureParameters(nn.Module):
@@ -183,8 +218,8 @@ class AutoReIDSearchNetwork(Skeleton):
         if strategy not in STRATEGIES:
             raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
 
-        def make_cell(inputs: tuple[int, int], width: int, reduction: bool, halve_first: bool) -> Cell:
-            return SearchCell(operations, blocks, inputs, width, reduction, halve_first, parts)
+        def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
+            return SearchCell(operations, blocks, inputs, width, kind, stride, halve_first, parts)
 
         super().__init__(make_cell, blocks, num_classes, loss, channels, layers)
         self.operations = operations

@@ -1,0 +1,366 @@
+"""torchreid's training loop made reproducible: history, checkpoints, resume in the middle of an epoch, interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import (
+    load_checkpoint,
+    load_state,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    write_atomically,
+)
+from ..errors import Interrupted, UserError
+from ..evaluation import RetrievalResult
+from .evaluation import FaissEvaluationMixin
+
+__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "retrieval_figures"]
+
+_LOGGER = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ReproducibleLoop(FaissEvaluationMixin):
+    """Put before a torchreid engine: what a search and a training share around their steps.
+
+    The engine's ``train_loader`` must be a :class:`~torchreid_autoreid.data.SearchLoader`, whose batches are a function
+    of the epoch and the position. A subclass brings :meth:`_step`, :meth:`_validation_loaders`, and what it adds to the
+    history and to the checkpoint.
+
+    Attributes:
+        stop_requested: set it, in a signal handler for instance, to finish the step, write a checkpoint and raise
+            :class:`~torchreid_autoreid.errors.Interrupted`.
+        on_step: called with (epoch, batch, batches, figures) after each step; epochs and batches from 0.
+        on_epoch: called with the record of the history after each epoch.
+        keep_last: newest checkpoints that are kept besides the best; 0 keeps the best only and cannot be resumed.
+        checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
+    """
+
+    # torchreid's own
+    epoch: int
+    max_epoch: int
+    batch_idx: int
+    num_batches: int
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    writer: Any
+    train_loader: Any
+    get_current_lr: Callable[[], float]
+    parse_data_for_train: Callable[[Any], tuple[Tensor, Tensor]]
+
+    #: what a checkpoint must hold to be resumed
+    checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
+    #: keys that lower a loss which is not finite
+    rates = "train.lr"
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.stop_requested = False
+        self.on_step: Callable[[int, int, int, Mapping[str, float]], None] | None = None
+        self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+        self.keep_last = 1
+        self.checkpoint_every = 0
+        self.save_dir = Path("log")
+        self._looping = False
+        self._first_batch = 0  # of this epoch, after a resume in its middle
+        self._seconds = 0.0  # spent in this epoch before a resume
+        self._epoch_started = 0.0
+        self._epoch_rate = 0.0
+        self._eval_epochs = (1, 0)  # every n-th, from this one on
+        self._test_options = ("euclidean", False)
+        self._sums: dict[str, list[float]] = {}  # name -> [sum over batches, number of batches], of this epoch
+        self._best_map = -1.0
+        self._last_test: tuple[int, RetrievalResult] | None = None
+        self._saved_epoch = -1
+
+    # -- what a subclass brings ---------------------------------------------------------------------------------------
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """One step of training; returns its figures."""
+        raise NotImplementedError
+
+    def _validation_loaders(self) -> dict[str, Any]:
+        """``{'query': loader, 'gallery': loader}`` by which the best checkpoint is chosen."""
+        raise NotImplementedError
+
+    def _begin_epoch(self) -> None:
+        """Called before the first step of an epoch, or of what is left of it."""
+
+    def _end_steps(self) -> None:
+        """Called after the last step of an epoch, however it ended."""
+
+    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
+        """What a line of the history holds besides epoch, seconds and retrieval."""
+        raise NotImplementedError
+
+    def _write_results(self) -> None:
+        """Files that are written anew after each epoch, before the checkpoint."""
+
+    def _write_board(self, record: Mapping[str, Any]) -> None:
+        """What TensorBoard gets after an epoch."""
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the keys of all loops."""
+        return {}
+
+    def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
+        """The inverse of :meth:`_state`."""
+
+    def _network(self) -> nn.Module:
+        """The network itself, out of any wrapper."""
+        return self.model.module if isinstance(self.model, nn.DataParallel) else self.model
+
+    def _tested_state(self) -> dict[str, Tensor]:
+        """The weights that are evaluated and deployed."""
+        return self._network().state_dict()
+
+    # -- torchreid's hooks ---------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        save_dir: str,
+        max_epoch: int,
+        start_epoch: int,
+        print_freq: int,
+        eval_freq: int,
+        start_eval: int,
+        dist_metric: str,
+        normalize_feature: bool,
+        **options: Any,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        self._eval_epochs, self._test_options = (eval_freq, start_eval), (dist_metric, normalize_feature)
+        self._forget_later_epochs(start_epoch)
+        if start_epoch >= max_epoch:
+            return
+        self._epoch_rate = self.get_current_lr()
+        self._looping = True
+        try:
+            super().run(save_dir, max_epoch, start_epoch, print_freq, **options)  # type: ignore[misc]
+        finally:
+            self._looping = False
+            self._end_steps()
+            if self.writer is not None:
+                self.writer.close()
+                self.writer = None
+
+    def train(self, print_freq: int = 10, fixbase_epoch: int = 0, open_layers: Any = None) -> None:
+        if self._first_batch == 0:
+            self._sums = {}
+            self._seconds = 0.0
+        self._epoch_started = time.monotonic() - self._seconds
+        self.train_loader.set_epoch(self.epoch, self._first_batch)
+        self._begin_epoch()
+        super().train(print_freq, fixbase_epoch, open_layers)  # type: ignore[misc]
+        self._end_steps()
+        self._first_batch = 0
+        self._finish_epoch(time.monotonic() - self._epoch_started)
+
+    def forward_backward(self, data: Any) -> dict[str, float]:
+        # torchreid counts the batches of this pass; after a resume the epoch has begun elsewhere.
+        self.num_batches += self._first_batch if self.batch_idx == 0 else 0
+        self.batch_idx += self._first_batch
+        summary = self._step(self._to_device(data))
+        for name, value in summary.items():
+            total = self._sums.setdefault(name, [0.0, 0])
+            total[0] += value
+            total[1] += 1
+        if self.on_step is not None:
+            self.on_step(self.epoch, self.batch_idx, self.num_batches, summary)
+        if self.stop_requested:
+            self._interrupt()
+        return summary
+
+    def test(self, *args: Any, **options: Any) -> float:
+        """In the loop: rank-1 on the validation set, already measured; else torchreid's own test on the targets."""
+        if self._looping:
+            return float(self._retrieval().cmc[0])
+        return super().test(*args, **options)  # type: ignore[misc]
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """Writes the latest checkpoint, and the best or a periodic one where it is due."""
+        if epoch != self._saved_epoch:  # torchreid saves the last epoch once more
+            self._save(epoch + 1, 0, rank1, is_best)
+            self._saved_epoch = epoch
+
+    def update_lr(self, names: Any = None) -> None:
+        self._epoch_rate = self.get_current_lr()
+        super().update_lr(names)  # type: ignore[misc]
+
+    def _to_device(self, data: Any) -> Batch:
+        images, identities = self.parse_data_for_train(data)
+        device = next(self.model.parameters()).device
+        return images.to(device, non_blocking=True), identities.to(device, non_blocking=True)
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        latest = self.save_dir / "checkpoint.pth"
+        kept = (
+            f"the last good state is kept in {latest}"
+            if latest.exists()
+            else "no epoch has ended yet, so nothing is kept"
+        )
+        raise UserError(
+            f"the {what} became {value} at epoch {self.epoch + 1}, "
+            f"step {self.batch_idx + 1} of {self.num_batches}; {kept}; lower {self.rates}, or clip the gradient "
+            "(search.grad_clip, recipe.grad_clip)"
+        )
+
+    # -- one epoch ----------------------------------------------------------------------------------------------------
+
+    def _finish_epoch(self, seconds: float) -> None:
+        number = self.epoch + 1
+        last = number == self.max_epoch
+        every, first = self._eval_epochs
+        due = last or (every > 0 and number >= first and number % every == 0)
+        result = self._retrieval() if due else None
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        record = {
+            "epoch": number,
+            "epochs": self.max_epoch,
+            "seconds": round(seconds, 3),
+            **self._record(means),
+            "retrieval": None if result is None else retrieval_figures(result),
+        }
+        is_best = result is not None and result.mAP > self._best_map
+        if result is not None and is_best:
+            self._best_map = float(result.mAP)
+        with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._write_results()
+        self.save_model(number - 1, float(result.cmc[0]) if result else 0.0, str(self.save_dir), is_best)
+        if self.writer is not None:
+            self._write_board(record)
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+
+    def _retrieval(self) -> RetrievalResult:
+        if self._last_test is None or self._last_test[0] != self.epoch:
+            metric, normalised = self._test_options
+            loaders = self._validation_loaders()
+            result = self.retrieve(
+                loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
+            )
+            self._last_test = (self.epoch, result)
+        return self._last_test[1]
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self, epoch: int, batch: int, rank1: float, is_best: bool = False) -> None:
+        state = {
+            "state_dict": self._tested_state(),
+            "epoch": epoch,
+            "rank1": rank1,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+            "loop": {
+                "batch": batch,
+                "sums": self._sums if batch else {},
+                "seconds": time.monotonic() - self._epoch_started if batch else 0.0,
+                "best_map": self._best_map,
+            },
+            "random": random_state(),
+            **self._state(),
+        }
+        latest = self.save_dir / "checkpoint.pth"
+        if self.keep_last or batch:
+            save_checkpoint(state, latest)
+        if is_best:
+            save_checkpoint(state, self.save_dir / "checkpoint-best.pth")
+        if batch == 0:
+            self._keep_epoch(state, epoch)
+
+    def _keep_epoch(self, state: Mapping[str, Any], epoch: int) -> None:
+        """Checkpoints of their own for periodic epochs and for the newest ones, if more than one is kept."""
+        periodic = bool(self.checkpoint_every) and epoch % self.checkpoint_every == 0
+        if periodic or self.keep_last > 1:
+            save_checkpoint(state, self.save_dir / f"checkpoint-{epoch}.pth")
+        old = epoch - self.keep_last
+        if self.keep_last > 1 and not (self.checkpoint_every and old % self.checkpoint_every == 0):
+            (self.save_dir / f"checkpoint-{old}.pth").unlink(missing_ok=True)
+
+    def _interrupt(self) -> None:
+        self._save(self.epoch, self.batch_idx + 1, rank1=0.0)
+        raise Interrupted(str(self.save_dir / "checkpoint.pth"))
+
+    def resume(self, path: str | Path) -> int:
+        """Restores everything a run depends on from a checkpoint; returns the epoch to go on with (0-based).
+
+        The resumed run ends bit for bit as if it had never stopped, with any number of loader workers.
+
+        Raises:
+            UserError: if the file is not a checkpoint of such a run, or of another network.
+        """
+        state = load_checkpoint(path, self.checkpoint_keys)
+        load_state(self._network(), state["state_dict"], path)
+        try:
+            self._restore(state, path)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            loop = state["loop"]
+            self._first_batch, self._seconds = int(loop["batch"]), float(loop["seconds"])
+            self._sums = {str(name): [float(total), int(count)] for name, (total, count) in loop["sums"].items()}
+            self._best_map = float(loop["best_map"])
+            restore_random_state(state["random"])
+            epoch = int(state["epoch"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{path} does not fit this run ({error}); resume with the configuration it was made with"
+            ) from None
+        _LOGGER.info("resumed from %s: epoch %d, batch %d", path, epoch + 1, self._first_batch + 1)
+        return epoch
+
+    def _forget_later_epochs(self, start_epoch: int) -> None:
+        """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
+        path = self.save_dir / "history.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["epoch"] <= start_epoch:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                break  # a torn line is the last one
+        text = "".join(f"{line}\n" for line in kept)
+        write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+@torch.no_grad()
+def classification_figures(logits: Tensor, identities: Tensor, ranks: Iterable[int] = (1, 5, 10)) -> dict[str, float]:
+    """Top-k accuracy (fractions) of (B, K) logits.
+
+    torchreid's ``metrics.accuracy`` fails for more ranks than classes, and for any k > 1 with today's PyTorch.
+    """
+    own = logits.gather(1, identities[:, None])
+    better = (logits > own).sum(dim=1)  # how many classes score above the true one
+    return {f"top{k}": float((better < k).float().mean()) for k in ranks}
+
+
+def retrieval_figures(result: RetrievalResult) -> dict[str, float | int]:
+    """The figures of the history; a gallery smaller than ten repeats its last rank."""
+    ranks = {f"rank{k}": float(result.cmc[min(k, len(result.cmc)) - 1]) for k in (1, 5, 10)}
+    return {
+        "mAP": float(result.mAP),
+        **ranks,
+        "mINP": float(result.mINP),
+        "num_valid_queries": int(result.num_valid_queries),
+    }
