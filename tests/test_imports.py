@@ -30,8 +30,10 @@ MAY_IMPORT = {
     "data": {"errors"},
     "checkpoint": {"genotype", "errors"},
     "report": {"genotype", "errors"},
-    "plugin": {"networks", "genotype", "errors"},
-    "export": {"networks", "genotype", "plugin", "errors"},
+    "plugin": {"networks", "genotype", "checkpoint", "errors"},
+    "neck": {"errors"},
+    "description": {"networks", "neck", "genotype", "plugin", "errors"},
+    "export": {"description", "errors"},
     "config": {"errors"},
     "cli": {"config", "errors"},
     "engine": {

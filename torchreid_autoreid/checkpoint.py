@@ -103,10 +103,16 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is not a readable checkpoint ({reason[:160]}); use another checkpoint") from None
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Loads the weights of a network for testing: a checkpoint of this package or of torchreid, or a state dict.
+def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> None:
+    """Loads the weights of a network: a checkpoint of this package or of torchreid, or a state dict.
 
-    The classifier may be another: it takes no part in testing, so its weights are left alone if their shapes differ.
+    Classifiers may be others: what does not fit of them is left as it is. In testing that holds for what the feature
+    does not depend on alone, so not for the batch norm of a neck.
+
+    Args:
+        module: the network.
+        path: the file.
+        testing: the weights are to be tested or deployed; else they are where a training starts from.
 
     Raises:
         UserError: if the file is no checkpoint, or of another network; the message names the first difference.
@@ -116,12 +122,19 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
-    state = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
     own = module.state_dict()
-    for key in own:
-        if key.startswith("classifier.") and (key not in state or state[key].shape != own[key].shape):
-            state[key] = own[key]
-    load_state(module, state, path)
+    free = _UNTESTED if testing else ("classifier.", "auxiliary.")
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(free) or (key in own and own[key].shape == value.shape)
+    }
+    load_state(module, {key: value for key, value in own.items() if key.startswith(free)} | fitting, path)
+
+
+#: the beginnings of weights that the feature does not depend on
+_UNTESTED = ("classifier.weight", "classifier.bias", "classifier.linear.", "auxiliary.")
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +18,16 @@ from yacs.config import CfgNode
 from .config import load_config
 from .errors import Interrupted, UserError
 
-__all__ = ["base_parser", "config_from_args", "run", "setup_logging"]
+__all__ = [
+    "StepBar",
+    "base_parser",
+    "checkpoint_path",
+    "config_from_args",
+    "keep_earlier_run",
+    "run",
+    "setup_logging",
+    "stop_on_signals",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -145,6 +156,69 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
             handler.close()
 
     return undo
+
+
+def checkpoint_path(resume: str) -> Path | None:
+    """The file that ``--resume`` means: itself, or the latest one of a log folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not resume:
+        return None
+    path = Path(resume)
+    path = path / "checkpoint.pth" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no checkpoint at {path}; leave --resume out to start afresh")
+    return path
+
+
+def keep_earlier_run(save_dir: Path) -> None:
+    """Moves a log folder that holds an earlier run out of the way, so that nothing is lost."""
+    if not (save_dir / "history.jsonl").exists() and not (save_dir / "checkpoint.pth").exists():
+        return
+    number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
+    kept = save_dir.with_name(f"{save_dir.name}-{number}")
+    save_dir.rename(kept)
+    print(f"{save_dir} holds an earlier run: kept as {kept}", file=sys.stderr)
+
+
+def stop_on_signals(engine: Any) -> None:
+    """The first SIGINT or SIGTERM finishes the step and writes a checkpoint, the second one stops at once."""
+
+    def stop(signum: int, _: Any) -> None:
+        if engine.stop_requested:
+            raise KeyboardInterrupt
+        engine.stop_requested = True
+        print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+
+
+class StepBar:
+    """A bar over all epochs with the time left, on a terminal."""
+
+    def __init__(self, start_epoch: int, epochs: int) -> None:
+        self.start_epoch, self.epochs = start_epoch, epochs
+        self.bar: tqdm | None = None
+
+    def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
+        if self.bar is None:
+            done = epoch * batches + batch
+            # Some terminals say that they have no columns and rows at all; tqdm would believe them.
+            size = shutil.get_terminal_size()
+            self.bar = tqdm(
+                total=self.epochs * batches, initial=done, unit="step", ncols=size.columns, nrows=size.lines
+            )
+        # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
+        self.bar.n = epoch * batches + batch + 1
+        self.bar.total = self.epochs * batches
+        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{figures['top1']:.0%}", refresh=False)
+        self.bar.refresh()
+        if self.bar.n >= self.bar.total:
+            self.bar.close()
 
 
 class _ToTerminal(logging.Handler):

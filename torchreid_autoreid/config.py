@@ -20,6 +20,7 @@ from .errors import UserError
 
 __all__ = [
     "check_search_config",
+    "check_train_config",
     "engine_run_kwargs",
     "get_default_config",
     "imagedata_kwargs",
@@ -27,8 +28,10 @@ __all__ = [
     "lr_scheduler_kwargs",
     "network_kwargs",
     "optimizer_kwargs",
+    "scheduler_kwargs",
     "search_kwargs",
     "searchdata_kwargs",
+    "traindata_kwargs",
 ]
 
 _MAX_FILE_BYTES = 1 << 20  # a configuration has a few kilobytes
@@ -148,6 +151,22 @@ def get_default_config() -> CfgNode:
     cfg.autoreid.blocks = 4  # B, blocks of a cell, in a search; a genotype brings its own
     cfg.autoreid.parts = 4  # M, stripes of the part-aware operation
     cfg.autoreid.drop_path = 0.0  # probability, of the derived network in training
+    cfg.autoreid.last_stride = 2  # of the fourth stage of the derived network; 1: "Bag of Tricks" (CVPRW 2019)
+    cfg.autoreid.auxiliary_weight = 0.0  # of an auxiliary classifier on the third stage in training; 0: none
+    cfg.autoreid.pretrained = ""  # file with ImageNet weights of the derived network, for model.pretrained
+
+    # ours: how train.py trains, beyond torchreid's keys
+    cfg.recipe = CfgNode()
+    cfg.recipe.warmup_epochs = 0  # in which the learning rate rises linearly
+    cfg.recipe.warmup_factor = 0.1  # share of the learning rate to begin with
+    cfg.recipe.min_lr = 0.0  # where the cosine of train.lr ends
+    cfg.recipe.grad_clip = 0.0  # largest norm of the gradient; 0: off
+    cfg.recipe.neck = "none"  # batch-norm neck; the feature of testing is taken `before` or `after` it
+    cfg.recipe.ema_decay = 0.0  # of a moving average of the weights, which is what is tested and saved; 0: off
+    cfg.recipe.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
+    cfg.recipe.flip_test = False  # the feature of testing is the mean over an image and its mirror image
+    cfg.recipe.held_out = 0.0  # share of training identities kept for choosing the best epoch; 0: the targets choose
+    cfg.recipe.keep_last = 1  # newest checkpoints kept besides the best; 0: the best only, which cannot be resumed
 
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
@@ -409,6 +428,12 @@ def lr_scheduler_kwargs(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def scheduler_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :func:`~torchreid_autoreid.engine.build_scheduler` besides those of the warm-up."""
+    values = lr_scheduler_kwargs(cfg)
+    return {"name": values.pop("lr_scheduler"), **values}
+
+
 def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of ``torchreid.engine.Engine.run``."""
     return {
@@ -441,6 +466,11 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "space": cfg.search.space,
         "strategy": cfg.search.strategy,
     }
+
+
+def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.data.TrainDataManager`."""
+    return imagedata_kwargs(cfg) | {"held_out": cfg.recipe.held_out, "seed": cfg.train.seed}
 
 
 def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
@@ -489,8 +519,27 @@ _UNUSED_IN_SEARCH = {
     "test.rerank": "use evaluate.py",
     "test.visrank": "use evaluate.py",
     "test.visrank_topk": "use evaluate.py",
-    "autoreid.genotype": "it finds one; register_model takes one",
-    "autoreid.drop_path": "register_model takes it",
+    "autoreid.genotype": "it finds one; train.py takes one",
+    "autoreid.drop_path": "train.py takes it",
+    "autoreid.last_stride": "train.py takes it",
+    "autoreid.auxiliary_weight": "train.py takes it",
+    "autoreid.pretrained": "it starts from random weights",
+    **{f"recipe.{key}": "train.py takes it" for key in get_default_config().recipe},
+}
+
+#: Keys that a training has no use for.
+_UNUSED_IN_TRAINING = {
+    "model.resume": "use --resume",
+    "data.type": "it is for images",
+    "data.load_train_targets": "torchreid's engines for images train on data.sources only",
+    "data.k_tfm": "torchreid's engines for images take one augmentation of an image",
+    "sampler.train_sampler_t": "it trains on data.sources only",
+    "video.seq_len": "it is for images",
+    "video.sample_method": "it is for images",
+    "video.pooling_method": "it is for images",
+    "train.start_epoch": "use --resume",
+    "autoreid.blocks": "a genotype brings its own",
+    **{f"search.{key}": "search.py takes it" for key in get_default_config().search},
 }
 
 #: Keys that only some values of another key read.
@@ -504,6 +553,12 @@ _READ_WITH = {
     "train.stepsize": ("train.lr_scheduler", ("single_step", "multi_step")),
     "train.gamma": ("train.lr_scheduler", ("single_step", "multi_step")),
     "search.min_lr": ("train.lr_scheduler", ("cosine",)),
+    "recipe.min_lr": ("train.lr_scheduler", ("cosine",)),
+    "train.new_layers": ("train.staged_lr", (True,)),
+    "train.base_lr_mult": ("train.staged_lr", (True,)),
+    "loss.triplet.weight_t": ("loss.name", ("triplet",)),
+    "loss.triplet.weight_x": ("loss.name", ("triplet",)),
+    "autoreid.pretrained": ("model.pretrained", (True,)),
 }
 
 # What torchreid knows by name. It would pass over an unknown transform without a word.
@@ -511,11 +566,23 @@ _OPTIMISERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam")
 _SCHEDULERS = ("single_step", "multi_step", "cosine")
 _TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
 _METRICS = ("euclidean", "cosine")
+_SAMPLERS = (
+    "RandomSampler",
+    "SequentialSampler",
+    "RandomIdentitySampler",
+    "RandomDomainSampler",
+    "RandomDatasetSampler",
+)
 
 # What the plugin knows by name; a test compares them with the tables.
 _STRATEGIES = ("darts",)
 _SPACES = ("reid", "standard")
 _SPLITS = ("image", "identity")
+_NECKS = ("none", "before", "after")
+_PRECISIONS = ("none", "bfloat16", "float16")
+
+#: the stem and three reductions make it a pixel before the fourth stage
+_LEAST_SIZE = 16
 
 
 def check_search_config(cfg: CfgNode) -> None:
@@ -524,27 +591,79 @@ def check_search_config(cfg: CfgNode) -> None:
     Raises:
         UserError: naming the key, the value and the fix.
     """
-    _check_all_read(cfg)
-    _check_data(cfg)
-    _check_optimisation(cfg)
+    _check_all_read(cfg, get_default_config(), _UNUSED_IN_SEARCH, "a search")
+    _check_images(cfg)
+    _check_search_batches(cfg)
+    _check_optimisation(cfg, "search.min_lr")
     _check_network(cfg)
     _check_search(cfg)
 
 
-def _check_all_read(cfg: CfgNode) -> None:
+def check_train_config(cfg: CfgNode) -> None:
+    """Refuses values out of range, values that exclude one another, and keys that a training would ignore.
+
+    Raises:
+        UserError: naming the key, the value and the fix.
+    """
     default = get_default_config()
-    for name, instead in _UNUSED_IN_SEARCH.items():
+    unused = dict(_UNUSED_IN_TRAINING)
+    if not cfg.model.name.startswith("autoreid"):
+        unused |= {f"autoreid.{key}": f"{cfg.model.name} is torchreid's own" for key in cfg.autoreid}
+    _check_all_read(cfg, default, unused, "a training")
+    _check_images(cfg)
+    _one_of(cfg, "sampler.train_sampler", _SAMPLERS)
+    _check_optimisation(cfg, "recipe.min_lr")
+    _check_network(cfg)
+    _check_recipe(cfg)
+
+
+def _check_recipe(cfg: CfgNode) -> None:
+    _one_of(cfg, "loss.name", ("softmax", "triplet"))
+    by_identity = cfg.sampler.train_sampler == "RandomIdentitySampler"
+    if by_identity:
+        _check_identity_batches(cfg)
+    if cfg.loss.name == "triplet":
+        for name in ("loss.triplet.weight_t", "loss.triplet.weight_x"):
+            _in_range(cfg, name, 0)
+        if not cfg.loss.triplet.weight_t and not cfg.loss.triplet.weight_x:
+            raise UserError("loss.triplet.weight_t and loss.triplet.weight_x are both 0; set one of them above 0")
+        if cfg.loss.triplet.weight_t and not by_identity:
+            raise UserError(
+                f"the triplet loss needs several images of an identity in a batch, and {cfg.sampler.train_sampler} "
+                "does not see to that; set sampler.train_sampler RandomIdentitySampler, or loss.name softmax"
+            )
+        if cfg.loss.triplet.weight_t:
+            _check_triplets(cfg)
+    _in_range(cfg, "recipe.warmup_epochs", 0, cfg.train.max_epoch, below=True)
+    _in_range(cfg, "recipe.warmup_factor", 0, 1, above=True)
+    for name in ("recipe.min_lr", "recipe.grad_clip", "recipe.keep_last", "autoreid.auxiliary_weight"):
+        _in_range(cfg, name, 0)
+    for name in ("recipe.ema_decay", "recipe.held_out", "autoreid.drop_path"):
+        _in_range(cfg, name, 0, 1, below=True)
+    _in_range(cfg, "train.base_lr_mult", 0)
+    _in_range(cfg, "train.fixbase_epoch", 0)
+    _in_range(cfg, "test.start_eval", 0)
+    _in_range(cfg, "test.visrank_topk", 1)
+    _one_of(cfg, "recipe.neck", _NECKS)
+    _one_of(cfg, "recipe.amp", _PRECISIONS)
+    _one_of(cfg, "autoreid.last_stride", (1, 2))
+    if not cfg.test.ranks or min(cfg.test.ranks) < 1:
+        raise UserError(f"test.ranks must be ranks, each at least 1, not {cfg.test.ranks}")
+
+
+def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what: str) -> None:
+    for name, instead in unused.items():
         if _get(cfg, name) != _get(default, name):
-            raise UserError(f"{name} {_get(cfg, name)!r} has no effect in a search: {instead}; leave the key out")
+            raise UserError(f"{name} {_get(cfg, name)!r} has no effect in {what}: {instead}; leave the key out")
     for name, (chooser, values) in _READ_WITH.items():
         if _get(cfg, name) != _get(default, name) and _get(cfg, chooser) not in values:
             raise UserError(
                 f"{name} {_get(cfg, name)!r} has no effect with {chooser} {_get(cfg, chooser)}; "
-                f"set {chooser} to {' or '.join(values)}, or leave the key out"
+                f"set {chooser} to {' or '.join(map(str, values))}, or leave the key out"
             )
 
 
-def _check_data(cfg: CfgNode) -> None:
+def _check_images(cfg: CfgNode) -> None:
     for name in ("data.root", "data.save_dir", "data.sources", "data.targets"):
         if not _get(cfg, name):
             raise UserError(f"{name} is empty; give a value, such as {_get(get_default_config(), name)}")
@@ -560,18 +679,36 @@ def _check_data(cfg: CfgNode) -> None:
             raise UserError(f"{name} must have three numbers, one a colour channel, not {_get(cfg, name)}")
     if min(cfg.data.norm_std) <= 0:
         raise UserError(f"data.norm_std must be above 0 in every colour channel, not {cfg.data.norm_std}")
+    if min(cfg.data.height, cfg.data.width) < _LEAST_SIZE:
+        raise UserError(
+            f"data.height {cfg.data.height} and data.width {cfg.data.width} are too small for four stages, each of "
+            f"which halves the image; give at least {_LEAST_SIZE} pixels"
+        )
+
+
+def _check_search_batches(cfg: CfgNode) -> None:
     if cfg.sampler.train_sampler != "RandomIdentitySampler":
         raise UserError(
             f"sampler.train_sampler must be RandomIdentitySampler in a search, not {cfg.sampler.train_sampler!r}; "
             "the configurations beside configs/autoreid_search.yaml set it (--config-file)"
         )
+    _check_identity_batches(cfg)
+    if cfg.search.loss_lambda < 1:
+        _check_triplets(cfg)
+
+
+def _check_identity_batches(cfg: CfgNode) -> None:
     batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
     if batch % instances:
         raise UserError(
             f"train.batch_size {batch} does not divide by sampler.num_instances {instances}; "
             f"a batch is P identities with K images each: set train.batch_size to {-(-batch // instances) * instances}"
         )
-    if cfg.search.loss_lambda < 1 and (instances == 1 or batch == instances):
+
+
+def _check_triplets(cfg: CfgNode) -> None:
+    batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
+    if instances == 1 or batch == instances:
         raise UserError(
             f"train.batch_size {batch} with sampler.num_instances {instances} gives the triplet loss "
             f"{'no second image of an identity' if instances == 1 else 'a single identity'}; "
@@ -579,7 +716,7 @@ def _check_data(cfg: CfgNode) -> None:
         )
 
 
-def _check_optimisation(cfg: CfgNode) -> None:
+def _check_optimisation(cfg: CfgNode, min_lr: str) -> None:
     _one_of(cfg, "train.optim", _OPTIMISERS)
     _one_of(cfg, "train.lr_scheduler", _SCHEDULERS)
     _in_range(cfg, "train.lr", 0, above=True)
@@ -600,6 +737,8 @@ def _check_optimisation(cfg: CfgNode) -> None:
     _one_of(cfg, "test.dist_metric", _METRICS)
     if cfg.test.eval_freq != -1 and cfg.test.eval_freq < 1:
         raise UserError(f"test.eval_freq must be a number of epochs or -1 (at the end only), not {cfg.test.eval_freq}")
+    if cfg.train.lr_scheduler == "cosine" and _get(cfg, min_lr) > cfg.train.lr:
+        raise UserError(f"{min_lr} {_get(cfg, min_lr)} is above train.lr {cfg.train.lr}; lower it")
 
 
 def _check_network(cfg: CfgNode) -> None:
@@ -624,8 +763,6 @@ def _check_search(cfg: CfgNode) -> None:
         raise UserError(
             f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
         )
-    if cfg.train.lr_scheduler == "cosine" and cfg.search.min_lr > cfg.train.lr:
-        raise UserError(f"search.min_lr {cfg.search.min_lr} is above train.lr {cfg.train.lr}; lower it")
     if cfg.search.warmup_epochs >= cfg.train.max_epoch:
         raise UserError(
             f"search.warmup_epochs {cfg.search.warmup_epochs} leaves no epoch of train.max_epoch {cfg.train.max_epoch} "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,17 @@ import torch
 import torchreid
 from torch import nn
 
+from .checkpoint import load_weights
 from .errors import UserError
 from .genotype import Genotype
 from .networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
-__all__ = ["register", "register_model"]
+__all__ = ["PRESETS", "PRETRAINED_FOLDER", "build_model", "load_pretrained", "register", "register_model"]
+
+#: name -> channels of the authors' retrieval cells
+PRESETS = {"autoreid": 64, "autoreid_x0_5": 32, "autoreid_x0_25": 16}
+#: environment variable: the folder with ImageNet weights, NAME.pth each
+PRETRAINED_FOLDER = "TORCHREID_AUTOREID_PRETRAINED"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,8 +47,13 @@ def register_model(
     layers: Sequence[int] = (2, 2, 2, 2),
     parts: int = 4,
     drop_path: float = 0.0,
+    pretrained_weights: str | Path = "",
 ) -> None:
     """Makes the network of a genotype buildable as ``torchreid.models.build_model(name, ...)``.
+
+    ``build_model(name, ..., pretrained=True)`` loads ``pretrained_weights``, or ``NAME.pth`` from the folder that the
+    environment variable ``TORCHREID_AUTOREID_PRETRAINED`` names (``projects/autoreid/pretrain.py`` makes such files).
+    Without either it says so and starts from random weights, as torchreid's own models do.
 
     Registering the same name again replaces the plugin's own entry, so that a script can be run twice in one process.
 
@@ -48,6 +61,7 @@ def register_model(
         name: the new model name.
         genotype: a preset name, the path of a JSON file, or a :class:`Genotype`.
         channels, layers, parts, drop_path: as in :class:`AutoReIDNetwork`.
+        pretrained_weights: a file with ImageNet weights of this network.
 
     Raises:
         UserError: if the genotype cannot be read, an argument is out of range, or the name belongs to one of
@@ -60,19 +74,59 @@ def register_model(
     cells = genotype if isinstance(genotype, Genotype) else Genotype.load(genotype)
 
     def build(num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = True) -> nn.Module:
+        model = AutoReIDNetwork(num_classes, loss, cells, channels, layers, parts, drop_path)
         if pretrained:
-            # As torchreid's own models do when they have no weights to offer.
-            _LOGGER.warning("no ImageNet weights are published for %s: starting from random weights", name)
-        return AutoReIDNetwork(num_classes, loss, cells, channels, layers, parts, drop_path)
+            load_pretrained(model, name, pretrained_weights)
+        return model
 
     with torch.device("meta"):  # wrong shapes are refused now, at no cost, rather than when the model is built
         build(num_classes=1)
     _register(name, build)
 
 
+def load_pretrained(model: nn.Module, name: str, path: str | Path = "") -> None:
+    """Loads ImageNet weights into a network, all but its classifier.
+
+    Args:
+        model: the network.
+        name: its model name.
+        path: the file; else the configured folder is looked into, and without one the weights stay random.
+
+    Raises:
+        UserError: if the file is missing or belongs to another network.
+    """
+    folder = os.environ.get(PRETRAINED_FOLDER)
+    if not path and folder:
+        path = Path(folder) / f"{name}.pth"
+    if not path:
+        _LOGGER.warning("no ImageNet weights are published for %s: starting from random weights", name)
+        return
+    load_weights(model, path)
+    _LOGGER.info("%s starts from the ImageNet weights in %s", name, path)
+
+
+def build_model(name: str, num_classes: int, loss: str = "softmax", pretrained: bool = False) -> nn.Module:
+    """``torchreid.models.build_model`` with its errors in one line.
+
+    Raises:
+        UserError: if no such model is registered, or its ImageNet weights cannot be downloaded.
+    """
+    names = list(_model_factory())
+    if name not in names:
+        near = get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(names))}"
+        raise UserError(f"model.name: there is no model {name!r}; {hint}")
+    try:
+        return torchreid.models.build_model(name, num_classes, loss, pretrained=pretrained, use_gpu=False)
+    except OSError as error:  # no network, or no room
+        raise UserError(
+            f"cannot get the ImageNet weights of {name} ({error}); set model.pretrained false, or model.load_weights"
+        ) from None
+
+
 def register() -> None:
     """Registers everything the plugin offers; called on import, safe to call again."""
-    for name, channels in (("autoreid", 64), ("autoreid_x0_5", 32), ("autoreid_x0_25", 16)):
+    for name, channels in PRESETS.items():
         register_model(name, channels=channels)
     _register("autoreid_search", _build_search_network)
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -23,21 +21,29 @@ warnings.filterwarnings("ignore", "Cython evaluation")
 
 import torch
 import torchreid
-from tqdm import tqdm
 
-from torchreid_autoreid import Genotype, UserError
+from torchreid_autoreid import Genotype
 from torchreid_autoreid.checkpoint import write_atomically
-from torchreid_autoreid.cli import base_parser, config_from_args, run, setup_logging
+from torchreid_autoreid.cli import (
+    StepBar,
+    base_parser,
+    checkpoint_path,
+    config_from_args,
+    keep_earlier_run,
+    run,
+    setup_logging,
+    stop_on_signals,
+)
 from torchreid_autoreid.config import (
     check_search_config,
-    lr_scheduler_kwargs,
     network_kwargs,
     optimizer_kwargs,
+    scheduler_kwargs,
     search_kwargs,
     searchdata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
-from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
+from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, build_scheduler
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
 from torchreid_autoreid.report import write_report
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
     if resume is None:
-        keep_earlier_search(save_dir)
+        keep_earlier_run(save_dir)
     setup_logging(save_dir, "search")
     write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
 
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     start_epoch = engine.resume(resume) if resume else 0
     on_terminal = sys.stderr.isatty()
     if on_terminal:
-        engine.on_step = Progress(start_epoch, cfg.train.max_epoch)
+        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
     engine.on_epoch = log_epoch
     stop_on_signals(engine)
     genotype = engine.run(
@@ -124,77 +130,13 @@ def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearc
         model,
         optimizer,
         alpha_optimizer,
-        scheduler=build_scheduler(cfg, optimizer),
+        scheduler=build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
         loss=RetrievalLoss(
             cfg.search.loss_lambda, cfg.loss.triplet.margin, 0.1 if cfg.loss.softmax.label_smooth else 0.0
         ),
         use_gpu=cfg.use_gpu,
         **search_kwargs(cfg),
     )
-
-
-def build_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> Any:
-    if cfg.train.lr_scheduler == "cosine":  # torchreid's own ends at zero
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.train.max_epoch, cfg.search.min_lr)
-    return torchreid.optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
-
-
-def checkpoint_path(resume: str) -> Path | None:
-    if not resume:
-        return None
-    path = Path(resume)
-    path = path / "checkpoint.pth" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"--resume {resume}: there is no checkpoint at {path}; leave --resume out to start afresh")
-    return path
-
-
-def keep_earlier_search(save_dir: Path) -> None:
-    """Moves a log folder that holds an earlier search out of the way, so that nothing is lost."""
-    if not (save_dir / "history.jsonl").exists() and not (save_dir / "checkpoint.pth").exists():
-        return
-    number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
-    kept = save_dir.with_name(f"{save_dir.name}-{number}")
-    save_dir.rename(kept)
-    print(f"{save_dir} holds an earlier search: kept as {kept}", file=sys.stderr)
-
-
-def stop_on_signals(engine: ImageAutoReIDSearchEngine) -> None:
-    """The first SIGINT or SIGTERM finishes the step and writes a checkpoint, the second one stops at once."""
-
-    def stop(signum: int, _: Any) -> None:
-        if engine.stop_requested:
-            raise KeyboardInterrupt
-        engine.stop_requested = True
-        print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
-
-
-class Progress:
-    """A bar over all epochs with the time left, on a terminal."""
-
-    def __init__(self, start_epoch: int, epochs: int) -> None:
-        self.start_epoch, self.epochs = start_epoch, epochs
-        self.bar: tqdm | None = None
-
-    def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
-        if self.bar is None:
-            done = epoch * batches + batch
-            # Some terminals say that they have no columns and rows at all; tqdm would believe them.
-            size = shutil.get_terminal_size()
-            self.bar = tqdm(
-                total=self.epochs * batches, initial=done, unit="step", ncols=size.columns, nrows=size.lines
-            )
-        # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
-        self.bar.n = epoch * batches + batch + 1
-        self.bar.total = self.epochs * batches
-        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{figures['top1']:.0%}", refresh=False)
-        self.bar.refresh()
-        if self.bar.n >= self.bar.total:
-            self.bar.close()
 
 
 def log_epoch(record: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from .datasets import FolderDataset, dataset_names, register_datasets
 from .loader import SearchLoader
-from .manager import ReadableDataManager, SearchDataManager
+from .manager import ReadableDataManager, SearchDataManager, TrainDataManager
 from .pedestrians import SyntheticPedestrians
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "SearchDataManager",
     "SearchLoader",
     "SyntheticPedestrians",
+    "TrainDataManager",
     "dataset_names",
     "register_datasets",
 ]

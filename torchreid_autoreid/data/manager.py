@@ -14,7 +14,7 @@ from .datasets import check_dataset
 from .loader import InOrderLoader, Item, ReadableImages, SearchLoader
 from .split import held_out_retrieval, split_by_identity, split_by_image
 
-__all__ = ["ReadableDataManager", "SearchDataManager"]
+__all__ = ["ReadableDataManager", "SearchDataManager", "TrainDataManager"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -153,10 +153,7 @@ class SearchDataManager(ReadableDataManager):
             train_sampler="SequentialSampler",  # replaced below; the others assert things without a message
             **options,
         )
-        if "random_patch" in str(options.get("transforms", "")).lower():
-            _LOGGER.warning(
-                "random_patch pastes pieces of earlier images: batches depend on data.workers and differ after a resume"
-            )
+        _warn_of_memory(options)
         self.split = split
         items = _relabelled(self.train_loader.dataset.train)
         w_items, alpha_items = _SPLITS[split](items, alpha_fraction, seed)
@@ -203,6 +200,107 @@ class SearchDataManager(ReadableDataManager):
         )
 
 
+class TrainDataManager(ReadableDataManager):
+    """torchreid's data manager with reproducible batches and, if asked, identities held out to choose the best epoch.
+
+    Args:
+        root, sources, targets, …: torchreid's own, unchanged.
+        held_out: share of the training identities that are kept out of the training, in [0, 1).
+        seed: of the choice of those and of all batches.
+
+    Attributes:
+        train_loader: :class:`SearchLoader` of the training images, drawn by any of torchreid's samplers.
+        validation_loaders: ``{'query': …, 'gallery': …}``: of the identities held out, or of the first target.
+
+    Raises:
+        UserError: as :class:`SearchDataManager`.
+
+    >>> import tempfile
+    >>> manager = TrainDataManager(
+    ...     tempfile.mkdtemp(), "synthetic_pedestrians", height=64, width=32, workers=0, use_gpu=False, held_out=0.25
+    ... )  # doctest: +ELLIPSIS
+    Building train transforms ...
+    >>> manager.num_train_pids
+    36
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        sources: str | Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
+        *,
+        held_out: float = 0.0,
+        seed: int = 1,
+        batch_size_train: int = 32,
+        batch_size_test: int = 32,
+        workers: int = 4,
+        num_instances: int = 4,
+        num_cams: int = 1,
+        num_datasets: int = 1,
+        train_sampler: str = "RandomSampler",
+        **options: Any,
+    ) -> None:
+        if not 0.0 <= held_out < 1.0:
+            raise UserError(f"held_out must be at least 0 and below 1, not {held_out!r}")
+        super().__init__(
+            root,
+            sources,
+            targets,
+            batch_size_train=batch_size_train,
+            batch_size_test=batch_size_test,
+            workers=workers,
+            train_sampler="SequentialSampler",  # replaced below, as in a search
+            **options,
+        )
+        _warn_of_memory(options)
+        items = _relabelled(self.train_loader.dataset.train)
+        query: Sequence[Item] = ()
+        gallery: Sequence[Item] = ()
+        if held_out:
+            items, rest = split_by_identity(items, held_out, seed)
+            items = _relabelled(items)
+            query, gallery = held_out_retrieval(rest, seed)
+        instances = num_instances if train_sampler == "RandomIdentitySampler" else batch_size_train
+        _check_half("training", items, batch_size_train, instances)
+        self._num_train_pids = len(_identities(items))  # torchreid's own name, behind its property
+        self.train_loader = SearchLoader(
+            ReadableImages(items, self.transform_tr),
+            batch_size_train,
+            num_instances,
+            train_sampler,
+            num_cams,
+            num_datasets,
+            workers,
+            self.use_gpu,
+            seed,
+            "train",
+        )
+        if held_out:
+            self.validation_loaders = {
+                name: InOrderLoader(ReadableImages(part, self.transform_te), batch_size_test, workers, self.use_gpu)
+                for name, part in (("query", query), ("gallery", gallery))
+            }
+            chosen = f"{len(query)} queries and {len(gallery)} gallery images of identities held out"
+        else:
+            target = next(iter(self.test_loader))
+            self.validation_loaders = self.test_loader[target]
+            chosen = f"the test set of {target} itself (recipe.held_out keeps identities for that)"
+        _LOGGER.info(
+            "training on %d images of %d identities; the best epoch is chosen on %s",
+            len(items),
+            self._num_train_pids,
+            chosen,
+        )
+
+
+def _warn_of_memory(options: Any) -> None:
+    if "random_patch" in str(options.get("transforms", "")).lower():
+        _LOGGER.warning(
+            "random_patch pastes pieces of earlier images: batches depend on data.workers and differ after a resume"
+        )
+
+
 def _reason(error: Exception) -> str:
     """What went wrong in torchreid's loading. Its datasets fail on a name with an error that does not give it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -216,11 +314,12 @@ def _reason(error: Exception) -> str:
 
 def _check_half(name: str, items: Sequence[Item], batch_size: int, num_instances: int) -> None:
     needed, found = batch_size // num_instances, len(_identities(items))
+    name = "training set" if name == "training" else f"{name} half"
     if found == 0:
-        raise UserError(f"the {name} half has no images; give more training images or another search.alpha_fraction")
+        raise UserError(f"the {name} has no images; give more, or split them otherwise (search.alpha_fraction)")
     if found < needed:
         raise UserError(
-            f"the {name} half has {found} identities, and a batch of {batch_size} with {num_instances} images each "
+            f"the {name} has {found} identities, and a batch of {batch_size} with {num_instances} images each "
             f"needs {needed}; set train.batch_size to at most {found * num_instances}"
         )
 

@@ -36,9 +36,13 @@ class FaissEvaluationMixin:
     Attributes:
         distributed: share the work among all processes of ``torch.distributed``: each extracts its part of the query
             and extracts and holds its part of the gallery. Every process must take part in every evaluation.
+        flip_test: the feature of an image is the mean over it and its mirror image.
+        results: the full result of the last evaluation of each target, by name.
     """
 
     distributed = False
+    flip_test = False
+    results: dict[str, RetrievalResult]
 
     @torch.no_grad()
     def extract_embeddings(
@@ -64,7 +68,7 @@ class FaissEvaluationMixin:
         try:
             for number, data in enumerate(loader, start=1):
                 images, pids, camids = self.parse_data_for_eval(data)  # type: ignore[attr-defined]
-                features = self.extract_features(images.to(device, non_blocking=True))  # type: ignore[attr-defined]
+                features = self._features_of(images.to(device, non_blocking=True))
                 features = F.normalize(features.float(), dim=1) if normalize_feature else features.float()
                 for part, values in zip(parts, (features.cpu(), pids, camids), strict=True):
                     part.append(values)
@@ -77,6 +81,12 @@ class FaissEvaluationMixin:
             raise UserError("there are no images to evaluate; check the dataset's query and gallery")
         features, pids, camids = (torch.cat([torch.as_tensor(value) for value in part]) for part in parts)
         return Embeddings(features.numpy(), pids.numpy(), camids.numpy())
+
+    def _features_of(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.extract_features(images)  # type: ignore[attr-defined]
+        if self.flip_test:
+            features = (features.float() + self.extract_features(images.flip(3)).float()) / 2  # type: ignore[attr-defined]
+        return features
 
     def extract_test_set(
         self,
@@ -160,6 +170,7 @@ class FaissEvaluationMixin:
             max_rank=max(50, *ranks),
             topk=visrank_topk if visrank else 0,
         )
+        self.results = {**getattr(self, "results", {}), dataset_name: result}
         lines = [
             f"** Results{f' on {dataset_name}' if dataset_name else ''} "
             f"({dist_metric}{', re-ranked' if rerank else ''}, {time.monotonic() - started:.1f} s) **",

@@ -49,6 +49,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
     """
 
     # torchreid's own
+    datamanager: Any
     epoch: int
     max_epoch: int
     batch_idx: int

@@ -1,0 +1,303 @@
+"""torchreid's engines for images with what strong ReID training expects: EMA, mixed precision, exact resume, …"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchreid
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..checkpoint import load_state
+from ..errors import UserError
+from ..losses import batch_hard_triplet
+from .loop import Batch, ReproducibleLoop, classification_figures
+
+__all__ = ["ImageSoftmaxTrainingEngine", "ImageTripletTrainingEngine", "Recipe", "build_scheduler"]
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train beyond torchreid's own options; the defaults change nothing.
+
+    Args:
+        grad_clip: largest norm of the gradient; 0: off.
+        ema_decay: of an exponential moving average of weights and batch-norm statistics, in [0, 1); the average is what
+            is tested and saved; 0: off.
+        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss).
+        auxiliary_weight: of the auxiliary classifier's cross-entropy, if the network has one.
+        flip_test: the feature of testing is the mean over an image and its mirror image.
+        keep_last, checkpoint_every: see :class:`~torchreid_autoreid.engine.loop.ReproducibleLoop`.
+        description: of the network, kept in every checkpoint.
+
+    Raises:
+        UserError: if an argument is out of range.
+    """
+
+    grad_clip: float = 0.0
+    ema_decay: float = 0.0
+    amp: str = "none"
+    auxiliary_weight: float = 0.0
+    flip_test: bool = False
+    keep_last: int = 1
+    checkpoint_every: int = 0
+    description: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay!r}")
+        if min(self.grad_clip, self.auxiliary_weight, self.keep_last, self.checkpoint_every) < 0:
+            raise UserError("grad_clip, auxiliary_weight, keep_last and checkpoint_every must not be negative")
+        if self.amp != "none" and self.amp not in _PRECISIONS:
+            raise UserError(f"unknown precision {self.amp!r}; choose none, {', '.join(_PRECISIONS)}")
+
+
+class _Training(ReproducibleLoop):
+    """What both engines share; put before one of torchreid's.
+
+    Args:
+        recipe: see :class:`Recipe`.
+        …: torchreid's own; ``datamanager`` is a :class:`~torchreid_autoreid.data.TrainDataManager`.
+    """
+
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "training")
+
+    def __init__(self, *args: Any, recipe: Recipe | None = None, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.recipe = recipe = recipe or Recipe()
+        self.flip_test = recipe.flip_test
+        self.keep_last, self.checkpoint_every = recipe.keep_last, recipe.checkpoint_every
+        self.device_type = next(self.model.parameters()).device.type
+        if recipe.amp == "float16" and self.device_type != "cuda":
+            raise UserError(
+                f"float16 needs a GPU, and the network is on the {self.device_type}; set recipe.amp bfloat16"
+            )
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=recipe.amp == "float16")
+        self.average: AveragedModel | None = None
+        if recipe.ema_decay:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.average = AveragedModel(self._network(), multi_avg_fn=average, use_buffers=True)
+
+    def run(
+        self,
+        save_dir: str = "log",
+        max_epoch: int = 0,
+        start_epoch: int = 0,
+        print_freq: int = 10,
+        fixbase_epoch: int = 0,
+        open_layers: Any = None,
+        start_eval: int = 0,
+        eval_freq: int = -1,
+        dist_metric: str = "euclidean",
+        normalize_feature: bool = False,
+    ) -> None:
+        """Trains to ``max_epoch``, from ``start_epoch`` or where :meth:`resume` left off; the options are torchreid's.
+
+        In between, and after the last epoch, retrieval on ``datamanager.validation_loaders`` chooses the best
+        checkpoint. :meth:`test` tests on the targets.
+
+        Raises:
+            UserError: if the loss is not finite; the last good checkpoint is kept.
+            Interrupted: if ``stop_requested`` was set; the checkpoint to resume from has been written.
+        """
+        self._run(
+            save_dir,
+            max_epoch,
+            start_epoch,
+            print_freq,
+            eval_freq,
+            start_eval,
+            dist_metric,
+            normalize_feature,
+            fixbase_epoch=fixbase_epoch,
+            open_layers=open_layers,
+        )
+
+    def extract_test_set(self, *args: Any, **keywords: Any) -> Any:
+        with self._tested():
+            return super().extract_test_set(*args, **keywords)
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _losses(self, outputs: Any, identities: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, its logits and its parts."""
+        raise NotImplementedError
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        images, identities = batch
+        auxiliary = None
+        with self._autocast():
+            if self.recipe.auxiliary_weight:
+                outputs, auxiliary = self.model(images, return_auxiliary=True)
+            else:
+                outputs = self.model(images)
+        total, logits, parts = self._losses(_in_float32(outputs), identities)
+        if auxiliary is not None:
+            parts["loss_auxiliary"] = self._cross_entropy(auxiliary.float(), identities)
+            total = total + self.recipe.auxiliary_weight * parts["loss_auxiliary"]
+        self._check_finite("loss", total.item())
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self._network())
+        figures = {"loss": total.item()} | {name: part.item() for name, part in parts.items()}
+        return figures | classification_figures(logits.detach(), identities)
+
+    def _clip(self) -> None:
+        if not self.recipe.grad_clip and self.scaler.is_enabled():
+            return
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip or math.inf)
+        if not self.scaler.is_enabled():  # a scaler passes over such a step and lowers its scale
+            self._check_finite("gradient", norm.item())
+
+    def _cross_entropy(self, logits: Any, identities: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _autocast(self) -> Any:
+        if self.recipe.amp == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, _PRECISIONS[self.recipe.amp])
+
+    # -- what the loop asks for ---------------------------------------------------------------------------------------
+
+    def _validation_loaders(self) -> dict[str, Any]:
+        return self.datamanager.validation_loaders
+
+    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
+        return {"train": dict(means), "lr": self._epoch_rate}
+
+    def _write_board(self, record: Mapping[str, Any]) -> None:
+        for name, value in (record["retrieval"] or {}).items():
+            self.writer.add_scalar(f"Validation/{name}", value, record["epoch"])
+        for name, value in record["train"].items():
+            self.writer.add_scalar(f"Epoch/{name}", value, record["epoch"])
+        self.writer.flush()
+
+    def _tested_state(self) -> dict[str, Tensor]:
+        return self._tested_network().state_dict()
+
+    def _tested_network(self) -> nn.Module:
+        return self._network() if self.average is None else self.average.module
+
+    @contextlib.contextmanager
+    def _tested(self) -> Iterator[None]:
+        """Puts the average in the place of the network."""
+        if self.average is None:
+            yield
+            return
+        trained, self.model = self.model, self.average.module
+        try:
+            yield
+        finally:
+            self.model = trained
+
+    def _state(self) -> dict[str, Any]:
+        training: dict[str, Any] = {"scaler": self.scaler.state_dict(), "averaged": 0}
+        if self.average is not None:
+            training |= {"state_dict": self._network().state_dict(), "averaged": int(self.average.n_averaged)}
+        described = {"network": dict(self.recipe.description)} if self.recipe.description else {}
+        return {"training": training, **described}
+
+    def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
+        training = state["training"]
+        if (self.average is not None) != ("state_dict" in training):
+            raise UserError(
+                f"{path} was made with another recipe.ema_decay; resume with the configuration it was made with"
+            )
+        if self.average is not None:
+            load_state(self.average.module, state["state_dict"], path)
+            self.average.n_averaged.fill_(int(training["averaged"]))
+            load_state(self._network(), training["state_dict"], path)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(training["scaler"])
+
+
+class ImageSoftmaxTrainingEngine(_Training, torchreid.engine.ImageSoftmaxEngine):
+    """torchreid's ``ImageSoftmaxEngine``: cross-entropy on the identity."""
+
+    def _losses(self, outputs: Any, identities: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return self._cross_entropy(outputs, identities), _first(outputs), {}
+
+    def _cross_entropy(self, logits: Any, identities: Tensor) -> Tensor:
+        return self.compute_loss(self.criterion, logits, identities)
+
+
+class ImageTripletTrainingEngine(_Training, torchreid.engine.ImageTripletEngine):
+    """torchreid's ``ImageTripletEngine``: batch-hard triplet loss on the feature, and cross-entropy on the identity.
+
+    The triplet loss is ours, which is torchreid's for ordinary batches and finite for all others.
+    """
+
+    def _losses(self, outputs: Any, identities: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits, features = outputs
+        parts = {}
+        total = features.new_zeros(())
+        if self.weight_t > 0:
+            margin = self.criterion_t.margin
+            parts["loss_t"] = batch_hard_triplet(features, identities, margin)
+            total = total + self.weight_t * parts["loss_t"]
+        if self.weight_x > 0:
+            parts["loss_x"] = self._cross_entropy(logits, identities)
+            total = total + self.weight_x * parts["loss_x"]
+        return total, _first(logits), parts
+
+    def _cross_entropy(self, logits: Any, identities: Tensor) -> Tensor:
+        return self.compute_loss(self.criterion_x, logits, identities)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    max_epoch: int,
+    stepsize: Any = 1,
+    gamma: float = 0.1,
+    min_lr: float = 0.0,
+    warmup_epochs: int = 0,
+    warmup_factor: float = 0.1,
+) -> Any:
+    """torchreid's scheduler, with a linear warm-up before it and an end of the cosine above zero.
+
+    Args:
+        optimizer: whose rates are set.
+        name, max_epoch, stepsize, gamma: torchreid's own; steps are counted from the first epoch, warm-up included.
+        min_lr: where the cosine ends.
+        warmup_epochs: epochs in which the rate rises linearly from ``warmup_factor`` of itself; 0: none.
+        warmup_factor: in (0, 1].
+
+    Returns:
+        A scheduler to be stepped once an epoch.
+    """
+    warmup = None
+    if warmup_epochs:
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, warmup_factor, total_iters=warmup_epochs)
+    if name == "cosine":  # torchreid's own ends at zero, and would begin its fall in the warm-up
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_epoch - warmup_epochs, min_lr)
+        if warmup is None:
+            return cosine
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [warmup_epochs])
+    main = torchreid.optim.build_lr_scheduler(optimizer, name, stepsize=stepsize, gamma=gamma, max_epoch=max_epoch)
+    return main if warmup is None else torch.optim.lr_scheduler.ChainedScheduler([warmup, main])
+
+
+def _in_float32(outputs: Any) -> Any:
+    """Losses are taken in full precision whatever the network ran in."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_float32(output) for output in outputs)
+
+
+def _first(logits: Any) -> Tensor:
+    """The logits of a network, or of the first of its classifiers (pcb has several)."""
+    return logits[0] if isinstance(logits, list | tuple) else logits
