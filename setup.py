@@ -17,6 +17,9 @@ FAISS = [
     "faiss-cpu>=1.8; sys_platform != 'linux' or platform_machine != 'x86_64'",
 ]
 
+# To write and to check ONNX files.
+EXPORT = ["onnx", "onnxruntime"]
+
 setup(
     name="torchreid_autoreid",
     version=re.search(r'__version__ = "(.+)"', (HERE / "torchreid_autoreid" / "__init__.py").read_text())[1],
@@ -39,5 +42,5 @@ setup(
         *TORCHREID_IMPORTS,
         *FAISS,
     ],
-    extras_require={"test": ["pytest", "ruff", "mypy"]},
+    extras_require={"export": EXPORT, "test": ["pytest", "ruff", "mypy", *EXPORT]},
 )

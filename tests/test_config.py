@@ -14,6 +14,7 @@ import yaml
 from torchreid_autoreid import config
 from torchreid_autoreid.config import (
     check_search_config,
+    check_train_config,
     engine_run_kwargs,
     get_default_config,
     imagedata_kwargs,
@@ -23,6 +24,7 @@ from torchreid_autoreid.config import (
     optimizer_kwargs,
     search_kwargs,
     searchdata_kwargs,
+    traindata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
@@ -81,9 +83,9 @@ def written(tmp_path, text):
 
 def test_the_tree_is_torchreids_with_ours_beside_it():
     ours = flat(get_default_config())
-    assert {key: value for key, value in ours.items() if not key.startswith(("autoreid.", "search."))} == flat(
-        yaml.safe_load(TORCHREID)
-    )
+    assert {
+        key: value for key, value in ours.items() if not key.startswith(("autoreid.", "recipe.", "search."))
+    } == flat(yaml.safe_load(TORCHREID))
     assert all(type(value) is type(ours[key]) for key, value in flat(yaml.safe_load(TORCHREID)).items())
 
 
@@ -152,6 +154,7 @@ def test_a_search_reads_every_key_or_refuses_it():
     """No key is passed over: what neither the command nor its arguments read is in the table of refusals."""
     builders = (
         searchdata_kwargs,
+        traindata_kwargs,
         imagedata_kwargs,
         optimizer_kwargs,
         lr_scheduler_kwargs,
@@ -232,7 +235,7 @@ def test_what_was_dumped_is_read_back(tmp_path):
         ("train: {max_epochs: 3}", ["'train.max_epochs'", "did you mean train.max_epoch"]),
         ("max_epoch: 3", ["'max_epoch'", "did you mean train.max_epoch?"]),
         ("serach: {order: 1}", ["'serach'", "search"]),
-        ("rubbish: 1", ["'rubbish'", "model, data", "autoreid, search"]),
+        ("rubbish: 1", ["'rubbish'", "model, data", "autoreid, recipe, search"]),
         ("train: {max_epoch: many}", ["train.max_epoch", "a whole number", "'many'"]),
         ("train: {max_epoch: 1.5}", ["train.max_epoch", "a whole number", "1.5"]),
         ("train: {max_epoch: true}", ["train.max_epoch", "a whole number", "True"]),
@@ -488,3 +491,87 @@ def test_sources_given_alone_are_the_targets_too():
     assert (cfg.data.sources, cfg.data.targets) == (["folder"], ["folder"])
     cfg = load_config(str(DEFAULT), sources=["folder"], targets=["market1501"])
     assert (cfg.data.sources, cfg.data.targets) == (["folder"], ["market1501"])
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+TRAIN = DEFAULT.parent / "autoreid_train.yaml"
+
+
+def train_config(*opts):
+    return load_config(str(TRAIN), opts)
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT.parent.glob("autoreid_train*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_training_load(path):
+    cfg = load_config(str(path))
+    check_train_config(cfg)
+    assert set(traindata_kwargs(cfg)) >= {"held_out", "seed", "root"}
+
+
+@pytest.mark.parametrize("name", ["market1501", "cuhk03_labeled", "cuhk03_detected", "msmt17"])
+def test_recipes_of_training_are_the_papers(name):
+    cfg = load_config(str(DEFAULT.parent / f"autoreid_train_{name}.yaml"))
+    assert (cfg.model.name, cfg.autoreid.channels, cfg.autoreid.layers) == ("autoreid", 64, [2, 2, 2, 2])
+    assert (cfg.data.height, cfg.data.width, cfg.data.transforms) == (384, 128, ["random_flip", "random_crop"])
+    assert (cfg.train.optim, cfg.train.lr, cfg.train.stepsize) == ("adam", 3.5e-4, [150, 225])
+    assert (cfg.loss.name, cfg.loss.triplet.weight_t, cfg.loss.triplet.weight_x) == ("triplet", 0.5, 0.5)
+    assert cfg.cuhk03.labeled_images == (name == "cuhk03_labeled")
+    assert cfg.data.sources == cfg.data.targets == [name.split("_")[0]]
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["search.order", "2"], "search.order 2 has no effect in a training: search.py takes it"),
+        (["train.start_epoch", "3"], "use --resume"),
+        (["data.k_tfm", "2"], "data.k_tfm 2"),
+        (["model.name", "resnet50"], "autoreid.channels 16 has no effect in a training: resnet50 is torchreid's own"),
+        (["loss.name", "softmax"], "loss.triplet.weight_x 1.0 has no effect with loss.name softmax"),
+        (["loss.name", "contrastive"], "loss.triplet.weight_x 1.0 has no effect with loss.name contrastive"),
+        (["loss.triplet.weight_x", "0", "loss.triplet.weight_t", "0"], "are both 0"),
+        (["sampler.train_sampler", "RandomSampler"], "set sampler.train_sampler RandomIdentitySampler"),
+        (["sampler.train_sampler", "Randomly"], "sampler.train_sampler must be"),
+        (["train.batch_size", "30"], "train.batch_size 30 does not divide"),
+        (["train.batch_size", "4"], "a single identity"),
+        (["recipe.warmup_epochs", "100"], "recipe.warmup_epochs must be"),
+        (["recipe.warmup_factor", "0"], "recipe.warmup_factor must be above 0"),
+        (["recipe.neck", "long"], "recipe.neck must be none or before or after, not 'long'"),
+        (["recipe.amp", "fp16"], "recipe.amp must be none or bfloat16 or float16"),
+        (["recipe.ema_decay", "1"], "recipe.ema_decay must be at least 0 and below 1"),
+        (["recipe.held_out", "-0.1"], "recipe.held_out must be"),
+        (["recipe.keep_last", "-1"], "recipe.keep_last must be"),
+        (["recipe.grad_clip", "-1"], "recipe.grad_clip must be"),
+        (["recipe.min_lr", "0.1"], "recipe.min_lr 0.1 is above train.lr"),
+        (
+            ["train.lr_scheduler", "multi_step", "recipe.min_lr", "0.0001"],
+            "no effect with train.lr_scheduler multi_step",
+        ),
+        (["train.base_lr_mult", "0.5"], "has no effect with train.staged_lr False; set train.staged_lr to True"),
+        (["autoreid.pretrained", "x.pth"], "no effect with model.pretrained False"),
+        (["autoreid.last_stride", "3"], "autoreid.last_stride must be 1 or 2"),
+        (["autoreid.drop_path", "1"], "autoreid.drop_path must be"),
+        (["autoreid.auxiliary_weight", "-1"], "autoreid.auxiliary_weight must be"),
+        (["data.height", "15"], "data.height 15 and data.width 32 are too small for four stages"),
+        (["test.ranks", "[0]"], "test.ranks must be ranks"),
+    ],
+)
+def test_mistakes_in_a_training_get_one_line(opts, words):
+    with pytest.raises(UserError) as caught:
+        check_train_config(train_config(*opts))
+    assert words in str(caught.value), str(caught.value)
+
+
+def test_a_training_reads_every_key_or_refuses_it():
+    """A key of ours that no argument and no check of a training knows would be parsed and ignored."""
+    source = (DEFAULT.parents[1] / "projects" / "autoreid" / "train.py").read_text(encoding="utf-8")
+    source += (DEFAULT.parents[1] / "torchreid_autoreid" / "description.py").read_text(encoding="utf-8")
+    for section in ("recipe", "autoreid"):
+        for key in get_default_config()[section]:
+            known = f"{section}.{key}" in source or f"own.{key}" in source
+            assert known or (section, key) in {("recipe", "held_out"), ("autoreid", "blocks")}, f"{section}.{key}"
+    for key in get_default_config().search:
+        cfg = train_config()
+        cfg.search[key] = "another value"
+        with pytest.raises(UserError, match=f"search.{key} .* no effect"):
+            check_train_config(cfg)

@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "report": {"genotype", "errors"},
     "plugin": {"networks", "genotype", "checkpoint", "errors"},
     "neck": {"errors"},
-    "description": {"networks", "neck", "genotype", "plugin", "errors"},
-    "export": {"description", "errors"},
+    "description": {"checkpoint", "networks", "neck", "genotype", "plugin", "errors"},
+    "export": {"checkpoint", "description", "errors"},
     "config": {"errors"},
     "cli": {"config", "errors"},
     "engine": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it remarks on pickles that it is about to refuse
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a torn or hostile file; none of them is worth a traceback
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -141,12 +143,13 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     """Loads a state dict into a module, strictly.
 
     Raises:
-        UserError: if keys or shapes differ; the message names the first of them and counts the rest.
+        UserError: if keys or shapes differ; the message names the first three and counts the rest.
     """
     if differences := state_differences(module, state):
-        more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
+        more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""
         raise UserError(
-            f"{path} belongs to another network: {differences[0]}{more}; give the configuration it was made with"
+            f"{path} belongs to another network: {', '.join(differences[:3])}{more}; "
+            "give the configuration it was made with"
         )
     module.load_state_dict(dict(state))
 

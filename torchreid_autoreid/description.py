@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .checkpoint import load_checkpoint
 from .errors import UserError
 from .genotype import Genotype
 from .neck import FEATURES, add_neck
@@ -95,6 +96,25 @@ class Description:
         except (TypeError, ValueError):
             raise UserError(f"{path} does not describe its network; use a checkpoint of train.py") from None
         return found
+
+    @classmethod
+    def of_checkpoint(cls, path: str | Path) -> tuple[Description, int] | None:
+        """The network that a checkpoint of ``train.py`` or ``pretrain.py`` describes, and its number of classes.
+
+        Returns:
+            ``None`` if the file is of another kind, a state dict for instance.
+
+        Raises:
+            UserError: if the file is missing, torn or describes its network wrongly.
+        """
+        state = load_checkpoint(path, ())
+        if "network" not in state:
+            return None
+        values = dict(state["network"]) if isinstance(state["network"], Mapping) else {}
+        num_classes = values.pop("num_classes", None)
+        if not isinstance(num_classes, int) or not 1 <= num_classes <= 1 << 24:
+            raise UserError(f"{path} describes its network wrongly: its num_classes is {num_classes!r}")
+        return cls.from_dict(values, path), num_classes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON and for a checkpoint."""

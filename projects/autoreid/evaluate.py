@@ -27,11 +27,12 @@ import torch
 import torchreid
 from tqdm import tqdm
 
-from torchreid_autoreid import Genotype, UserError
+from torchreid_autoreid import UserError
 from torchreid_autoreid.checkpoint import load_weights, write_atomically
 from torchreid_autoreid.cli import base_parser, config_from_args, run
-from torchreid_autoreid.config import imagedata_kwargs, network_kwargs
+from torchreid_autoreid.config import get_default_config, imagedata_kwargs, network_kwargs
 from torchreid_autoreid.data import ReadableDataManager
+from torchreid_autoreid.description import Description
 from torchreid_autoreid.engine import with_faiss_evaluation
 from torchreid_autoreid.evaluation import (
     Embeddings,
@@ -44,7 +45,7 @@ from torchreid_autoreid.evaluation import (
     save_embeddings,
 )
 from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
-from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
+from torchreid_autoreid.networks import AutoReIDSearchNetwork
 
 EPILOG = """
 examples:
@@ -62,7 +63,8 @@ examples:
   torchrun --nproc_per_node 2 projects/autoreid/evaluate.py --features features.npz --rerank
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
-With model.name autoreid the network is the one of autoreid.genotype, autoreid.channels and autoreid.layers.
+A checkpoint of train.py says itself which network it holds and for which size of images. For other files the network
+is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
 """
 
 
@@ -215,16 +217,22 @@ def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
 
 def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[TestSet]:
     """The test sets of ``data.targets``, embedded by the model."""
-    if not Path(weights).is_file():  # before the data, which can take a while
-        raise UserError(f"no checkpoint at {weights}; give the path of a checkpoint.pth that a run has written")
+    description = description_of(cfg, weights)  # before the data, which can take a while
+    if description is not None:
+        cfg.data.height, cfg.data.width = description.height, description.width
+        cfg.data.norm_mean, cfg.data.norm_std = list(description.norm_mean), list(description.norm_std)
     with first_process_first(world):  # it may have to draw or to unpack the data
         manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
-    model = build_model(cfg, manager.num_train_pids)
+    if description is not None:
+        model = description.build(manager.num_train_pids)
+    else:
+        model = AutoReIDSearchNetwork(manager.num_train_pids, **network_kwargs(cfg))
     load_weights(model, weights)
     engine = with_faiss_evaluation(
         torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda"),
         distributed=world.size > 1,
     )
+    engine.flip_test = cfg.recipe.flip_test
     for name, loaders in manager.test_loader.items():
         with Bar(world) as bar:
             query, gallery = engine.extract_test_set(
@@ -234,18 +242,14 @@ def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[
         yield TestSet(name, query, gallery, len(paths[1]), *paths)
 
 
-def build_model(cfg: Any, num_classes: int) -> torch.nn.Module:
-    """The network that ``model.name`` and, for our own, the keys of ``autoreid`` and ``search`` describe."""
-    if cfg.model.name == "autoreid":
-        own = cfg.autoreid
-        genotype = Genotype.load(own.genotype)
-        return AutoReIDNetwork(num_classes, cfg.loss.name, genotype, own.channels, own.layers, own.parts)
-    if cfg.model.name == "autoreid_search":
-        return AutoReIDSearchNetwork(num_classes, **network_kwargs(cfg))
-    try:
-        return torchreid.models.build_model(cfg.model.name, num_classes, cfg.loss.name, pretrained=False, use_gpu=False)
-    except KeyError as error:
-        raise UserError(f"model.name: {error.args[0]}") from None
+def description_of(cfg: Any, weights: str) -> Description | None:
+    """The network: what the checkpoint says, else what the configuration says; ``None``: the search network."""
+    found = Description.of_checkpoint(weights)
+    if found is None:
+        return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
+    if cfg.model.name not in (get_default_config().model.name, found[0].name):
+        raise UserError(f"{weights} holds a network {found[0].name}, and model.name is {cfg.model.name}; leave it out")
+    return found[0]
 
 
 def evaluate_set(

@@ -146,10 +146,8 @@ def build_engine(
     model = model.to(device)
     if device.type == "cpu":  # up to 1.6 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
-    try:
-        optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
-    except AssertionError as error:
-        raise UserError(f"train.new_layers {cfg.train.new_layers}: {error}") from None
+    check_layers(cfg, model)
+    optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
     scheduler = build_scheduler(
         optimizer,
         min_lr=cfg.recipe.min_lr,
@@ -175,6 +173,18 @@ def build_engine(
     return ImageTripletTrainingEngine(
         datamanager, model, optimizer, triplet.margin, triplet.weight_t, triplet.weight_x, recipe=recipe, **common
     )
+
+
+def check_layers(cfg: Any, model: torch.nn.Module) -> None:
+    """torchreid passes over a layer that the network does not have."""
+    layers = [name for name, _ in model.named_children()]
+    for key, wanted in (
+        ("train.new_layers", cfg.train.new_layers if cfg.train.staged_lr else []),
+        ("train.open_layers", cfg.train.open_layers if cfg.train.fixbase_epoch else []),
+    ):
+        for name in wanted:
+            if name not in layers:
+                raise UserError(f"{key}: {cfg.model.name} has no layer {name!r}; choose from {', '.join(layers)}")
 
 
 def wants_pretrained(cfg: Any) -> bool:

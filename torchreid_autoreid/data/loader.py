@@ -13,17 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count as count_from
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchreid
+import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import UserError
 
-__all__ = ["InOrderLoader", "ReadableImages", "SearchLoader"]
+__all__ = ["InOrderLoader", "ReadableFolder", "ReadableImages", "SearchLoader", "collate"]
 
 Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
 Key = tuple[int, int]  # index of an item, seed of its augmentation
@@ -42,14 +44,52 @@ class ReadableImages(torchreid.data.ImageDataset):
 
     def __getitem__(self, index: int) -> Any:
         path, pid, camid, dsetid = self.data[index]
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert("RGB")
-        # Pillow's decoders raise all of these on damaged files.
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split()).replace(f" {path!r}", "")[:120]
-            return UserError(f"cannot read the image {path} ({reason}); replace the file or remove it")
+        pixels = _pixels(path)
+        if isinstance(pixels, UserError):
+            return pixels
         return {"img": self.transform(pixels), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+
+
+class ReadableFolder(Dataset):
+    """Images in a folder a class, for pre-training: items are (transformed image, number of the class).
+
+    An item that cannot be read comes back as the ``UserError`` itself, see :class:`ReadableImages`.
+
+    Args:
+        folder: holds ``CLASS/…`` with images at any depth.
+        transform: from a picture to a tensor.
+
+    Raises:
+        UserError: if the folder is missing, or a class has no images.
+    """
+
+    def __init__(self, folder: Path, transform: Any) -> None:
+        try:
+            found = torchvision.datasets.ImageFolder(str(folder))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"cannot read {folder} as a folder of images by class ({' '.join(str(error).split())[:160]}); "
+                "give --data with train/CLASS and val/CLASS in it"
+            ) from None
+        self.classes, self.samples, self.transform = found.classes, found.samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        path, label = self.samples[index]
+        pixels = _pixels(path)
+        return pixels if isinstance(pixels, UserError) else (self.transform(pixels), label)
+
+
+def _pixels(path: str) -> Image.Image | UserError:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()).replace(f" {path!r}", "")[:120]
+        return UserError(f"cannot read the image {path} ({reason}); replace the file or remove it")
 
 
 class _Reproducible(Dataset):
@@ -213,7 +253,7 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=min(workers, len(batches)),
         pin_memory=pin,
-        collate_fn=_collate,
+        collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
     )
@@ -223,7 +263,8 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
         yield batch
 
 
-def _collate(samples: list[Any]) -> Any:
+def collate(samples: list[Any]) -> Any:
+    """A batch, or the ``UserError`` of the first image that cannot be read."""
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 

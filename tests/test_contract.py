@@ -1,0 +1,153 @@
+"""Each registered name in each of torchreid's tools: the table of what "an ordinary torchreid model" means."""
+
+import numpy as np
+import pytest
+import torch
+import torchreid
+from PIL import Image
+
+from torchreid_autoreid.checkpoint import save_checkpoint
+
+NAMES = ["autoreid", "autoreid_x0_5", "autoreid_x0_25", "contract_net"]
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    import torchreid_autoreid
+
+    torchreid_autoreid.register_model("contract_net", genotype="baseline_reid_space", channels=4, layers=(1, 1, 1, 1))
+
+
+def build(name, loss="softmax", classes=5):
+    torch.manual_seed(0)
+    return torchreid.models.build_model(name, num_classes=classes, loss=loss, pretrained=False, use_gpu=False)
+
+
+def images(count=2):
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def features(model, x):
+    model.eval()
+    with torch.no_grad():
+        return model(x)
+
+
+def check_build_model(name, tmp_path):
+    model = build(name, "triplet")
+    logits, feature = model(images())
+    assert logits.shape == (2, 5)
+    assert feature.shape == (2, model.feature_dim)
+    assert isinstance(model.classifier, torch.nn.Linear)
+    assert build(name)(images()).shape == (2, 5)
+    assert model(images(), return_featuremaps=True).shape[:2] == (2, model.feature_dim)
+    assert features(model, images()).shape == (2, model.feature_dim)
+
+
+class Manager:
+    """As much of a data manager as an engine's step needs."""
+
+    num_train_pids = 5
+    test_loader: dict = {}
+    train_loader: list = []
+    sources = ()
+
+
+def step(engine, model):
+    before = [p.detach().clone() for p in model.parameters()]
+    engine.epoch = engine.batch_idx = 0
+    engine.num_batches = 1
+    model.train()
+    summary = engine.forward_backward({"img": images(4), "pid": torch.tensor([0, 0, 1, 1])})
+    assert all(np.isfinite(value) for value in summary.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def check_softmax_engine(name, tmp_path):
+    model = build(name)
+    optimizer = torchreid.optim.build_optimizer(model, "sgd", lr=0.1)
+    step(torchreid.engine.ImageSoftmaxEngine(Manager(), model, optimizer, use_gpu=False), model)
+
+
+def check_triplet_engine(name, tmp_path):
+    model = build(name, "triplet")
+    optimizer = torchreid.optim.build_optimizer(model, "adam", staged_lr=True, new_layers=["classifier"])
+    step(torchreid.engine.ImageTripletEngine(Manager(), model, optimizer, use_gpu=False), model)
+
+
+def check_feature_extractor(name, tmp_path):
+    Image.new("RGB", (20, 40), (200, 30, 30)).save(tmp_path / "a.png")
+    extractor = torchreid.utils.FeatureExtractor(model_name=name, image_size=SIZE, device="cpu", verbose=False)
+    assert extractor(str(tmp_path / "a.png")).shape == (1, extractor.model.feature_dim)
+
+
+def check_complexity(name, tmp_path):
+    model = build(name)
+    parameters, operations = torchreid.utils.compute_model_complexity(model, (1, 3, *SIZE))
+    own = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("classifier"))
+    assert parameters == own
+    assert operations > 0
+
+
+def check_pretrained_weights(name, tmp_path):
+    model = build(name)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
+    torch.manual_seed(7)
+    other = torchreid.models.build_model(name, num_classes=9, pretrained=False, use_gpu=False)
+    torchreid.utils.load_pretrained_weights(other, str(tmp_path / "w.pth"))
+    assert torch.equal(features(other, images()), features(model, images()))
+    assert other.classifier.out_features == 9
+
+
+def check_resume(name, tmp_path):
+    """What our commands write loads in torchreid, which refuses what it writes itself."""
+    model = build(name)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    save_checkpoint(
+        {
+            "state_dict": model.state_dict(),
+            "epoch": 4,
+            "rank1": 0.5,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        },
+        tmp_path / "c.pth",
+    )
+    other = build(name)
+    torch.nn.init.zeros_(other.classifier.weight)
+    assert torchreid.utils.resume_from_checkpoint(str(tmp_path / "c.pth"), other, optimizer, scheduler) == 4
+    assert torch.equal(other.classifier.weight, model.classifier.weight)
+
+
+def check_data_parallel(name, tmp_path):
+    model = build(name, "triplet")
+    parallel = torch.nn.DataParallel(model)
+    assert parallel(images())[1].shape == (2, model.feature_dim)
+    assert torch.equal(features(parallel, images()), features(model, images()))
+
+
+def check_compile(name, tmp_path):
+    model = build(name)
+    expected = features(model, images())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(images()), expected, atol=1e-4)
+
+
+def check_channels_last(name, tmp_path):
+    model = build(name).double()
+    expected = features(model, images().double())
+    model = model.to(memory_format=torch.channels_last)
+    found = features(model, images().double().to(memory_format=torch.channels_last))
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+CHECKS = [value for key, value in list(globals().items()) if key.startswith("check_")]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name, check, tmp_path):
+    check(name, tmp_path)

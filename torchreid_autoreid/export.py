@@ -1,0 +1,188 @@
+"""A trained network as a file that needs neither this package nor torchreid: ONNX or TorchScript."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoint import load_weights, write_atomically
+from .description import Description
+from .errors import UserError
+
+__all__ = ["FORMATS", "TOLERANCE", "export", "read_metadata"]
+
+FORMATS = ("onnx", "torchscript")
+#: the largest difference of a feature value, relative to the largest value, that a file may have
+TOLERANCE = 1e-4
+_METADATA = "torchreid_autoreid.json"  # in a TorchScript archive
+
+
+class _Deployed(nn.Module):
+    """The feature extractor, with the normalisation of its feature if asked for."""
+
+    def __init__(self, network: nn.Module, normalize: bool) -> None:
+        super().__init__()
+        self.network, self.normalize = network, normalize
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.network(images)
+        return F.normalize(features, dim=1) if self.normalize else features
+
+
+def export(
+    weights: str | Path,
+    output: str | Path,
+    file_format: str = "onnx",
+    description: Description | None = None,
+    num_classes: int = 1,
+    normalize: bool = False,
+) -> float:
+    """Writes the feature extractor of a checkpoint, after comparing what it computes with PyTorch.
+
+    The file takes ``images`` (B, 3, H, W), float32, any B, standardised by the mean and standard deviation in its
+    metadata, and gives ``features`` (B, D). Its metadata (see :func:`read_metadata`) hold genotype, size of the input,
+    mean, standard deviation and the version of this package.
+
+    Args:
+        weights: a checkpoint of ``train.py``, or other weights with their description.
+        output: the file to write.
+        file_format: ``onnx`` or ``torchscript``.
+        description: of the network, where the checkpoint has none.
+        num_classes: of the classifier, which is left out of the file.
+        normalize: divide each feature by its length.
+
+    Returns:
+        The largest difference to PyTorch, relative to the largest feature value, on a batch of one and one of three.
+
+    Raises:
+        UserError: if the weights cannot be read or belong to another network, the file cannot be written, a package is
+            missing, or the file computes something else.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f"unknown format {file_format!r}; choose {' or '.join(FORMATS)}")
+    output = Path(output)
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"cannot write {output}; give a file in a folder that exists")
+    if description is None:
+        found = Description.of_checkpoint(weights)
+        if found is None:
+            raise UserError(f"{weights} does not say which network it holds; give its configuration (--config-file)")
+        description, num_classes = found
+    network = description.build(num_classes)
+    load_weights(network, weights)
+    deployed = _Deployed(network, normalize).eval()
+    described = description.to_dict() | {"normalized": normalize, "torchreid_autoreid": _version()}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, description.height, description.width, generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "network"
+        try:
+            (_write_onnx if file_format == "onnx" else _write_torchscript)(deployed, images, made, described)
+        except ImportError as error:
+            raise UserError(
+                f"the format {file_format} needs a package that is missing ({error.name}); "
+                "pip install 'torchreid_autoreid[export]'"
+            ) from None
+        difference = max(_difference(deployed, made, file_format, images[:size]) for size in (1, 3))
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"the exported network differs from PyTorch by {difference:.1e} of its largest value (at most "
+                f"{TOLERANCE:.0e}); nothing was written: try the other format"
+            )
+        try:
+            write_atomically(output, lambda name: Path(name).write_bytes(made.read_bytes()))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {output} ({error.strerror}); give a file in a folder you may write"
+            ) from None
+    return difference
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What an exported file says about itself.
+
+    Raises:
+        UserError: if the file is not one that :func:`export` wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; export.py writes one")
+    try:
+        if path.read_bytes()[:2] == b"PK":
+            extra = {_METADATA: ""}
+            _load_torchscript(path, extra)
+            return json.loads(extra[_METADATA])
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        entries = session.get_modelmeta().custom_metadata_map
+        return json.loads(entries["torchreid_autoreid"])
+    except Exception as error:  # the readers raise many kinds
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a network that export.py has written ({reason})") from None
+
+
+def _write_onnx(deployed: nn.Module, images: Tensor, path: Path, described: Mapping[str, Any]) -> None:
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer remarks on every constant
+        torch.onnx.export(
+            deployed,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,  # the other exporter needs one more package, and specialises small batches
+        )
+    model = onnx.load(str(path))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "torchreid_autoreid", json.dumps(described)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _write_torchscript(deployed: nn.Module, images: Tensor, path: Path, described: Mapping[str, Any]) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(deployed, images, check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={_METADATA: json.dumps(described)})
+
+
+def _load_torchscript(path: Path, extra: dict[str, str]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have its own new format
+        return torch.jit.load(str(path), _extra_files=extra)
+
+
+def _difference(deployed: nn.Module, path: Path, file_format: str, images: Tensor) -> float:
+    """The largest difference of the file's features to PyTorch's, relative to the largest value."""
+    with torch.no_grad():
+        expected = deployed(images)
+        if file_format == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            found = torch.from_numpy(np.asarray(session.run(["features"], {"images": images.numpy()})[0]))
+        else:
+            found = _load_torchscript(path, {})(images)
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("torchreid_autoreid")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"
