@@ -72,7 +72,9 @@ class PartAware(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bounds = stripe_bounds(x.shape[2], self.parts)
         body = self.attend(self.transform_parts(stripe_means(x, bounds)))  # (B, M, C')
-        return self.fuse(torch.cat([x, spread(body, bounds, x.shape[3])], dim=1))
+        # Joined where it is needed only: at stride 2 that is half of the pixels.
+        parts = zip(self.fuse.split(x), self.fuse.split(spread(body, bounds, x.shape[3])), strict=True)
+        return self.fuse.merge([torch.cat(part, dim=1) for part in parts])
 
     def transform_parts(self, means: Tensor) -> Tensor:
         """(B, M, C) stripe averages to (B, M, C') body vectors, each by the transform of its own part."""
@@ -100,16 +102,26 @@ class ReluConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, affine: bool) -> None:
         super().__init__()
         self.stride = stride
+        # The stride is taken by `split`, so that nothing is computed on pixels that no convolution reads.
         halves = (out_channels,) if stride == 1 else (out_channels - out_channels // 2, out_channels // 2)
-        self.convs = nn.ModuleList(nn.Conv2d(in_channels, half, 1, stride, bias=False) for half in halves)
+        self.convs = nn.ModuleList(nn.Conv2d(in_channels, half, 1, bias=False) for half in halves)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        return self.merge(self.split(x))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """What each convolution reads: all pixels, or the even ones and the odd ones."""
         if self.stride == 1:
-            return self.norm(self.convs[0](x))
-        odd = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.convs[0](x), self.convs[1](odd)], dim=1))
+            return [x]
+        odd_size = x.shape[2] % 2 or x.shape[3] % 2
+        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if odd_size else x
+        return [x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]]
+
+    def merge(self, parts: list[Tensor]) -> Tensor:
+        """What follows :meth:`split`."""
+        found = [conv(F.relu(part)) for conv, part in zip(self.convs, parts, strict=True)]
+        return self.norm(found[0] if len(found) == 1 else torch.cat(found, dim=1))
 
 
 def stripe_means(x: Tensor, bounds: list[int]) -> Tensor:
