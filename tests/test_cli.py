@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from torchreid_autoreid.cli import base_parser, config_from_args, run, setup_logging
+from torchreid_autoreid.cli import base_parser, check_single_process, config_from_args, run, setup_logging
 from torchreid_autoreid.errors import Interrupted, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,3 +220,12 @@ def test_a_log_folder_that_cannot_be_is_told(tmp_path):
         setup_logging(tmp_path / "file", "search")
     with pytest.raises(UserError, match=r"data\.save_dir .*file/below"):
         setup_logging(tmp_path / "file" / "below", "search")
+
+
+def test_several_processes_are_refused_where_they_would_write_over_each_other(monkeypatch):
+    check_single_process("train.py")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_single_process("train.py")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"train.py runs in one process, and torchrun has started 4"):
+        check_single_process("train.py")

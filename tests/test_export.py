@@ -113,6 +113,9 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, monkeypatch):
     other = Description.of_config(load_config(opts=[*TINY, "autoreid.genotype", "baseline"]))
     with pytest.raises(UserError, match="belongs to another network: it lacks cells"):
         export(weights, tmp_path / "n.onnx", description=other)
+    small = Description.of_config(load_config(opts=[*TINY, "data.height", "8"]))
+    with pytest.raises(UserError, match="8 x 128 is too small for four stages"):
+        export(weights, tmp_path / "n.onnx", description=small)
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="differs from PyTorch by"):
         export(weights, tmp_path / "n.onnx")

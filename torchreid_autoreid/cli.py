@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from .errors import Interrupted, UserError
 __all__ = [
     "StepBar",
     "base_parser",
+    "check_single_process",
     "checkpoint_path",
     "config_from_args",
     "keep_earlier_run",
@@ -156,6 +158,18 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
             handler.close()
 
     return undo
+
+
+def check_single_process(command: str) -> None:
+    """Processes of torchrun that know nothing of one another would write over each other's files.
+
+    Raises:
+        UserError: if torchrun has started several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}; use python"
+        )
 
 
 def checkpoint_path(resume: str) -> Path | None:

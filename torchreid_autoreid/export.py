@@ -78,6 +78,11 @@ def export(
         if found is None:
             raise UserError(f"{weights} does not say which network it holds; give its configuration (--config-file)")
         description, num_classes = found
+    if min(description.height, description.width) < 16:
+        raise UserError(
+            f"an input of {description.height} x {description.width} is too small for four stages; "
+            "give data.height and data.width of at least 16 pixels"
+        )
     network = description.build(num_classes)
     load_weights(network, weights)
     deployed = _Deployed(network, normalize).eval()

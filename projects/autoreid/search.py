@@ -27,6 +27,7 @@ from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
@@ -78,6 +79,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_single_process("search.py")
     cfg = config_from_args(args)
     check_search_config(cfg)
     resume = checkpoint_path(args.resume)
@@ -187,6 +189,7 @@ def summary(genotype: Genotype, save_dir: Path, report: Path) -> str:
             f"  reduction cell  {describe(genotype, 'reduce')}",
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
+            f"to train it: python projects/autoreid/train.py --genotype {save_dir / 'genotype.json'} --config-file …",
         ]
     )
 

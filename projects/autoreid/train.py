@@ -25,6 +25,7 @@ from torchreid_autoreid.checkpoint import load_weights, write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
@@ -82,6 +83,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_single_process("train.py")
     cfg = config_from_args(args)
     if args.genotype:
         if not cfg.model.name.startswith("autoreid"):

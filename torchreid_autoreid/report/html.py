@@ -8,6 +8,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,12 +200,18 @@ def _cells(folder: Path, genotype: Genotype) -> Iterator[str]:
     yield f"<h2>The cells found: {_text(genotype.name)}</h2>"
     for kind, name in _CELLS.items():
         yield _picture(name, draw_cell(genotype, kind), style="wide")
+    command = (
+        "python projects/autoreid/train.py --config-file configs/autoreid_train.yaml "
+        f"--genotype {shlex.quote(str(folder / 'genotype.json'))}"
+    )
+    yield "<p>To train the network made of them (with the recipe of your dataset):</p>"
+    yield f"<pre>{_text(command)}</pre>"
     code = (
         "import torchreid, torchreid_autoreid",
         f"torchreid_autoreid.register_model('searched', genotype={str(folder / 'genotype.json')!r})",
         "model = torchreid.models.build_model('searched', num_classes=751, loss='triplet', pretrained=False)",
     )
-    yield "<p>The network made of them, as a model of torchreid:</p>"
+    yield "<p>As a model of torchreid:</p>"
     yield f"<pre>{_text(chr(10).join(code))}</pre>"
 
 
