@@ -168,7 +168,7 @@ def check_single_process(command: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}; use python"
+            f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}"
         )
 
 
