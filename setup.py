@@ -42,5 +42,5 @@ setup(
         *TORCHREID_IMPORTS,
         *FAISS,
     ],
-    extras_require={"export": EXPORT, "test": ["pytest", "ruff", "mypy", *EXPORT]},
+    extras_require={"export": EXPORT, "test": ["pytest", "pytest-xdist", "ruff", "mypy", *EXPORT]},
 )

@@ -89,5 +89,10 @@ def test_another_network_is_told_by_key_and_shape():
     module = torch.nn.Linear(3, 2)
     with pytest.raises(UserError, match=r"its weight is \(2, 4\), here \(2, 3\)"):
         load_state(module, {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, "c.pth")
-    with pytest.raises(UserError, match=r"lacks bias and 1 more"):
+    with pytest.raises(UserError, match=r"it lacks bias, it has extra, which this network lacks"):
         load_state(module, {"weight": torch.zeros(2, 3), "extra": torch.zeros(1)}, "c.pth")
+    others = {name: torch.zeros(1) for name in ("a", "b")}
+    with pytest.raises(
+        UserError, match=r"it lacks weight, it has a, which this network lacks, it has b, .*, and 1 more; "
+    ):
+        load_state(module, others | {"bias": torch.zeros(3)}, "c.pth")

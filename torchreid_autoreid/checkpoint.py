@@ -146,7 +146,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
         UserError: if keys or shapes differ; the message names the first three and counts the rest.
     """
     if differences := state_differences(module, state):
-        more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
             f"{path} belongs to another network: {', '.join(differences[:3])}{more}; "
             "give the configuration it was made with"

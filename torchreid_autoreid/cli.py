@@ -167,9 +167,7 @@ def check_single_process(command: str) -> None:
         UserError: if torchrun has started several.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}"
-        )
+        raise UserError(f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}")
 
 
 def checkpoint_path(resume: str) -> Path | None:
