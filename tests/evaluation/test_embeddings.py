@@ -21,6 +21,8 @@ def random_embeddings(n, d=4, seed=0):
         (np.ones(3), [0, 1, 2], [0, 0, 0], r"shape \(3,\)"),
         (np.ones((0, 3)), [], [], "at least one vector"),
         (np.array([["a"]]), [0], [0], "real numbers"),
+        ([[1, 2], [3]], [0, 1], [0, 0], "not a matrix"),
+        (np.full((1, 2), 1e300), [0], [0], "NaN or infinity in 1 of 1 rows: 0;"),
         (np.ones((2, 3)), [0], [0, 0], r"pids have shape \(1,\) for 2 vectors"),
         (np.ones((2, 3)), [0, 1], [0], r"camids have shape \(1,\)"),
         (np.ones((2, 3)), [0.5, 1], [0, 0], "whole numbers"),
@@ -116,10 +118,12 @@ def test_other_files_are_refused(tmp_path, content):
         load_embeddings(tmp_path / "a.npz")
 
 
-def test_a_torn_npz_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", **arrays())
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("torn", [slice(200, 230), slice(70, 90)])
+def test_a_torn_npz_is_refused(tmp_path, save, torn):
+    save(tmp_path / "a.npz", **arrays())
     whole = bytearray((tmp_path / "a.npz").read_bytes())
-    whole[200:230] = b"\0" * 30
+    whole[torn] = b"\xff" * (torn.stop - torn.start)
     (tmp_path / "a.npz").write_bytes(whole)
     with pytest.raises(UserError, match=r"a\.npz"):
         load_embeddings(tmp_path / "a.npz")

@@ -53,6 +53,8 @@ def test_agrees_with_the_definition(monkeypatch, metric, alpha, queries, databas
         ({"query_expansion": -1}, "query_expansion is -1"),
         ({"query_expansion": 31}, "query_expansion is 31, but the gallery has only 30"),
         ({"database_augmentation": 30}, "database_augmentation is 30, but the gallery has only 29"),
+        ({"query_expansion_alpha": 3.0}, "no neighbours are averaged"),
+        ({"query_expansion": 2, "query_expansion_alpha": float("nan")}, "query_expansion_alpha is nan"),
         ({"query_expansion": 2, "query_expansion_alpha": -1.0}, "query_expansion_alpha is -1"),
         ({"query_expansion": 2, "query_expansion_alpha": 3.0, "metric": "euclidean"}, "use metric='cosine'"),
     ],

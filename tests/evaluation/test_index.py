@@ -29,6 +29,27 @@ def test_any_factory_string_searches(monkeypatch, metric, factory):
     assert (np.diff(result.topk_distances) >= 0).all()
 
 
+@pytest.mark.parametrize("factory", ["LSH", "IMI2x4,Flat", "HNSW16,PQ4x6"])
+def test_what_faiss_has_for_euclidean_distances_only_serves_cosine_too(tmp_path, factory):
+    built = RetrievalIndex.build(GALLERY.features, factory)
+    positions, distances = built.search(QUERY.features, 20)
+    expected = distance_matrix(QUERY.features, GALLERY.features, "cosine")
+    found = np.take_along_axis(expected, np.maximum(positions, 0), 1)[positions >= 0]
+    assert found.mean() < 0.5 * expected.mean()  # near items, not far ones
+    if factory != "LSH":  # that one compares by other distances
+        np.testing.assert_allclose(distances[positions >= 0], found, atol=1e-5 if "Flat" in factory else 0.3)
+    with pytest.raises(UserError, match="metric='euclidean'"):
+        built.save(tmp_path / "a.index")
+    assert not (tmp_path / "a.index").exists()
+
+
+def test_search_parameters_are_kept_in_the_file(tmp_path):
+    built = RetrievalIndex.build(GALLERY.features, "IVF4,Flat")
+    built.visit_more_lists()
+    built.save(tmp_path / "a.index")
+    assert RetrievalIndex.load(tmp_path / "a.index").index.nprobe == 4
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_an_index_that_finds_everything_gives_the_exact_figures(metric):
     result = evaluate(QUERY, GALLERY, metric=metric, index="IVF4,Flat", search_parameters="nprobe=4", topk=600)
@@ -113,6 +134,7 @@ def test_wrong_options_are_named(options, words):
     with pytest.raises(UserError, match=words) as caught:
         evaluate(QUERY, GALLERY, **options)
     assert "\n" not in str(caught.value)
+    assert ".cpp" not in str(caught.value)
 
 
 def test_an_index_of_another_gallery_is_told():
@@ -122,6 +144,8 @@ def test_an_index_of_another_gallery_is_told():
         evaluate(QUERY, other, index=built)
     with pytest.raises(UserError, match="the index has 8 dimensions, the queries 5"):
         built.search(np.ones((1, 5), np.float32), 1)
+    with pytest.raises(UserError, match="database_augmentation changes the gallery"):
+        evaluate(QUERY, GALLERY, index=built, database_augmentation=2)
 
 
 def test_the_training_sample_is_seeded(monkeypatch):

@@ -107,6 +107,18 @@ def test_evaluate_rank_takes_a_small_gallery():
     np.testing.assert_allclose(cmc, [0, 1])
 
 
+@pytest.mark.parametrize("fill", [np.inf, -np.inf])
+@pytest.mark.parametrize("columns", [slice(None, None, 3), slice(None)])
+def test_evaluate_rank_orders_infinite_distances_by_position(fill, columns):
+    query, gallery = clustered(40, seed=1), clustered(150, seed=2)
+    distmat = np.random.default_rng(0).normal(size=(40, 150)).astype(np.float32)
+    distmat[:, columns] = fill
+    cmc, mean = evaluate_rank(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+    expected = market1501(distmat, query, gallery)
+    np.testing.assert_allclose(mean, expected[0], atol=1e-12)
+    np.testing.assert_allclose(cmc, expected[1], atol=1e-6)
+
+
 # --- one line for each mistake ----------------------------------------
 
 
@@ -139,6 +151,11 @@ def test_a_gallery_of_one_item():
         ({"metric": "manhattan"}, "unknown metric 'manhattan'; choose from cosine, euclidean"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"max_rank": 0}, "max_rank is 0"),
+        ({"max_rank": 5.5}, "max_rank is 5.5"),
+        ({"topk": -1}, "topk is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"use_metric_cuhk03": True, "cuhk03_repeats": 0}, "cuhk03_repeats is 0"),
+        ({"search_parameters": "nprobe=4"}, "'nprobe=4' are of an approximate index"),
         ({"distributed": True}, "torchrun"),
     ],
 )
@@ -168,10 +185,11 @@ def test_wrong_matrices_are_told():
         evaluate_rank(np.zeros(3), *labels)
 
 
-def test_features_too_large_for_float32_are_told():
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_features_too_large_for_float32_are_told(metric):
     huge = Embeddings(np.full((2, 2), 1e30), [0, 1], [0, 1])
     with pytest.raises(UserError, match="overflow"):
-        evaluate(huge, huge, metric="euclidean")
+        evaluate(huge, huge, metric=metric)
 
 
 # --- CUHK03 -----------------------------------------------------------
@@ -249,8 +267,9 @@ def test_roc_agrees_with_all_pairs(make):
 
 def test_roc_mistakes_are_told():
     query, gallery = clustered(5), clustered(9, seed=1)
-    with pytest.raises(UserError, match="rates from 0 to 1"):
-        roc(query, gallery, [2])
+    for rates in ([2], 2, [np.nan]):
+        with pytest.raises(UserError, match="rates from 0 to 1"):
+            roc(query, gallery, rates)
     same = Embeddings(np.eye(3), [1, 1, 1], [0, 1, 2])
     with pytest.raises(UserError, match="no false pairs"):
         roc(same, same)
@@ -304,6 +323,14 @@ def test_a_memory_mapped_gallery_gives_the_same(tmp_path, monkeypatch):
     for options in ({}, {"rerank": True}, {"query_expansion": 3, "database_augmentation": 2}, {"index": "IVF4,Flat"}):
         one, two = evaluate(query, gallery, **options), evaluate(query, mapped, **options)
         assert one.to_dict() == two.to_dict()
+
+
+@pytest.mark.usefixtures("block_sizes")
+def test_progress_counts_what_is_done():
+    seen = []
+    evaluate(clustered(20), clustered(90, seed=1), progress=lambda *step: seen.append(step))
+    total = seen[0][2]
+    assert seen == [("comparing", done, total) for done in range(1, total + 1)]
 
 
 def test_progress_reaches_the_end():

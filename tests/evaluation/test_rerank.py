@@ -126,6 +126,16 @@ def test_neighbours_are_the_exact_ones(monkeypatch):
         np.testing.assert_array_equal(near.farthest, distances.max(axis=1))
 
 
+@pytest.mark.parametrize("scale", [1e-13, 1e13])
+def test_the_scale_of_features_is_no_matter(scale):
+    """Distances that float32 holds, whose squares it does not."""
+    query, gallery = (x.features.astype(np.float64) for x in (clustered(30, seed=0), clustered(130, seed=1)))
+    expected = k_reciprocal_distances(query, gallery, "euclidean")
+    np.testing.assert_allclose(
+        k_reciprocal_distances(query * scale, gallery * scale, "euclidean"), expected, rtol=0, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("copies", [2, 40])
 def test_copies_of_one_image_stay_finite_and_ordered_by_position(copies):
     """More equal vectors than k1: neighbours are the first of them; nothing is NaN."""
@@ -146,6 +156,7 @@ def test_one_vector_for_all_is_finite():
         ({"k1": 31}, "k1 is 31, larger than the gallery of 30"),
         ({"k2": 31}, "k2 is 31, larger than the gallery of 30"),
         ({"k1": 0}, "k1 is 0"),
+        ({"k1": 5.5}, "k1 is 5.5"),
         ({"k2": 0}, "k2 is 0"),
         ({"lambda_value": 1.5}, "lambda_value is 1.5"),
         ({"definition": "mine"}, "unknown definition 'mine'; choose from torchreid, zhong"),
@@ -160,5 +171,6 @@ def test_wrong_parameters_are_named(options, words):
 def test_matrices_that_do_not_fit_are_told():
     with pytest.raises(UserError, match=r"shapes \(2, 3\), \(2, 2\), \(2, 2\)"):
         re_ranking(np.ones((2, 3)), np.ones((2, 2)), np.ones((2, 2)))
-    with pytest.raises(UserError, match="g_g_dist holds NaN"):
-        re_ranking(np.ones((2, 3)), np.ones((2, 2)), np.full((3, 3), np.nan))
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match="g_g_dist holds NaN or infinity"):
+            re_ranking(np.ones((2, 3)), np.ones((2, 2)), np.full((3, 3), value))

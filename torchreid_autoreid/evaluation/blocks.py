@@ -181,17 +181,22 @@ def scan(
     team = workers(distances.devices)[:total]
     watching = [observers, *([observer.twin() for observer in observers] for _ in team[1:])]
 
-    def work(worker: int, taken: tuple[int, tuple[int, int, RowsOf]]) -> None:
-        count, (column, _, rows_of) = taken
+    done, lock = 0, Lock()
+
+    def work(worker: int, taken: tuple[int, int, RowsOf]) -> None:
+        nonlocal done
+        column, _, rows_of = taken
         block_of = rows_of(team[worker])
         for first, end in row_ranges:
             block = block_of(first, end)
             for observer in watching[worker]:
                 observer.add(first, column, block)
         if progress is not None:
-            progress(description, count, total)
+            with lock:
+                done += 1
+                progress(description, done, total)
 
-    share_out(enumerate(distances.columns(), 1), work, len(team))
+    share_out(distances.columns(), work, len(team))
     for others in watching[1:]:
         for observer, other in zip(observers, others, strict=True):
             observer.merge(other)

@@ -3,6 +3,10 @@
 On the CPU the same pair always gets the same bits, whatever the block: matrix products of at least `MIN_ROWS` rows and
 columns sum in one order. Exact ties therefore stay ties, and the figures of one process and of several are the same. On
 GPUs the last bits may depend on the block's shape.
+
+All arithmetic is float32's, as in torchreid: a distance is good to about 1e-7 (cosine), or 1e-7 of the sum of the two
+squared norms (squared euclidean). Items whose distances differ by less than that may swap, so subtract the mean from
+euclidean features that are far from the origin and close to one another.
 """
 
 from __future__ import annotations
@@ -78,11 +82,16 @@ def prepare(features: np.ndarray | Sequence[np.ndarray], metric: str, device: to
     values = torch.from_numpy(np.concatenate(parts, dtype=np.float32)).to(device)
     if metric == "cosine":
         norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        _check_squares(norms)
         return Vectors(values.div_(norms.clamp_min_(1e-12)), None)
     squared = values.pow(2).sum(dim=1)
-    if not bool(squared.isfinite().all()):
-        raise UserError("feature values are so large that their squares overflow float32; scale the features down")
+    _check_squares(squared)
     return Vectors(values, squared)
+
+
+def _check_squares(sums: torch.Tensor) -> None:
+    if not bool(sums.isfinite().all()):
+        raise UserError("feature values are so large that their squares overflow float32; scale the features down")
 
 
 def distance_block(a: Vectors, b: Vectors, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 
+# What numpy and zipfile raise for files that are torn, encrypted, packed in another way or no archives at all.
+DAMAGED = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 CHECK_ROWS = 8192  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
 
 
@@ -60,7 +64,10 @@ def as_features(features: Any) -> np.ndarray:
     if hasattr(features, "detach"):
         features = features.detach().cpu().float().numpy()
     if not isinstance(features, np.ndarray):
-        features = np.asarray(features)
+        try:
+            features = np.asarray(features)
+        except ValueError as error:
+            raise UserError("features are not a matrix; give (N, D) numbers, as many for each vector") from error
     if features.ndim != 2:
         raise UserError(f"features have shape {features.shape}; give a matrix of shape (N, D)")
     if features.size == 0:
@@ -68,7 +75,8 @@ def as_features(features: Any) -> np.ndarray:
     if features.dtype.kind not in "fiu":
         raise UserError(f"features have type {features.dtype}; give real numbers")
     if features.dtype not in (np.float32, np.float16):
-        features = features.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is told next
+            features = features.astype(np.float32)
     _check_finite(features)
     return features
 
@@ -89,6 +97,12 @@ def check_dimensions(query: int, gallery: int) -> None:
     """Raise a UserError for queries and gallery of different dimensions."""
     if query != gallery:
         raise UserError(f"queries have {query} dimensions, the gallery {gallery}; use one model for both")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise a UserError for an option that is not a whole number of at least `least`."""
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{name} is {value}; give a whole number of at least {least}")
 
 
 def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
@@ -142,7 +156,7 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
         raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is not an npz file; write it with numpy.savez") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path} holds a single array; write an npz with the keys {', '.join(NPZ_KEYS)}")
@@ -154,7 +168,7 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
         for key in NPZ_KEYS:
             try:
                 arrays[key] = archive[key]
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except DAMAGED as error:
                 raise UserError(f"{key} in {path} is pickled or damaged; save plain arrays of numbers") from error
     parts = []
     for part in ("query", "gallery"):

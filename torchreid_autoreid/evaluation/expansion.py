@@ -16,6 +16,7 @@ import torch
 from ..errors import UserError
 from .blocks import Progress, scan
 from .distances import prepare
+from .embeddings import check_count
 from .neighbours import Collection, CollectionDistances, share_of
 from .processes import OneProcess
 from .ranking import Nearest
@@ -36,11 +37,15 @@ class Expansion:
     gallery: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("query_expansion", self.queries), ("database_augmentation", self.gallery)):
-            if value < 0:
-                raise UserError(f"{name} is {value}; give a number of neighbours, 0 for none")
-        if self.alpha < 0:
+        check_count("query_expansion", self.queries, 0)
+        check_count("database_augmentation", self.gallery, 0)
+        if not 0 <= self.alpha < np.inf:
             raise UserError(f"query_expansion_alpha is {self.alpha}; give 0 or more")
+        if self.alpha and not (self.queries or self.gallery):
+            raise UserError(
+                f"query_expansion_alpha is {self.alpha}, but no neighbours are averaged; give their number, "
+                "query_expansion or database_augmentation"
+            )
 
     def apply(
         self,

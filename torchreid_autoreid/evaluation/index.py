@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import faiss
@@ -62,13 +63,7 @@ class RetrievalIndex:
         check_metric(metric)
         find_devices(device)
         dimension = features.shape[1]
-        try:
-            index = faiss.index_factory(dimension, factory, FAISS_METRICS[metric])
-        except (RuntimeError, TypeError) as error:
-            raise UserError(
-                f"faiss makes no index of {dimension} dimensions from {factory!r} ({_reason(error)}); "
-                "try 'Flat', 'IVF1024,Flat', 'HNSW32' or 'IVF1024,SQ8'"
-            ) from error
+        index = _make(dimension, factory, metric)
         if not index.is_trained:
             if progress is not None:
                 progress("training", 0, 1)
@@ -84,10 +79,13 @@ class RetrievalIndex:
                 progress("training", 1, 1)
         for start, stop in ranges(len(features), ADDED_AT_ONCE):
             vectors = _unit(features[start:stop], metric)
-            if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):  # these take positions as ids, nothing else
-                index.add_with_ids(vectors, np.arange(start, stop))
-            else:
-                index.add(vectors)
+            try:
+                if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):  # these take positions as ids, nothing else
+                    index.add_with_ids(vectors, np.arange(start, stop))
+                else:
+                    index.add(vectors)
+            except RuntimeError as error:
+                raise UserError(f"the index {factory!r} takes no vectors ({_reason(error)}); use another") from error
             release(features)
             if progress is not None:
                 progress("adding", stop, len(features))
@@ -130,7 +128,16 @@ class RetrievalIndex:
         return loaded
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the index as a plain faiss file."""
+        """Write the index as a plain faiss file.
+
+        Raises:
+            UserError: an index for cosine that faiss has for euclidean distances only; its file would not tell.
+        """
+        if self.index.metric_type != FAISS_METRICS[self.metric]:
+            raise UserError(
+                f"faiss has {self.factory!r} for euclidean distances only, so a file would not tell that the metric is "
+                "cosine; normalise the features and use metric='euclidean', or another index"
+            )
         faiss.write_index(self.index, os.fspath(path))
 
     def __len__(self) -> int:
@@ -143,9 +150,10 @@ class RetrievalIndex:
 
     def set_parameters(self, parameters: str) -> None:
         """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
-        space = faiss.GpuParameterSpace() if self.searcher is not self.index else faiss.ParameterSpace()
         try:
-            space.set_index_parameters(self.searcher, parameters)
+            faiss.ParameterSpace().set_index_parameters(self.index, parameters)  # a file keeps these
+            if self.searcher is not self.index:
+                faiss.GpuParameterSpace().set_index_parameters(self.searcher, parameters)
         except RuntimeError as error:
             raise UserError(
                 f"the index {self.factory!r} does not take the search parameters {parameters!r} ({_reason(error)})"
@@ -163,6 +171,10 @@ class RetrievalIndex:
         if devices[0].type == "cpu":
             self.searcher = self.index
             return
+        if not hasattr(faiss, "GpuMultipleClonerOptions"):
+            raise UserError(
+                f"this faiss searches {self.factory!r} on the CPU only; install faiss-gpu or use device='cpu'"
+            )
         options = faiss.GpuMultipleClonerOptions()
         free = min(torch.cuda.mem_get_info(gpu)[0] for gpu in devices)
         options.shard = len(devices) > 1 and self._bytes() > 0.7 * free  # faiss needs working memory beside the index
@@ -195,15 +207,18 @@ class RetrievalIndex:
             first, ties by position.
 
         Raises:
-            UserError: queries of another dimension.
+            UserError: queries of another dimension, more neighbours than faiss finds on a GPU.
         """
         if queries.shape[1] != self.dimension:
             raise UserError(f"the index has {self.dimension} dimensions, the queries {queries.shape[1]}; build it anew")
         positions = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
         for start, stop in ranges(len(queries), QUERIES_AT_ONCE):
-            found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
-            far = np.where(near < 0, np.float32(np.inf), 1 - found if self.metric == "cosine" else found)
+            try:
+                found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
+            except RuntimeError as error:  # a GPU's limits
+                raise UserError(f"faiss finds no {k} nearest in {self.factory!r} ({_reason(error)})") from error
+            far = np.where(near < 0, np.float32(np.inf), self._distances(found))
             order = np.lexsort((near, far), axis=1)
             distances[start:stop] = np.take_along_axis(far, order, 1)
             positions[start:stop] = np.take_along_axis(near, order, 1)
@@ -211,10 +226,35 @@ class RetrievalIndex:
                 progress("searching", stop, len(queries))
         return positions, distances
 
+    def _distances(self, found: np.ndarray) -> np.ndarray:
+        """Distances from faiss's own: inner products, or squared distances (Hamming distances of LSH)."""
+        if self.metric == "euclidean":
+            return found
+        # Of unit vectors, 1 - cosine is half the squared distance.
+        return 1 - found if self.index.metric_type == faiss.METRIC_INNER_PRODUCT else found / 2
+
+
+def _make(dimension: int, factory: str, metric: str) -> faiss.Index:
+    """An empty index. Some kinds know euclidean distances only, which rank unit vectors as cosine does."""
+    try:
+        try:
+            index = faiss.index_factory(dimension, factory, FAISS_METRICS[metric])
+            # faiss searches this one by distances and reports them as similarities.
+            euclidean_only = isinstance(_inner(index), faiss.IndexHNSWPQ)
+        except RuntimeError:
+            euclidean_only = True
+        return faiss.index_factory(dimension, factory, faiss.METRIC_L2) if euclidean_only else index
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"faiss makes no index of {dimension} dimensions from {factory!r} ({_reason(error)}); "
+            "try 'Flat', 'IVF1024,Flat', 'HNSW32' or 'IVF1024,SQ8'"
+        ) from error
+
 
 def _reason(error: Exception) -> str:
     """The last words of a faiss exception, without its C++ location."""
-    return str(error).strip().splitlines()[-1].split("Error: ")[-1].strip() or type(error).__name__
+    last = str(error).strip().splitlines()[-1]
+    return re.split(r"Error: |\.(?:cpp|h|cu):\d+: ", last)[-1].strip() or type(error).__name__
 
 
 def _unit(features: np.ndarray, metric: str) -> np.ndarray:
@@ -222,11 +262,17 @@ def _unit(features: np.ndarray, metric: str) -> np.ndarray:
     return prepare(features, metric, torch.device("cpu")).values.numpy()
 
 
-def _num_clusters(index: faiss.Index) -> int:
-    """Clusters of an inverted-file index, 0 for others."""
+def _inner(index: faiss.Index) -> faiss.Index:
+    """The index behind transforms, identifiers and refinement."""
     inner = faiss.downcast_index(index)
     while isinstance(inner, faiss.IndexPreTransform | faiss.IndexIDMap | faiss.IndexRefine):
         inner = faiss.downcast_index(inner.base_index if isinstance(inner, faiss.IndexRefine) else inner.index)
+    return inner
+
+
+def _num_clusters(index: faiss.Index) -> int:
+    """Clusters of an inverted-file index, 0 for others."""
+    inner = _inner(index)
     return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
 
 

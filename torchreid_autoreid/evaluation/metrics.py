@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError
 from .blocks import CPU_BLOCK, Distances, MatrixDistances, Progress, ranges, scan
-from .embeddings import as_labels
+from .embeddings import as_labels, check_count
 from .processes import OneProcess
 from .ranking import CloserCounter, Labels, Matches, Nearest, find_matches, ordered, same_identity, unordered
 from .result import RetrievalResult
@@ -254,7 +254,7 @@ def evaluate_rank(
         bad = np.isnan(distmat[first:end]).any(axis=1)
         if bad.any():
             raise UserError(f"distmat holds NaN, first in row {first + int(bad.argmax())}; mend the features behind it")
-    check_max_rank(max_rank)
+    check_count("max_rank", max_rank, 1)
     num_queries, num_gallery = distmat.shape
     labels = Labels(
         as_labels(q_pids, "q_pids", num_queries),
@@ -268,12 +268,6 @@ def evaluate_rank(
     shots = single_shot_ranks(distances, labels, 10, seed, 0, world) if use_metric_cuhk03 else None
     result = summarise(ranked, len(np.unique(labels.g_pids)) if use_metric_cuhk03 else num_gallery, max_rank, shots)
     return result.cmc.astype(np.float32), result.mAP
-
-
-def check_max_rank(max_rank: int) -> None:
-    """Raise a UserError for a curve without points."""
-    if max_rank < 1:
-        raise UserError(f"max_rank is {max_rank}; give at least 1")
 
 
 # --- ROC ----------------------------------------

@@ -153,7 +153,7 @@ class CloserCounter:
         self.counts = np.zeros(len(last), dtype=np.int64)
         bins = np.full(len(last), np.inf, dtype=np.float32)
         bins[self.is_match] = matches.distances
-        positions = np.zeros(len(last), dtype=np.int64)
+        positions = np.full(len(last), 1 << 31)  # of the last bins: behind everything, infinite distances included
         positions[self.is_match] = matches.positions
         limits = np.full(num_queries, -np.inf, dtype=np.float32)
         counted = np.diff(matches.offsets) > 0
@@ -178,7 +178,7 @@ class CloserCounter:
         flat = block.view(-1)
         own = self._same_identity(row, column, height, width)
         kept = flat[own]
-        flat[own] = torch.inf
+        flat[own] = torch.nan  # below no limit
         close = (block <= self.limits[row : row + height, None]).view(-1).nonzero().view(-1)
         rows = close // width
         keys = (rows << 53) | (ordered(flat.take(close)) << 21) | (close - rows * width + 1)

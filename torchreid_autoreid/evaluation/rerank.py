@@ -22,7 +22,7 @@ import torch
 from ..errors import UserError
 from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, scan
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import as_features, check_dimensions
+from .embeddings import as_features, check_count, check_dimensions
 from .neighbours import Collection, Farthest, Items, Neighbourhood
 from .processes import OneProcess
 from .ranking import Nearest
@@ -54,9 +54,8 @@ class Reranking:
     definition: str = "torchreid"
 
     def __post_init__(self) -> None:
-        for name in ("k1", "k2"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_count("k1", self.k1, 1)
+        check_count("k2", self.k2, 1)
         if not 0 <= self.lambda_value <= 1:
             raise UserError(f"lambda_value is {self.lambda_value}; give a value from 0 to 1")
         if self.definition not in DEFINITIONS:
@@ -80,13 +79,13 @@ class Reranking:
 def original(distances: ArrayOrTensor, farthest: ArrayOrTensor, definition: str) -> ArrayOrTensor:
     """Distances as re-ranking uses them: squared (or not, see `Reranking`) and divided by the row's largest.
 
-    Takes arrays or tensors that broadcast. A row of zeros stays zero.
+    Takes arrays or tensors that broadcast. A row of zeros stays zero, and rounding below zero is zero.
     """
+    distances = distances.clip(0)
+    distances /= farthest.clip(float(np.finfo(np.float32).tiny))
     if definition == "torchreid":
-        distances, farthest = distances * distances, farthest * farthest
-    else:
-        distances = distances.clip(0)
-    return distances / farthest.clip(float(np.finfo(np.float32).tiny))
+        distances *= distances  # after the division: squares of large or small features' distances leave float32
+    return distances
 
 
 def reciprocal(indices: np.ndarray) -> sp.csr_array:
@@ -421,7 +420,7 @@ def re_ranking(
         (Nq, Ng) float32.
 
     Raises:
-        UserError: matrices that do not fit together, NaN, bad parameters.
+        UserError: matrices that do not fit together, NaN or infinity, bad parameters.
 
     Example:
         >>> x = np.random.default_rng(0).random(12)
@@ -437,8 +436,8 @@ def re_ranking(
             "give (Nq, Ng), (Nq, Nq), (Ng, Ng)"
         )
     for name, matrix in (("q_g_dist", q_g), ("q_q_dist", q_q), ("g_g_dist", g_g)):
-        if np.isnan(matrix).any():
-            raise UserError(f"{name} holds NaN; mend the features behind it")
+        if not np.isfinite(matrix).all():
+            raise UserError(f"{name} holds NaN or infinity; mend the features behind it")
     settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` and `_squared_part` square already
     pairs = _AllPairs(q_g, q_q, g_g)
     n = nq + ng

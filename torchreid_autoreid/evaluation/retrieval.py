@@ -10,12 +10,11 @@ import numpy as np
 from ..errors import UserError
 from .blocks import Distances, FeatureDistances, Progress, scan
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import Embeddings, check_dimensions
+from .embeddings import Embeddings, check_count, check_dimensions
 from .expansion import Expansion
 from .index import RetrievalIndex
 from .metrics import (
     RocCurve,
-    check_max_rank,
     join_ranked,
     rank_queries,
     rank_retrieved,
@@ -113,13 +112,25 @@ def evaluate(
         (1.0, 1.0, [[0, 1], [2, 1]])
     """
     setting = _Setting(query, gallery, metric, device, distributed)
-    check_max_rank(max_rank)
+    for name, value, least in (
+        ("max_rank", max_rank, 1),
+        ("cuhk03_repeats", cuhk03_repeats, 1),
+        ("seed", seed, 0),
+        ("topk", topk, 0),
+        ("num_retrieved", num_retrieved, 1),
+        ("recall_sample", recall_sample, 0),
+    ):
+        check_count(name, value, least)
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
     reranking = Reranking(k1, k2, lambda_value, definition) if rerank else None
     world, devices = setting.world, setting.devices
     if index != "Flat" and (rerank or use_metric_cuhk03):
         option = "rerank" if rerank else "use_metric_cuhk03"
         raise UserError(f"{option} compares every gallery item; use index='Flat' with it, not {index!r}")
+    if index == "Flat" and search_parameters:
+        raise UserError(f"search_parameters {search_parameters!r} are of an approximate index; index='Flat' has none")
+    if isinstance(index, RetrievalIndex) and database_augmentation:
+        raise UserError("database_augmentation changes the gallery, the index given holds it as it was; leave one out")
     with full_precision():
         q_features, g_features = expansion.apply(query.features, gallery.features, metric, devices, world, progress)
         if index != "Flat":
@@ -172,8 +183,6 @@ class _ApproximateSearch:
         self, query: np.ndarray, max_rank: int, topk: int, num_retrieved: int, recall_sample: int
     ) -> RetrievalResult:
         """Figures on the `num_retrieved` items found for each query."""
-        if num_retrieved < 1:
-            raise UserError(f"num_retrieved is {num_retrieved}; give at least 1")
         k = min(num_retrieved, self.setting.num_gallery)
         found = self._search(query, k)
         ranked = rank_retrieved(*found.result(), self.setting.labels, topk, self.setting.world)
@@ -192,7 +201,7 @@ class _ApproximateSearch:
 
     def _recall(self, query: np.ndarray, found: Nearest, sample: int) -> dict[int, float]:
         """Share of the exact k nearest that are among the k found, by k, over a sample of queries."""
-        if sample < 1:
+        if not sample:
             return {}
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(query))[:sample])
         distances = FeatureDistances(query[chosen], self.gallery, self.setting.metric, self.setting.devices)
@@ -233,7 +242,7 @@ def roc(
     """
     rates = np.asarray(fpr, dtype=np.float64).reshape(-1)
     if not len(rates) or not ((rates >= 0) & (rates <= 1)).all():
-        raise UserError(f"fpr is {list(fpr)}; give false-accept rates from 0 to 1")
+        raise UserError(f"fpr is {rates.tolist()}; give false-accept rates from 0 to 1")
     setting = _Setting(query, gallery, metric, device, distributed)
     with full_precision():
         distances = FeatureDistances(query.features, gallery.features, metric, setting.devices)
