@@ -13,8 +13,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.cha
 """
 
 
+RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
+EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
+INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
+
+
 @dataclass(frozen=True)
 class TestSet:
     """A query and a gallery with, where they are known, the paths of their images.
@@ -92,15 +98,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
     )
     parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
-    parser.add_argument("--k1", type=int, default=20, help="neighbours of a k-reciprocal set (default: 20)")
-    parser.add_argument("--k2", type=int, default=6, help="neighbours averaged in local query expansion (default: 6)")
-    parser.add_argument(
-        "--lambda", dest="lambda_value", type=float, default=0.3, help="share of the plain distance (0.3)"
-    )
+    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20)")
+    parser.add_argument("--k2", type=int, help="neighbours averaged in local query expansion (default: 6)")
+    parser.add_argument("--lambda", dest="lambda_value", type=float, help="share of the plain distance (default: 0.3)")
     parser.add_argument(
         "--definition",
         choices=("torchreid", "zhong"),
-        default="torchreid",
         help="torchreid squares the distances once more than the paper (default: torchreid)",
     )
     parser.add_argument("--query-expansion", type=int, default=0, metavar="N", help="average N neighbours into a query")
@@ -131,13 +134,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
     parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
-    parser.add_argument("--topk", type=int, default=10, help="how many of them (default: 10)")
+    parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = config_from_args(args)
+    # The configuration's keys count as the options do.
+    args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
+    check_options(args)
     check_outputs(args)
     device = args.device or ("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -160,41 +166,87 @@ def evaluate_all(args: argparse.Namespace, cfg: Any, device: str, world: OneProc
             raise UserError("--save-features and --save-index write one dataset; give a single -t NAME")
         whole = whole_gallery(test_set.gallery, world) if args.save_features or args.topk_csv else test_set.gallery
         if args.save_features and world.rank == 0:
-            save_embeddings(args.save_features, test_set.query, whole)
+            write(args, "save_features", partial(save_embeddings, query=test_set.query, gallery=whole))
         started = time.monotonic()
-        # The configuration's keys count as the options do.
-        rerank, cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
-        result, curve = evaluate_set(test_set, args, metric, device, rerank, cuhk03, world)
+        result, curve = evaluate_set(test_set, args, metric, device, world)
         seconds = time.monotonic() - started
+        options = settings(args)
         if world.rank == 0:
-            print(table(test_set, result, curve, seconds, f"{metric}, re-ranked" if rerank else metric))
-        figures[test_set.name] = result.to_dict() | {"metric": metric, "reranked": rerank, "seconds": seconds}
+            print(table(test_set, result, curve, seconds, ", ".join([metric, *described(options)])))
+        figures[test_set.name] = result.to_dict() | {"metric": metric, **options, "seconds": seconds}
         if curve is not None:
             figures[test_set.name]["roc"] = roc_figures(curve)
         if args.topk_csv:
             rows += topk_rows(test_set, whole.pids, result)
     if world.rank == 0:
         if args.topk_csv:
-            write_atomically(args.topk_csv, lambda name: write_topk(Path(name), rows))
+            write(args, "topk_csv", partial(write_topk, rows=rows))
         if args.json:
-            text = json.dumps(figures, indent=1)
-            write_atomically(args.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+            text = json.dumps(figures, indent=1, allow_nan=False)
+            write(args, "json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for besides the metric, as the file of figures says it."""
+    expansion = {name: getattr(args, name) for name in EXPANSION if getattr(args, name)}
+    return {"reranked": args.rerank, **(reranking(args) if args.rerank else {}), "cuhk03": args.cuhk03, **expansion}
+
+
+def described(options: dict[str, Any]) -> Iterator[str]:
+    """The same for the table's title, without what is as always."""
+    if options["reranked"]:
+        yield "re-ranked" if options["definition"] == "torchreid" else "re-ranked by Zhong's definition"
+    if options["cuhk03"]:
+        yield "CUHK03's protocol"
+    yield from (f"{name.replace('_', ' ')} {options[name]}" for name in EXPANSION if name in options)
+
+
+def reranking(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of re-ranking, as given or torchreid's."""
+    return {key: value if getattr(args, key) is None else getattr(args, key) for key, value in RERANKING.items()}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses what would have no effect."""
+    for name in RERANKING:
+        if getattr(args, name) is not None and not args.rerank:
+            raise UserError(f"--{name.removesuffix('_value')} is an option of --rerank; give that too, or leave it out")
+    if args.fpr and (args.rerank or args.query_expansion or args.database_augmentation):
+        raise UserError(
+            "--fpr compares plain distances; leave out --rerank, --query-expansion, --database-augmentation"
+        )
+    if args.topk is not None and not args.topk_csv:
+        raise UserError("--topk is an option of --topk-csv; give that too, or leave it out")
+    args.topk = 10 if args.topk is None else args.topk
+    if args.topk < 1:
+        raise UserError(f"--topk must be at least 1, not {args.topk}")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
+    taken = {Path(path).resolve(): path for path in (args.features, args.weights, args.index) if path}
     for option in ("json", "save_features", "save_index", "topk_csv"):
         path = getattr(args, option)
-        if path and (
-            not Path(path).parent.is_dir() or not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir()
-        ):
-            raise UserError(
-                f"cannot write --{option.replace('_', '-')} {path}; give a file in a folder that can be written"
-            )
-    if args.topk < 1:
-        raise UserError(f"--topk must be at least 1, not {args.topk}")
+        if not path:
+            continue
+        name, path = f"--{option.replace('_', '-')} {path}", Path(path).resolve()
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+            raise UserError(f"cannot write {name}; give a file in a folder that can be written")
+        if path in taken:
+            raise UserError(f"{name} is {taken[path]}, which is given for something else too; give another file")
+        taken[path] = name
     if args.save_index and args.index == "Flat":
         raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
+
+
+def write(args: argparse.Namespace, option: str, writer: Callable[[str], Any]) -> None:
+    """Lets the writer make the option's file, whole or not at all."""
+    path = getattr(args, option)
+    try:
+        write_atomically(Path(path).resolve(), writer)
+    except (OSError, RuntimeError) as error:  # faiss raises the latter
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write --{option.replace('_', '-')} {path}: {reason}") from error
 
 
 def share_of_features(path: str, world: OneProcess) -> TestSet:
@@ -204,7 +256,10 @@ def share_of_features(path: str, world: OneProcess) -> TestSet:
     if size < world.size:
         raise UserError(f"{path}: a gallery of {size} cannot be shared by {world.size} processes; start at most {size}")
     part = slice(size * world.rank // world.size, size * (world.rank + 1) // world.size)
-    own = Embeddings(gallery.features[part], gallery.pids[part], gallery.camids[part])
+    # A copy: a view would keep the whole gallery in every process.
+    own = gallery
+    if world.size > 1:
+        own = Embeddings(*(values[part].copy() for values in (gallery.features, gallery.pids, gallery.camids)))
     return TestSet(Path(path).name, query, own, size)
 
 
@@ -257,8 +312,6 @@ def evaluate_set(
     args: argparse.Namespace,
     metric: str,
     device: str,
-    rerank: bool,
-    cuhk03: bool,
     world: OneProcess,
 ) -> tuple[RetrievalResult, RocCurve | None]:
     with Bar(world) as bar:
@@ -266,11 +319,8 @@ def evaluate_set(
             test_set.query,
             test_set.gallery,
             metric=metric,
-            rerank=rerank,
-            k1=args.k1,
-            k2=args.k2,
-            lambda_value=args.lambda_value,
-            definition=args.definition,
+            rerank=args.rerank,
+            **reranking(args),
             query_expansion=args.query_expansion,
             query_expansion_alpha=args.query_expansion_alpha,
             database_augmentation=args.database_augmentation,
@@ -278,7 +328,7 @@ def evaluate_set(
             search_parameters=args.search_parameters,
             max_rank=args.max_rank,
             device=device,
-            use_metric_cuhk03=cuhk03,
+            use_metric_cuhk03=args.cuhk03,
             topk=args.topk if args.topk_csv else 0,
             distributed=world.size > 1,
             progress=bar,
@@ -294,6 +344,8 @@ def make_index(
 ) -> str | RetrievalIndex:
     """What ``evaluate`` takes for its index: a factory string, or one that was read or is to be written."""
     given = Path(args.index).is_file()
+    if not given and Path(args.index).suffix in INDEX_FILES:
+        raise UserError(f"there is no index file {args.index}; make it with --index IVF1024,Flat --save-index FILE")
     if not given and not args.save_index:
         return args.index
     if world.size > 1:
@@ -306,7 +358,7 @@ def make_index(
         index = RetrievalIndex.build(test_set.gallery.features, args.index, metric, device, progress=bar)
         index.visit_more_lists()
     if args.save_index:
-        index.save(args.save_index)
+        write(args, "save_index", index.save)
     return index
 
 
@@ -342,9 +394,8 @@ def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, se
         *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in result.recall.items()),
     ]
     for row in roc_figures(curve) if curve is not None else ():
-        rows.append(
-            (f"true accepts at {row['fpr']:g} false ones (threshold {row['threshold']:.4g})", f"{row['tpr']:.2%}")
-        )
+        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4g}"
+        rows.append((f"true accepts at {row['fpr']:g} false ones (threshold {threshold})", f"{row['tpr']:.2%}"))
     rows += [
         ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
         ("gallery", f"{test_set.gallery_size} x {test_set.gallery.dimension}"),
@@ -355,10 +406,17 @@ def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, se
     return "\n".join([f"{test_set.name} ({kind})", *(f"  {name:<{width}}  {value:>12}" for name, value in rows)])
 
 
-def roc_figures(curve: RocCurve) -> list[dict[str, float]]:
+def roc_figures(curve: RocCurve) -> list[dict[str, float | None]]:
     return [
-        {"fpr": float(fpr), "tpr": float(tpr), "threshold": float(threshold)}
-        for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.thresholds, strict=True)
+        {
+            "fpr": float(fpr),
+            "achieved_fpr": float(achieved),
+            "tpr": float(tpr),
+            "threshold": float(threshold) if np.isfinite(threshold) else None,  # JSON has no infinity
+        }
+        for fpr, achieved, tpr, threshold in zip(
+            curve.fpr, curve.achieved_fpr, curve.tpr, curve.thresholds, strict=True
+        )
     ]
 
 
@@ -382,7 +440,7 @@ def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResu
     ]
 
 
-def write_topk(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+def write_topk(path: str, rows: Sequence[Sequence[Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"])

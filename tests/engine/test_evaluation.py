@@ -103,6 +103,15 @@ def test_a_gallery_smaller_than_the_ranks_is_no_problem(root):
     assert 0 <= rank1 <= 1
 
 
+def test_figures_are_seen_where_nobody_logs(root, tmp_path, capsys):
+    """In torchreid's own scripts, which set up no logging, as torchreid's are."""
+    engine = with_faiss_evaluation(make_engine(root))
+    engine._evaluate(**arguments(engine, ranks=[], visrank=True, save_dir=str(tmp_path)))
+    printed = capsys.readouterr().out
+    assert f"mAP: {engine.results['folder'].mAP:.1%}" in printed
+    assert "24 queries" in printed
+
+
 def test_the_cuhk03_protocol_is_honoured(root, monkeypatch):
     engine = with_faiss_evaluation(make_engine(root))
     query, gallery = (engine.extract_embeddings(engine.test_loader["folder"][part]) for part in ("query", "gallery"))

@@ -1,6 +1,7 @@
 """The evaluation command as a person runs it."""
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, roc
+from torchreid_autoreid.evaluation.processes import OneProcess
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +44,17 @@ def torchrun(processes, *arguments):
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "projects" / "autoreid" / "evaluate.py")
+evaluate_command = importlib.util.module_from_spec(spec)
+sys.modules["evaluate_command"] = evaluate_command  # its dataclasses look themselves up
+spec.loader.exec_module(evaluate_command)
+
+
+def in_process(*arguments):
+    """The command without a new process: quick, its errors raised."""
+    return evaluate_command.main(list(map(str, arguments)))
 
 
 def assert_one_line(done, *words):
@@ -133,6 +147,75 @@ def test_true_accepts_at_a_rate_of_false_ones(tmp_path):
     assert [row["tpr"] for row in figures["roc"]] == expected.tpr.tolist()
     assert [row["threshold"] for row in figures["roc"]] == expected.thresholds.tolist()
     assert f"{expected.tpr[0]:.2%}" in done.stdout
+
+
+def test_a_threshold_that_is_infinite_is_valid_json(tmp_path):
+    out = tmp_path / "out.json"
+    in_process("--features", write_npz(tmp_path / "f.npz"), "--fpr", 1, "--json", out)
+    (figures,) = json.loads(out.read_text(), parse_constant=pytest.fail).values()
+    assert figures["roc"] == [{"fpr": 1.0, "achieved_fpr": 1.0, "tpr": 1.0, "threshold": None}]
+
+
+def test_the_figures_say_how_they_were_made(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    source = write_npz(tmp_path / "f.npz")
+    in_process("--features", source, "--rerank", "--k1", 9, "--definition", "zhong", "--json", out)
+    (figures,) = json.loads(out.read_text()).values()
+    asked = {"reranked": True, "k1": 9, "k2": 6, "lambda_value": 0.3, "definition": "zhong", "cuhk03": False}
+    assert figures.items() >= asked.items()
+    assert figures["mAP"] == evaluate(*load_embeddings(source), rerank=True, k1=9, definition="zhong").mAP
+    assert "(cosine, re-ranked by Zhong's definition)" in capsys.readouterr().out
+
+
+IDLE = {
+    "k1 of no re-ranking": (["--k1", "9"], "--k1 is an option of --rerank"),
+    "lambda of no re-ranking": (["--lambda", "0.1"], "--lambda is an option of --rerank"),
+    "topk of no file": (["--topk", "3"], "--topk is an option of --topk-csv"),
+    "parameters of no index": (["--search-parameters", "nprobe=2"], "nprobe=2"),
+    "alpha of no expansion": (["--query-expansion-alpha", "3"], "no neighbours"),
+    "rates of re-ranked distances": (["--rerank", "--fpr", "0.1"], "--fpr compares plain distances"),
+    "an index that is not there": (["--index", "no.faiss"], "there is no index file no.faiss"),
+    "an output that is no file": (["--json", "/dev/null"], "cannot write --json /dev/null"),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_would_have_no_effect_is_refused(tmp_path, name):
+    options, words = IDLE[name]
+    with pytest.raises(UserError, match=words):
+        in_process("--features", write_npz(tmp_path / "f.npz"), *options)
+
+
+def test_no_file_is_written_over_another(tmp_path):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out"
+    before = source.read_bytes()
+    for options in (["--json", source], ["--save-features", source], ["--json", out, "--topk-csv", out]):
+        with pytest.raises(UserError, match="given for something else too"):
+            in_process("--features", source, *options)
+    assert source.read_bytes() == before
+    assert not out.exists()
+
+
+def test_a_file_that_cannot_be_finished_is_told_and_leaves_the_old_one(tmp_path, monkeypatch):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "old.npz"
+    out.write_bytes(b"old")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"cannot write --save-features .*old\.npz: No space left"):
+        in_process("--features", source, "--save-features", out)
+    assert out.read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"old.npz", "f.npz"}
+
+
+def test_a_process_keeps_its_part_of_the_gallery_only(tmp_path):
+    world = OneProcess()
+    world.rank, world.size = 1, 3
+    part = evaluate_command.share_of_features(str(write_npz(tmp_path / "f.npz")), world).gallery
+    assert part.features.base is None
+    np.testing.assert_array_equal(part.features, load_embeddings(tmp_path / "f.npz")[1].features[100:200])
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ class FaissEvaluationMixin:
             normalize_feature,
             rerank,
             use_metric_cuhk03,
-            max_rank=max(50, *ranks),
+            max_rank=max([50, *ranks]),
             topk=visrank_topk if visrank else 0,
         )
         self.results = {**getattr(self, "results", {}), dataset_name: result}
@@ -179,7 +179,7 @@ class FaissEvaluationMixin:
             "CMC curve",
             *(f"Rank-{rank:<3}: {result.rank(rank):.1%}" for rank in ranks),
         ]
-        _LOGGER.info("%s", "\n".join(lines))
+        _tell("\n".join(lines))
         if visrank and processes(self.distributed).rank == 0:
             folder = Path(save_dir) / f"visrank_{dataset_name}"
             manager = self.datamanager  # type: ignore[attr-defined]
@@ -242,7 +242,15 @@ def draw_ranked_results(
             torchreid.utils.visualize_ranked_results(
                 order, ([query], found), "image", width=width, height=height, save_dir=str(folder), topk=topk
             )
-    _LOGGER.info("drew the %d nearest images of %d queries into %s", topk, len(queries), folder)
+    _tell(f"drew the {topk} nearest images of {len(queries)} queries into {folder}")
+
+
+def _tell(text: str) -> None:
+    """Into the log; where nobody listens to it, onto the terminal, as torchreid does in the same place."""
+    if _LOGGER.isEnabledFor(logging.INFO):
+        _LOGGER.info("%s", text)
+    else:
+        print(text)  # noqa: T201
 
 
 def with_faiss_evaluation(engine: Any, distributed: bool = False) -> Any:
