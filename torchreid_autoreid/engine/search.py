@@ -210,7 +210,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
         if penalty is None:
             return total
-        self._alpha_parts["penalty"] = float(penalty)
+        self._alpha_parts["penalty"] = float(penalty.detach())
         return total + penalty
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
