@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -312,13 +313,13 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
         An interruption starts the selection anew, from the checkpoint of the last epoch.
         """
-        _LOGGER.info("selection by perturbation begins")
         self.model.set_strengths(Strengths())
         self.model.train()
         loader = self.datamanager.alpha_loader
         held_out = [self._to_device(batch) for batch in loader.batches(epochs, 0, self.perturbation_batches)]
         choices = 2 * (num_edges(self.model.blocks) + self.model.blocks)
         tuning = self.train_loader.batches(epochs, 0, max(1, choices * self.perturbation_steps))
+        made = count(1)
 
         def evaluate(mixtures: Mixtures) -> float:
             self._stop_selection()
@@ -328,6 +329,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             return sum(losses) / len(losses)
 
         def tune(mixtures: Mixtures) -> None:
+            _LOGGER.info("selection by perturbation: choice %d of %d", next(made), choices)
             self.model.mixtures = mixtures
             for _ in range(self.perturbation_steps):
                 self._stop_selection()
