@@ -66,7 +66,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer", "before_collapse")
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
 
     def __init__(
@@ -292,7 +292,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        kept = state["before_collapse"]
+        kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
 
     def genotype(self) -> Genotype:
