@@ -24,6 +24,7 @@ from .errors import Interrupted, UserError
 __all__ = [
     "StepBar",
     "base_parser",
+    "bring_history",
     "check_single_process",
     "checkpoint_path",
     "config_from_args",
@@ -215,8 +216,7 @@ def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
 
     Args:
         save_dir: the folder; it is made where it is missing.
-        resume: the checkpoint that a run goes on from. In this folder, the folder stays; in another one, that one's
-            history and best checkpoint are copied, so that the run is whole here too.
+        resume: the checkpoint that a run goes on from; if it is in this folder, the folder stays.
 
     Raises:
         UserError: if another process writes into the folder, or it cannot be written.
@@ -225,16 +225,26 @@ def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
         _claim(save_dir)
         if resume is not None and save_dir.resolve() in resume.resolve().parents:
             return
-        source = resume.parent if resume is not None else save_dir
         if (save_dir / "history.jsonl").exists() or (save_dir / "checkpoint.pth").exists():
             number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
             kept = save_dir.with_name(f"{save_dir.name}-{number}")
             save_dir.rename(kept)
             print(f"{save_dir} holds an earlier run: kept as {kept}", file=sys.stderr)
             _claim(save_dir)
+    except OSError as error:
+        raise _not_writable(save_dir, error) from None
+
+
+def bring_history(save_dir: Path, resume: Path) -> None:
+    """Copies the history and the best checkpoint of a run that goes on in another folder, so that it is whole there.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    try:
         for name in ("history.jsonl", "checkpoint-best.pth"):
-            if source != save_dir and (source / name).is_file():
-                shutil.copyfile(source / name, save_dir / name)
+            if not (save_dir / name).exists() and (resume.parent / name).is_file():
+                shutil.copyfile(resume.parent / name, save_dir / name)
     except OSError as error:
         raise _not_writable(save_dir, error) from None
 

@@ -30,6 +30,7 @@ from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    bring_history,
     check_single_process,
     checkpoint_path,
     config_from_args,
@@ -96,7 +97,10 @@ def main(argv: list[str] | None = None) -> int:
     datamanager = SearchDataManager(**searchdata_kwargs(cfg))
     engine = build_engine(cfg, datamanager)
     engine.settings = settings_of_result(cfg)
-    start_epoch = engine.resume(resume) if resume else 0
+    start_epoch = 0
+    if resume:
+        start_epoch = engine.resume(resume)
+        bring_history(save_dir, resume)
     write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
     on_terminal = sys.stderr.isatty()
     if on_terminal:

@@ -28,6 +28,7 @@ from torchreid_autoreid.checkpoint import load_weights, write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    bring_history,
     check_single_process,
     checkpoint_path,
     config_from_args,
@@ -115,7 +116,10 @@ def main(argv: list[str] | None = None) -> int:
     engine.settings = settings_of_result(cfg)
     if description.genotype:  # whatever file it was read from
         engine.settings["autoreid.genotype"] = description.genotype.to_dict()
-    start_epoch = engine.resume(resume) if resume else 0
+    start_epoch = 0
+    if resume:
+        start_epoch = engine.resume(resume)
+        bring_history(save_dir, resume)
     write_config(cfg, save_dir)
     on_terminal = sys.stderr.isatty()
     if on_terminal:
