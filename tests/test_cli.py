@@ -262,7 +262,7 @@ def test_a_new_run_moves_an_earlier_one_aside(tmp_path, capsys):
     keep_earlier_run(folder)
     assert (tmp_path / "log-1" / "checkpoint.pth").read_text() == "first checkpoint.pth"
     assert (tmp_path / "log-2" / "checkpoint.pth").read_text() == "second"
-    assert capsys.readouterr().err.splitlines()[1] == f"{folder} holds an earlier run: kept as {tmp_path / 'log-2'}"
+    assert capsys.readouterr().out.splitlines()[1] == f"{folder} holds an earlier run: kept as {tmp_path / 'log-2'}"
 
 
 def test_a_run_that_goes_on_in_its_own_folder_leaves_it_as_it_is(tmp_path, capsys):

@@ -229,7 +229,7 @@ def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
             number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
             kept = save_dir.with_name(f"{save_dir.name}-{number}")
             save_dir.rename(kept)
-            print(f"{save_dir} holds an earlier run: kept as {kept}", file=sys.stderr)
+            print(f"{save_dir} holds an earlier run: kept as {kept}")  # the one line on stderr is for a mistake
             _claim(save_dir)
     except OSError as error:
         raise _not_writable(save_dir, error) from None

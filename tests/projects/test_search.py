@@ -104,7 +104,7 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
     # The same again: the earlier search is kept, and one seed gives one result.
     again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
     assert again.returncode == 0, again.stderr
-    assert "log-1" in again.stderr
+    assert "log-1" in again.stdout
     assert_same_end(log, tmp_path / "log-1")
 
 
