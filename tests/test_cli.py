@@ -1,16 +1,28 @@
 """Options, exit statuses and the log that the commands share."""
 
 import logging
+import signal
 import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tqdm import tqdm
 
-from torchreid_autoreid.cli import base_parser, check_single_process, config_from_args, run, setup_logging
+from torchreid_autoreid.cli import (
+    base_parser,
+    bring_history,
+    check_single_process,
+    config_from_args,
+    keep_earlier_run,
+    run,
+    setup_logging,
+    stop_on_signals,
+)
 from torchreid_autoreid.errors import Interrupted, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,3 +241,142 @@ def test_several_processes_are_refused_where_they_would_write_over_each_other(mo
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"train.py runs in one process, and torchrun has started 4"):
         check_single_process("train.py")
+
+
+# -- log folders ------------------------------------------------------------------------------------------------------
+
+
+def a_run(folder, text):
+    folder.mkdir()
+    for name in ("history.jsonl", "checkpoint.pth", "checkpoint-best.pth"):
+        (folder / name).write_text(f"{text} {name}")
+    return folder
+
+
+def test_a_new_run_moves_an_earlier_one_aside(tmp_path, capsys):
+    folder = a_run(tmp_path / "log", "first")
+    keep_earlier_run(folder)
+    a_run_again = folder / "checkpoint.pth"
+    assert not a_run_again.exists()
+    a_run_again.write_text("second")
+    keep_earlier_run(folder)
+    assert (tmp_path / "log-1" / "checkpoint.pth").read_text() == "first checkpoint.pth"
+    assert (tmp_path / "log-2" / "checkpoint.pth").read_text() == "second"
+    assert capsys.readouterr().out.splitlines()[1] == f"{folder} holds an earlier run: kept as {tmp_path / 'log-2'}"
+
+
+def test_a_run_that_goes_on_in_its_own_folder_leaves_it_as_it_is(tmp_path, capsys):
+    folder = a_run(tmp_path / "log", "own")
+    keep_earlier_run(folder, folder / "checkpoint.pth")
+    bring_history(folder, folder / "checkpoint.pth")
+    assert (folder / "history.jsonl").read_text() == "own history.jsonl"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_goes_on_elsewhere_takes_its_history_along_and_spares_the_run_there(tmp_path):
+    one, other = a_run(tmp_path / "one", "one"), a_run(tmp_path / "other", "other")
+    keep_earlier_run(other, one / "checkpoint.pth")
+    assert [path.name for path in other.iterdir()] == [".lock"]  # the checkpoint may yet be refused
+    bring_history(other, one / "checkpoint.pth")
+    for name in ("history.jsonl", "checkpoint-best.pth"):
+        assert (other / name).read_text() == (one / name).read_text() == f"one {name}"
+        assert (tmp_path / "other-1" / name).read_text() == f"other {name}"
+    assert not (other / "checkpoint.pth").exists()
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from torchreid_autoreid.cli import keep_earlier_run
+keep_earlier_run(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path):
+    folder = tmp_path / "log"
+    command = [sys.executable, "-W", "ignore", "-c", CLAIM, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "claimed\n"
+        (folder / "history.jsonl").write_text("an epoch")
+        with pytest.raises(UserError, match="another process is writing into"):
+            keep_earlier_run(folder)
+        assert (folder / "history.jsonl").exists()
+        process.stdin.close()
+    keep_earlier_run(folder)  # the lock has ended with the process
+    assert (tmp_path / "log-1" / "history.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"give another data\.save_dir"):
+        keep_earlier_run(tmp_path / "file" / "log")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+    ],
+)
+def test_lack_of_memory_is_a_line_with_what_to_lower(capsys, error):
+    assert run(raising(error)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: out of memory")
+    assert "train.batch_size" in line
+    assert line.count("\n") == 1
+
+
+def test_pytorchs_own_lack_of_memory_is_recognised(capsys):
+    def main():
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    assert run(main) == 2
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_the_second_signal_stops_at_once_and_tells_where_to_resume(tmp_path, capsys):
+    engine = SimpleNamespace(stop_requested=False, save_dir=tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def main():
+        stop_on_signals(engine)
+        signal.raise_signal(signal.SIGTERM)
+        assert engine.stop_requested
+        signal.raise_signal(signal.SIGINT)
+
+    try:
+        assert run(main) == 130
+        assert capsys.readouterr().err.endswith("interrupted; what has been written is kept\n")
+        engine.stop_requested = False
+        (tmp_path / "checkpoint.pth").touch()
+        assert run(main) == 130
+        assert capsys.readouterr().err.endswith(f"interrupted; resume with --resume {tmp_path / 'checkpoint.pth'}\n")
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+LOUD = """
+import sys
+from torchreid_autoreid.cli import run, setup_logging
+def main():
+    setup_logging(sys.argv[1], "loud")
+    for number in range(5000):
+        print("line", number)
+sys.exit(run(main))
+"""
+
+
+def test_a_reader_that_goes_ends_the_lines_and_not_the_run(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", LOUD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 0
+    assert errors == "nobody reads the output any more; the log file goes on\n"
+    assert (tmp_path / "loud.log").read_text().splitlines()[-1].endswith("line 4999")

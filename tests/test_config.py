@@ -25,6 +25,7 @@ from torchreid_autoreid.config import (
     schedule_kwargs,
     search_kwargs,
     searchdata_kwargs,
+    settings_of_result,
     traindata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
@@ -537,6 +538,35 @@ def test_every_number_of_a_search_has_a_bound():
         if isinstance(item, float):
             with pytest.raises(UserError, match=re.escape(key)):
                 search_config(key, str([math.nan] * len(default) if isinstance(default, list) else math.nan))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("autoreid.channels", 4097),
+        ("autoreid.blocks", 17),
+        ("autoreid.parts", 65),
+        ("autoreid.layers", [1, 1, 65, 1]),
+        ("data.height", 8193),
+        ("data.width", 8193),
+    ],
+)
+def test_sizes_that_would_fill_any_memory_are_slips(key, value):
+    with pytest.raises(UserError, match=rf"{re.escape(key)}.*at most.*not {re.escape(str(value))}"):
+        check_search_config(search_config(key, str(value)))
+
+
+def test_a_resumed_run_may_change_what_the_result_does_not_depend_on_and_nothing_else():
+    default = settings_of_result(search_config())
+    for free in ("data.root x", "data.save_dir x", "data.workers 2", "test.eval_freq 5", "use_gpu false"):
+        assert settings_of_result(search_config(*free.split())) == default
+    for bound in ("train.lr 0.2", "train.seed 2", "search.order 2", "train.max_epoch 99", "autoreid.parts 2"):
+        key, value = bound.split()
+        changed = settings_of_result(search_config(key, value))
+        assert {name for name in changed if changed[name] != default[name]} == {key}
+    steps = ("train.lr_scheduler", "multi_step", "train.max_epoch")  # a longer run is no other one there
+    assert settings_of_result(search_config(*steps, "20")) == settings_of_result(search_config(*steps, "40"))
+    assert all(isinstance(value, bool | int | float | str | list) for value in default.values())
 
 
 def test_sources_given_alone_are_the_targets_too():

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -22,6 +24,7 @@ from .errors import Interrupted, UserError
 __all__ = [
     "StepBar",
     "base_parser",
+    "bring_history",
     "check_single_process",
     "checkpoint_path",
     "config_from_args",
@@ -95,22 +98,40 @@ def run(main: Callable[[], int | None]) -> int:
     """Runs a command and gives its exit status.
 
     0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything
-    else is a fault of the program's and keeps its traceback. All of them are in the log file as well.
+    else is a fault of the program's and keeps its traceback. All of them are in the log file as well. Too little memory
+    is a mistake in the sizes that were given.
 
     >>> run(lambda: None)
     0
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a script has it so while it imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main() or 0
     except UserError as error:
         return _ended(f"error: {' '.join(str(error).split())}", 2)
     except Interrupted as stop:
         return _ended(str(stop), 130)
-    except KeyboardInterrupt:
-        return _ended("interrupted; what has been written is kept", 130)
-    except Exception:
+    except KeyboardInterrupt as stop:
+        return _ended(str(stop) or "interrupted; what has been written is kept", 130)
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            return _ended(f"error: {_memory_line(error)}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # PyTorch has an exception of its own for GPUs only.
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _memory_line(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:160]
+    return (
+        f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
+        "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+    )
 
 
 def _ended(line: str, status: int) -> int:
@@ -135,7 +156,7 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         to_file = logging.FileHandler(Path(save_dir) / f"{name}.log", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write the log into data.save_dir {save_dir}: {error.strerror}") from None
+        raise _not_writable(save_dir, error) from None
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     stdout, show_warning = sys.stdout, warnings.showwarning
     to_terminal = _ToTerminal(stdout)
@@ -158,6 +179,11 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
             handler.close()
 
     return undo
+
+
+def _not_writable(save_dir: str | Path, error: OSError) -> UserError:
+    reason = error.strerror or type(error).__name__
+    return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")
 
 
 def check_single_process(command: str) -> None:
@@ -185,14 +211,64 @@ def checkpoint_path(resume: str) -> Path | None:
     return path
 
 
-def keep_earlier_run(save_dir: Path) -> None:
-    """Moves a log folder that holds an earlier run out of the way, so that nothing is lost."""
-    if not (save_dir / "history.jsonl").exists() and not (save_dir / "checkpoint.pth").exists():
+def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
+    """Claims a log folder for this process, and moves a folder that holds another run out of the way: nothing is lost.
+
+    Args:
+        save_dir: the folder; it is made where it is missing.
+        resume: the checkpoint that a run goes on from; if it is in this folder, the folder stays.
+
+    Raises:
+        UserError: if another process writes into the folder, or it cannot be written.
+    """
+    try:
+        _claim(save_dir)
+        if resume is not None and save_dir.resolve() in resume.resolve().parents:
+            return
+        if (save_dir / "history.jsonl").exists() or (save_dir / "checkpoint.pth").exists():
+            number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
+            kept = save_dir.with_name(f"{save_dir.name}-{number}")
+            save_dir.rename(kept)
+            print(f"{save_dir} holds an earlier run: kept as {kept}")  # the one line on stderr is for a mistake
+            _claim(save_dir)
+    except OSError as error:
+        raise _not_writable(save_dir, error) from None
+
+
+def bring_history(save_dir: Path, resume: Path) -> None:
+    """Copies the history and the best checkpoint of a run that goes on in another folder, so that it is whole there.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    try:
+        for name in ("history.jsonl", "checkpoint-best.pth"):
+            if not (save_dir / name).exists() and (resume.parent / name).is_file():
+                shutil.copyfile(resume.parent / name, save_dir / name)
+    except OSError as error:
+        raise _not_writable(save_dir, error) from None
+
+
+#: of the log folders of this process; a lock ends with its process, however that ends
+_LOCKS: dict[Path, FileLock] = {}
+
+
+def _claim(save_dir: Path) -> None:
+    """Two runs in one folder would mix their histories and write over each other's checkpoints."""
+    save_dir.mkdir(parents=True, exist_ok=True)
+    place = save_dir.resolve()
+    if place in _LOCKS:
+        _LOCKS.pop(place).release()
+    lock = FileLock(place / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is writing into data.save_dir {save_dir}; wait for its end, or give another data.save_dir"
+        ) from None
+    except NotImplementedError:  # a file system without locks
         return
-    number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
-    kept = save_dir.with_name(f"{save_dir.name}-{number}")
-    save_dir.rename(kept)
-    print(f"{save_dir} holds an earlier run: kept as {kept}", file=sys.stderr)
+    _LOCKS[place] = lock
 
 
 def stop_on_signals(engine: Any) -> None:
@@ -200,7 +276,8 @@ def stop_on_signals(engine: Any) -> None:
 
     def stop(signum: int, _: Any) -> None:
         if engine.stop_requested:
-            raise KeyboardInterrupt
+            latest = engine.save_dir / "checkpoint.pth"
+            raise KeyboardInterrupt(f"interrupted; resume with --resume {latest}" if latest.exists() else "")
         engine.stop_requested = True
         print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
 
@@ -239,12 +316,20 @@ class _ToTerminal(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(logging.INFO)
         self.stream = stream
+        self.reader_has_gone = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.reader_has_gone:
+            return
         try:
             tqdm.write(self.format(record), file=self.stream)
             self.stream.flush()
-        except Exception:  # as every handler of logging: a broken pipe must not end a search
+        except BrokenPipeError:  # of `search.py … | head`: the run and its log file go on
+            self.reader_has_gone = True
+            # Python flushes the stream at its end, and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            print("nobody reads the output any more; the log file goes on", file=sys.stderr)
+        except Exception:  # as every handler of logging
             self.handleError(record)
 
 

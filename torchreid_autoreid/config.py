@@ -32,6 +32,7 @@ __all__ = [
     "scheduler_kwargs",
     "search_kwargs",
     "searchdata_kwargs",
+    "settings_of_result",
     "traindata_kwargs",
 ]
 
@@ -493,6 +494,35 @@ def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:
     return imagedata_kwargs(cfg) | {"held_out": cfg.recipe.held_out, "seed": cfg.train.seed}
 
 
+#: Beginnings of keys that may change when a run resumes: what it ends with does not depend on them, or, for the weights
+#: to start from, no longer does.
+_FREE_ON_RESUME = (
+    "use_gpu",
+    "data.root",
+    "data.save_dir",
+    "data.targets",
+    "data.workers",
+    "model.load_weights",
+    "model.pretrained",
+    "autoreid.pretrained",
+    "recipe.keep_last",
+    "search.checkpoint_every",
+    "train.print_freq",
+    "test.",
+)
+
+
+def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
+    """Key -> plain value of all that the result of a run depends on: what a resumed run must have in common.
+
+    >>> settings_of_result(load_config(opts=["train.lr", "0.01"]))["train.lr"]
+    0.01
+    """
+    # The cosine is stretched over all epochs.
+    free = (*_FREE_ON_RESUME, *(() if cfg.train.lr_scheduler == "cosine" else ("train.max_epoch",)))
+    return {name: _get(cfg, name) for name in _keys(cfg) if not name.startswith(free)}
+
+
 def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of :class:`~torchreid_autoreid.engine.ImageAutoReIDSearchEngine` besides its parts."""
     return {
@@ -651,6 +681,8 @@ _PRECISIONS = ("none", "bfloat16", "float16")
 
 #: the stem and three reductions make it a pixel before the fourth stage
 _LEAST_SIZE = 16
+#: Above these a value is a slip, and would end in a computer out of memory. Checkpoints and the report know them too.
+_MOST_SIZE, _MOST_CHANNELS, _MOST_CELLS, _MOST_BLOCKS, _MOST_PARTS = 8192, 4096, 64, 16, 64
 
 
 def check_search_config(cfg: CfgNode) -> None:
@@ -738,8 +770,10 @@ def _check_images(cfg: CfgNode) -> None:
     for transform in cfg.data.transforms:
         if transform.lower() not in _TRANSFORMS:
             raise UserError(f"data.transforms: unknown transform {transform!r}; choose from {', '.join(_TRANSFORMS)}")
-    for name in ("data.height", "data.width", "train.batch_size", "test.batch_size", "sampler.num_instances"):
+    for name in ("train.batch_size", "test.batch_size", "sampler.num_instances"):
         _in_range(cfg, name, 1)
+    for name in ("data.height", "data.width"):
+        _in_range(cfg, name, 1, _MOST_SIZE)
     for name in ("data.workers", "data.split_id"):
         _in_range(cfg, name, 0)
     for name in ("data.norm_mean", "data.norm_std"):
@@ -810,10 +844,13 @@ def _check_optimisation(cfg: CfgNode, min_lr: str) -> None:
 
 
 def _check_network(cfg: CfgNode) -> None:
-    for name in ("autoreid.channels", "autoreid.blocks", "autoreid.parts"):
-        _in_range(cfg, name, 1)
-    if len(cfg.autoreid.layers) != 4 or min(cfg.autoreid.layers) < 1:
-        raise UserError(f"autoreid.layers must be four numbers of cells, each at least 1, not {cfg.autoreid.layers}")
+    for name, most in (("channels", _MOST_CHANNELS), ("blocks", _MOST_BLOCKS), ("parts", _MOST_PARTS)):
+        _in_range(cfg, f"autoreid.{name}", 1, most)
+    if len(cfg.autoreid.layers) != 4 or not all(1 <= depth <= _MOST_CELLS for depth in cfg.autoreid.layers):
+        raise UserError(
+            f"autoreid.layers must be four numbers of cells, each at least 1 and at most {_MOST_CELLS}, "
+            f"not {cfg.autoreid.layers}"
+        )
 
 
 def _check_search(cfg: CfgNode) -> None:

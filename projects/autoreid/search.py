@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports last: an end without a word
 # Before PyTorch reads it. A step is thousands of small operations; threads that spin for long while they wait for one
 # another make it up to a hundred times slower as soon as another program wants the same core, and threads that never
 # spin make it three times slower on an idle machine.
@@ -28,6 +31,7 @@ from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    bring_history,
     check_single_process,
     checkpoint_path,
     config_from_args,
@@ -44,6 +48,7 @@ from torchreid_autoreid.config import (
     scheduler_kwargs,
     search_kwargs,
     searchdata_kwargs,
+    settings_of_result,
 )
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
@@ -90,16 +95,19 @@ def main(argv: list[str] | None = None) -> int:
     check_search_config(cfg)
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
-    if resume is None:
-        keep_earlier_run(save_dir)
+    keep_earlier_run(save_dir, resume)
     setup_logging(save_dir, "search")
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
 
     torchreid.utils.set_random_seed(cfg.train.seed)
     torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
     datamanager = SearchDataManager(**searchdata_kwargs(cfg))
     engine = (build_random_engine if cfg.search.strategy == "random" else build_engine)(cfg, datamanager)
-    start_epoch = engine.resume(resume) if resume else 0
+    engine.settings = settings_of_result(cfg)
+    start_epoch = 0
+    if resume:
+        start_epoch = engine.resume(resume)
+        bring_history(save_dir, resume)
+    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
     on_terminal = sys.stderr.isatty()
     if on_terminal:
         engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)

@@ -7,13 +7,16 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in search.py
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in search.py, both
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # torchreid says on import that it has no compiled evaluation; the plugin brings its own.
 warnings.filterwarnings("ignore", "Cython evaluation")
 
@@ -25,6 +28,7 @@ from torchreid_autoreid.checkpoint import load_weights, write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
+    bring_history,
     check_single_process,
     checkpoint_path,
     config_from_args,
@@ -38,6 +42,7 @@ from torchreid_autoreid.config import (
     engine_run_kwargs,
     optimizer_kwargs,
     scheduler_kwargs,
+    settings_of_result,
     traindata_kwargs,
 )
 from torchreid_autoreid.data import TrainDataManager
@@ -96,19 +101,26 @@ def main(argv: list[str] | None = None) -> int:
     description = Description.of_config(cfg)
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
-    if resume is None and not cfg.test.evaluate:
-        keep_earlier_run(save_dir)
+    if not cfg.test.evaluate:
+        keep_earlier_run(save_dir, resume)
     setup_logging(save_dir, "train")
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
 
     torchreid.utils.set_random_seed(cfg.train.seed)
     torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
     datamanager = TrainDataManager(**traindata_kwargs(cfg))
     engine = build_engine(cfg, datamanager, description)
     if cfg.test.evaluate:
+        write_config(cfg, save_dir)
         write_results(engine, cfg, save_dir)
         return 0
-    start_epoch = engine.resume(resume) if resume else 0
+    engine.settings = settings_of_result(cfg)
+    if description.genotype:  # whatever file it was read from
+        engine.settings["autoreid.genotype"] = description.genotype.to_dict()
+    start_epoch = 0
+    if resume:
+        start_epoch = engine.resume(resume)
+        bring_history(save_dir, resume)
+    write_config(cfg, save_dir)
     on_terminal = sys.stderr.isatty()
     if on_terminal:
         engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
@@ -131,6 +143,10 @@ def main(argv: list[str] | None = None) -> int:
     write_results(engine, cfg, save_dir)
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
     return 0
+
+
+def write_config(cfg: Any, save_dir: Path) -> None:
+    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
 
 
 def build_engine(

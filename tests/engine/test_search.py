@@ -524,6 +524,28 @@ def test_checkpoints_of_other_networks_are_refused(root, tmp_path):
         build(root).resume(torn)
 
 
+def test_a_run_resumes_with_its_own_settings_only(root, tmp_path):
+    engine = build(root)
+    engine.settings = {"train.lr": 0.05, "train.seed": 3, "search.order": 1, "data.sources": ["folder"]}
+    stop_after(engine, 0, 0)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    same, without, other = build(root), build(root), build(root)
+    same.settings = dict(engine.settings)
+    assert same.resume(tmp_path / "checkpoint.pth") == without.resume(tmp_path / "checkpoint.pth") == 0
+    other.settings = engine.settings | {"train.lr": 0.1, "search.order": 2}
+    with pytest.raises(UserError, match=r"made with train.lr 0.05 \(now 0.1\), search.order 1 \(now 2\); resume with"):
+        other.resume(tmp_path / "checkpoint.pth")
+
+
+def test_a_finished_search_resumed_elsewhere_leaves_its_answer_there(root, tmp_path):
+    engine = build(root)
+    genotype = run(engine, tmp_path / "one")
+    again = build(root)
+    assert run(again, tmp_path / "other", start_epoch=again.resume(tmp_path / "one" / "checkpoint.pth")) == genotype
+    assert Genotype.load(tmp_path / "other" / "genotype.json") == genotype
+
+
 def test_optimisers_must_not_mix_alphas_and_weights(root):
     engine = build(root)
     model = engine.model

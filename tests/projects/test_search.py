@@ -104,7 +104,7 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
     # The same again: the earlier search is kept, and one seed gives one result.
     again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
     assert again.returncode == 0, again.stderr
-    assert "log-1" in again.stderr
+    assert "log-1" in again.stdout
     assert_same_end(log, tmp_path / "log-1")
 
 
@@ -263,6 +263,44 @@ def test_a_checkpoint_of_another_network_is_refused(images, config, tmp_path):
     torch.save({"state_dict": {"x": torch.zeros(1)}, "epoch": 1}, tmp_path / "foreign.pth")
     foreign = search("--resume", tmp_path / "foreign.pth", *options, "data.save_dir", tmp_path / "other")
     assert_one_line(foreign, "another kind of checkpoint")
+
+
+@pytest.mark.slow
+def test_a_changed_configuration_is_refused_and_the_old_one_kept(images, config, tmp_path):
+    log, options = tmp_path / "log", ["--config-file", config, "--root", images, "data.save_dir", tmp_path / "log"]
+    assert search(*options, "train.max_epoch", 1).returncode == 0
+    before = (log / "config.yaml").read_text()
+    done = search("--resume", log, *options, "train.max_epoch", 1, "train.lr", 0.01)
+    assert_one_line(done, "train.lr 0.05 (now 0.01)", "config.yaml")
+    assert (log / "config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_going_on_in_the_folder_of_another_run_keeps_that_one(images, config, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    options = ["--config-file", config, "--root", images]
+    for log in (one, other):
+        assert search(*options, "data.save_dir", log, "search.checkpoint_every", 1).returncode == 0
+    done = search("--resume", one / "checkpoint-1.pth", *options, "data.save_dir", other)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(one, other)
+    assert finished(tmp_path / "other-1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {max_epochs: 3}", ["train.max_epochs", "did you mean train.max_epoch"]),
+        ("train: {max_epoch: many}", ["train.max_epoch", "whole number", "'many'"]),
+        ("train: [1", ["not plain YAML", "line"]),
+        ("", ["sampler.train_sampler", "--config-file"]),
+    ],
+)
+def test_mistakes_in_a_file_get_one_line(tmp_path, text, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert_one_line(search("--config-file", path, "data.save_dir", tmp_path / "log"), *words)
 
 
 @pytest.mark.slow

@@ -91,7 +91,8 @@ class FolderDataset(torchreid.data.ImageDataset):
     - from a folder an identity, whose name may be any text, and file names that begin with the camera:
       ``train/alice/c1_0001.jpg``, ``train/alice/2_0001.png``, ``train/alice/cam03_x.jpg``.
 
-    Images end in .jpg, .jpeg, .png or .bmp, in any case. Hidden files are passed over.
+    Images end in .jpg, .jpeg, .png or .bmp, in any case. Hidden files are passed over. Pixels are taken as they are
+    stored, as everywhere in torchreid: apply the rotation that a phone notes beside them (EXIF) before.
 
     Raises:
         UserError: if a folder is missing or empty, the two ways are mixed, or a name cannot be read; one is named.

@@ -318,9 +318,10 @@ def _check_half(name: str, items: Sequence[Item], batch_size: int, num_instances
     if found == 0:
         raise UserError(f"the {name} has no images; give more, or split them otherwise (search.alpha_fraction)")
     if found < needed:
+        fix = f"set train.batch_size to at most {found * num_instances}"
         raise UserError(
-            f"the {name} has {found} identities, and a batch of {batch_size} with {num_instances} images each "
-            f"needs {needed}; set train.batch_size to at most {found * num_instances}"
+            f"the {name} has {found} {'identity' if found == 1 else 'identities'}, and a batch of {batch_size} with "
+            f"{num_instances} images each needs {needed}; {fix if found > 1 else 'give images of more people'}"
         )
 
 

@@ -96,7 +96,7 @@ def held_out_retrieval(items: Sequence[Item], seed: int) -> tuple[list[Item], li
     if not query:
         raise UserError(
             "no identity of the alpha half is seen by two cameras, so retrieval cannot be measured on it; "
-            "give identities with images from at least two cameras"
+            "give identities with two images by each of two cameras, or search.split identity (one by each)"
         )
     return sorted(query), sorted(gallery)
 

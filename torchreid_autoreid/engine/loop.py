@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         on_epoch: called with the record of the history after each epoch.
         keep_last: newest checkpoints that are kept besides the best; 0 keeps the best only and cannot be resumed.
         checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
+        settings: name -> plain value of what the result depends on. It is kept in the checkpoints, and a run resumes
+            from one with the same settings only; none are compared where one side has none.
     """
 
     # torchreid's own
@@ -78,6 +81,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
         self.keep_last = 1
         self.checkpoint_every = 0
+        self.settings: dict[str, Any] = {}
         self.save_dir = Path("log")
         self._looping = False
         self._first_batch = 0  # of this epoch, after a resume in its middle
@@ -161,6 +165,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._eval_epochs, self._test_options = (eval_freq, start_eval), (dist_metric, normalize_feature)
         self._forget_later_epochs(start_epoch)
         if start_epoch >= max_epoch or self._ended:
+            self._write_results()  # perhaps into another folder
             return
         self._epoch_rate = self.get_current_lr()
         self._looping = True
@@ -295,6 +300,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 "ended": self._ended,
             },
             "random": random_state(),
+            "settings": self.settings,
             **self._state(),
         }
         latest = self.save_dir / "checkpoint.pth"
@@ -324,11 +330,12 @@ class ReproducibleLoop(FaissEvaluationMixin):
         The resumed run ends bit for bit as if it had never stopped, with any number of loader workers.
 
         Raises:
-            UserError: if the file is not a checkpoint of such a run, or of another network.
+            UserError: if the file is not a checkpoint of such a run, of another network, or made with other settings.
         """
         state = load_checkpoint(path, self.checkpoint_keys)
         load_state(self._network(), state["state_dict"], path)
         try:
+            self._check_settings(state.get("settings", {}), path)
             self._restore(state, path)
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scheduler is not None:
@@ -348,6 +355,21 @@ class ReproducibleLoop(FaissEvaluationMixin):
             ) from None
         _LOGGER.info("resumed from %s: epoch %d, batch %d", path, epoch + 1, self._first_batch + 1)
         return epoch
+
+    def _check_settings(self, made_with: Mapping[str, Any], path: str | Path) -> None:
+        """Most settings live on in the states that a checkpoint restores: another value would have half an effect."""
+        both = [name for name in self.settings if name in made_with]
+        others = [
+            f"{name} {reprlib.repr(made_with[name])} (now {reprlib.repr(self.settings[name])})"
+            for name in both
+            if made_with[name] != self.settings[name]
+        ]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            raise UserError(
+                f"{path} was made with {', '.join(others[:3])}{more}; resume with the same values, "
+                f"as in {Path(path).parent / 'config.yaml'}, or start afresh without --resume"
+            )
 
     def _forget_later_epochs(self, start_epoch: int) -> None:
         """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
