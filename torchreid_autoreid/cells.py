@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from .genotype import Block, cell_edges
 from .ops import DropPath, build_operation
 from .part_aware import ReluConvNorm
+from .sources import mix_edges
 from .strategies import Mixture
 
 __all__ = ["Cell", "DerivedCell", "MixedOperation", "SearchCell"]
@@ -95,8 +97,12 @@ class MixedOperation(nn.Module):
         mixed = self.mix(x[:, :own], weights, chosen, skip_dropout)
         if self.partial == 1:
             return mixed
-        rest = x[:, own:] if self.stride == 1 else F.max_pool2d(x[:, own:], 2, 2, ceil_mode=True)
+        rest = self.bypass(x[:, own:])
         return _shuffle(torch.cat([mixed, rest if edge is None else edge * rest], dim=1), self.partial)
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """What becomes of the channels that pass through no operation."""
+        return x if self.stride == 1 else F.max_pool2d(x, 2, 2, ceil_mode=True)
 
     def mix(self, x: Tensor, weights: Tensor, chosen: int | None, skip_dropout: float) -> Tensor:
         terms = []
@@ -146,7 +152,14 @@ class SearchCell(Cell):
         )
 
     def forward(self, before_last: Tensor, last: Tensor, mixture: Mixture) -> Tensor:
-        states = self.inputs(before_last, last)
+        inputs = self.inputs(before_last, last)
+        return (
+            self.edge_by_edge(inputs, mixture) if mixture.chosen is not None else self.source_by_source(inputs, mixture)
+        )
+
+    def edge_by_edge(self, inputs: list[Tensor], mixture: Mixture) -> Tensor:
+        """The plain form, for cells that execute one operation an edge; the oracle of :meth:`source_by_source`."""
+        states = list(inputs)
         for edge, block, source in cell_edges(self.blocks):
             out = self.edges[edge](
                 states[source],
@@ -159,6 +172,27 @@ class SearchCell(Cell):
                 states.append(out)
             else:
                 states[block + 2] = states[block + 2] + out
+        return torch.cat(states[2:], dim=1)
+
+    def source_by_source(self, inputs: list[Tensor], mixture: Mixture) -> Tensor:
+        """The same, with what the edges from a source have in common computed at once."""
+        states = list(inputs)
+        sums: Tensor | None = None  # (B, n C, H, W): of the n blocks that are not complete yet, from the sources so far
+        for source in range(self.blocks + 1):
+            own = [edge for edge, _, start in cell_edges(self.blocks) if start == source]
+            edges: list[Any] = [self.edges[edge] for edge in own]
+            found = mix_edges(
+                edges,
+                states[source],
+                mixture.weights[own],
+                None if mixture.edges is None else mixture.edges[own],
+                self.skip_dropout if self.training else 0.0,
+            )
+            sums = found if sums is None else sums + found
+            if source > 0:
+                channels = found.shape[1] // len(own)
+                block, sums = sums.split([channels, sums.shape[1] - channels], dim=1)
+                states.append(block.contiguous(memory_format=torch.channels_last))
         return torch.cat(states[2:], dim=1)
 
 
