@@ -12,7 +12,7 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from torchreid_autoreid.ops import build_operation
-from torchreid_autoreid.strategies import Mixture
+from torchreid_autoreid.strategies import Mixture, Schedule
 
 
 def complexity(network, height, width):
@@ -260,3 +260,29 @@ def test_on_a_gpu_as_on_the_cpu():
     x = torch.randn(2, 3, 64, 32)
     expected = network(x)
     assert torch.allclose(network.cuda()(x.cuda()).cpu(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["darts", "gdas", "drnas"])
+def test_activation_checkpointing_changes_nothing_but_memory(strategy):
+    torch.manual_seed(0)
+    plain = AutoReIDSearchNetwork(4, channels=4, layers=(1, 1, 1, 1), blocks=2, strategy=strategy)
+    saving = AutoReIDSearchNetwork(
+        4, channels=4, layers=(1, 1, 1, 1), blocks=2, strategy=strategy, activation_checkpointing=True
+    )
+    saving.load_state_dict(plain.state_dict())
+    images = torch.randn(6, 3, 40, 24)
+    kept = []  # elements that are kept for the gradient
+    for network in (plain, saving):
+        network.set_strengths(Schedule(skip_dropout=0.5).at(0, 4))
+        elements = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n=elements: n.append(x.numel()) or x, lambda x: x):
+            logits, features = network(images)
+        (logits.square().sum() + features.square().sum()).backward()
+        kept.append(sum(elements))
+    assert kept[1] < kept[0] / 2
+    for (name, expected), found in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert (expected.grad is None) == (found.grad is None), name
+        assert expected.grad is None or torch.equal(expected.grad, found.grad), name
+    for (name, expected), found in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        assert torch.equal(expected, found), name

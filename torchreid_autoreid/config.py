@@ -189,6 +189,7 @@ def get_default_config() -> CfgNode:
     cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it
     cfg.search.checkpoint_every = 0  # epochs between checkpoints that are kept; 0: latest and best only
+    cfg.search.activation_checkpointing = False  # a cell at a time in memory, for one more forward pass in time
     # of one strategy
     cfg.search.tau_start = 10.0  # of gdas: temperature at the first epoch (GDAS, section 4.1), from there linearly to
     cfg.search.tau_end = 0.1  # of gdas: temperature at the last epoch
@@ -486,6 +487,7 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "space": cfg.search.space,
         "strategy": cfg.search.strategy,
         "partial_channels": cfg.search.partial_channels,
+        "activation_checkpointing": cfg.search.activation_checkpointing,
     }
 
 
@@ -625,6 +627,7 @@ _READ_WITH = {
     **{
         f"search.{key}": ("search.strategy", _DIFFERENTIABLE)
         for key in (
+            "activation_checkpointing",
             "skip_dropout",
             "stop_at_skips",
             "alpha_lr",

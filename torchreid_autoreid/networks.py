@@ -6,13 +6,16 @@ cell of stages 2-4 a reduction that doubles the channels, global average pooling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from .cells import Cell, DerivedCell, SearchCell
 from .errors import UserError
@@ -80,13 +83,17 @@ class Skeleton(nn.Module):
         """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
         return {"normal": (), "reduce": ()}
 
+    def run_cell(self, cell: nn.Module, *arguments: Any) -> Tensor:
+        """One cell's forward pass."""
+        return cell(*arguments)
+
     def stages(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) images to the outputs of the last cells of the four stages."""
         arguments = self.cell_arguments()
         before_last = last = self.stem(x)
         outputs = []
         for cell in self.cells:
-            before_last, last = last, cell(before_last, last, *arguments[str(cell.kind)])
+            before_last, last = last, self.run_cell(cell, before_last, last, *arguments[str(cell.kind)])
             outputs.append(last)
         return [outputs[end - 1] for end in accumulate(self.layers)]
 
@@ -205,6 +212,9 @@ class AutoReIDSearchNetwork(Skeleton):
         space: ``reid`` (with the part-aware operation) or ``standard`` (without).
         strategy: how alphas become weights, a name in ``STRATEGIES``.
         partial_channels: K of the strategy ``pc_darts``; it divides ``channels``.
+        activation_checkpointing: keep no activations within cells, and compute them again for the gradient (Chen et
+            al., 2016): the memory of one cell instead of all, for the time of one more forward pass. The result is
+            the same.
 
     Attributes:
         mixtures: takes the place of what the strategy makes of the alphas, ``{'normal': …, 'reduce': …}``, if set.
@@ -228,6 +238,7 @@ class AutoReIDSearchNetwork(Skeleton):
         space: str = "reid",
         strategy: str = "darts",
         partial_channels: int = 4,
+        activation_checkpointing: bool = False,
     ) -> None:
         operations = operation_names(space)
         if blocks < 1:
@@ -247,6 +258,7 @@ class AutoReIDSearchNetwork(Skeleton):
         self.strategy = STRATEGIES[strategy](operations)
         self.architecture = ArchitectureParameters(blocks, len(operations), self.strategy.partial)
         self.mixtures: Mapping[str, Mixture] | None = None
+        self.activation_checkpointing = activation_checkpointing
         split = {id(p) for p in self.alphas()} | {id(p) for p in self.weights()}
         assert len(split) == len(self.alphas()) + len(self.weights()) == len(list(self.parameters()))
 
@@ -262,6 +274,15 @@ class AutoReIDSearchNetwork(Skeleton):
     def cell_arguments(self) -> dict[str, tuple[Mixture]]:
         # Once a pass, so that all cells of a kind share one draw.
         return {kind: (mixture,) for kind, mixture in (self.mixtures or self.drawn_mixtures(self.training)).items()}
+
+    def run_cell(self, cell: nn.Module, *arguments: Any) -> Tensor:
+        if not self.activation_checkpointing or not torch.is_grad_enabled():
+            return cell(*arguments)
+
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), _frozen_statistics(cell)
+
+        return checkpoint(cell, *arguments, use_reentrant=False, context_fn=contexts)
 
     def drawn_mixtures(self, training: bool) -> dict[str, Mixture]:
         """What the strategy makes of the alphas, for each kind of cell; a draw in training, of those that draw."""
@@ -300,6 +321,21 @@ class AutoReIDSearchNetwork(Skeleton):
             edge_weights={kind: e.detach().double().tolist() for kind, e in edges.items() if e is not None},
             skip_cap=skip_cap,
         )
+
+
+@contextmanager
+def _frozen_statistics(cell: nn.Module) -> Iterator[None]:
+    """Keeps the running statistics of a cell whose forward pass is repeated from counting the batch twice."""
+    norms: list[Any] = [module for module in cell.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: int) -> None:

@@ -17,6 +17,7 @@ Shapes: B batch, C channels, H x W map, n edges, O operations, M parts, C' featu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -191,7 +192,13 @@ def _norm(z: Tensor, norms: Sequence[Any], weight: Tensor | None = None) -> Tens
         torch.cat([getattr(norm, name) for norm in norms[:joined]]) for name in ("running_mean", "running_var")
     )
     scale = None if weight is None else weight.to(mean.dtype).repeat_interleave(channels)
-    z = F.batch_norm(z, mean, var, scale, None, first.training, first.momentum or 0.0, first.eps)
+    if type(first) is nn.BatchNorm2d:
+        z = F.batch_norm(z, mean, var, scale, None, first.training, first.momentum or 0.0, first.eps)
+    else:  # one that is synchronised between processes: the same module, with the joined statistics
+        twin = copy.copy(first)
+        batches = first.num_batches_tracked.clone()
+        twin._buffers = {"running_mean": mean, "running_var": var, "num_batches_tracked": batches}
+        z = twin(z) if scale is None else twin(z) * scale.view(-1, 1, 1)
     if first.training:
         copies = len(norms) // joined
         with torch.no_grad():
