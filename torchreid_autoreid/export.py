@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .checkpoint import load_weights, write_atomically
 from .description import Description
 from .errors import UserError
+from .fusion import fuse
 
 __all__ = ["FORMATS", "TOLERANCE", "export", "read_metadata"]
 
@@ -85,7 +86,8 @@ def export(
         )
     network = description.build(num_classes)
     load_weights(network, weights)
-    deployed = _Deployed(network, normalize).eval()
+    network.eval()
+    reference, deployed = _Deployed(network, normalize), _Deployed(fuse(network), normalize)
     described = description.to_dict() | {"normalized": normalize, "torchreid_autoreid": _version()}
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, description.height, description.width, generator=generator)
@@ -98,7 +100,7 @@ def export(
                 f"the format {file_format} needs a package that is missing ({error.name}); "
                 "pip install 'torchreid_autoreid[export]'"
             ) from None
-        difference = max(_difference(deployed, made, file_format, images[:size]) for size in (1, 3))
+        difference = max(_difference(reference, made, file_format, images[:size]) for size in (1, 3))
         if not difference <= TOLERANCE:
             raise UserError(
                 f"the exported network differs from PyTorch by {difference:.1e} of its largest value (at most "
@@ -172,10 +174,10 @@ def _load_torchscript(path: Path, extra: dict[str, str]) -> Any:
         return torch.jit.load(str(path), _extra_files=extra)
 
 
-def _difference(deployed: nn.Module, path: Path, file_format: str, images: Tensor) -> float:
+def _difference(reference: nn.Module, path: Path, file_format: str, images: Tensor) -> float:
     """The largest difference of the file's features to PyTorch's, relative to the largest value."""
     with torch.no_grad():
-        expected = deployed(images)
+        expected = reference(images)
         if file_format == "onnx":
             import onnxruntime
 
