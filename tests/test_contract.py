@@ -1,5 +1,10 @@
 """Each registered name in each of torchreid's tools: the table of what "an ordinary torchreid model" means."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +13,7 @@ from PIL import Image
 
 from torchreid_autoreid.checkpoint import save_checkpoint
 
-NAMES = ["autoreid", "autoreid_x0_5", "autoreid_x0_25", "contract_net"]
+NAMES = ["autoreid", "autoreid_x0_5", "autoreid_x0_25", "contract_net", "autoreid_search"]
 SIZE = (64, 32)
 
 
@@ -151,3 +156,21 @@ CHECKS = [value for key, value in list(globals().items()) if key.startswith("che
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, check, tmp_path):
     check(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_contract_with_the_toolboxs_own_layout(tmp_path):
+    """The same table, with torchreid 1.4.0 (``TORCHREID_CHECKOUT``) in the place of PyPI's 0.2.5."""
+    checkout = os.environ.get("TORCHREID_CHECKOUT")
+    if not checkout or torchreid.__version__ == "1.4.0":
+        pytest.skip("TORCHREID_CHECKOUT names no checkout of the toolbox, or is what runs already")
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_contract and net"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([checkout, root])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -20,6 +20,7 @@ from .config import load_config
 from .errors import Interrupted, UserError
 
 __all__ = [
+    "Parser",
     "StepBar",
     "base_parser",
     "check_single_process",
@@ -34,6 +35,13 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
 def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """The options of torchreid's ``scripts/main.py``.
 
@@ -44,7 +52,7 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
     >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
     ['train.max_epoch', '3']
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
         description=description,
         epilog=epilog,
