@@ -90,7 +90,9 @@ def check_feature_extractor(name, tmp_path):
 def check_complexity(name, tmp_path):
     model = build(name)
     parameters, operations = torchreid.utils.compute_model_complexity(model, (1, 3, *SIZE))
-    own = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("classifier"))
+    # torchreid counts the parameters of layers, so not the alphas.
+    others = ("classifier", "architecture")
+    own = sum(p.numel() for key, p in model.named_parameters() if not key.startswith(others))
     assert parameters == own
     assert operations > 0
 
@@ -153,8 +155,12 @@ CHECKS = [value for key, value in list(globals().items()) if key.startswith("che
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "autoreid_search" else ()) for name in NAMES]
+)
 def test_contract(name, check, tmp_path):
+    if name == "autoreid_search" and check is check_compile:
+        pytest.skip("unrolling all operations of the search network takes minutes")
     check(name, tmp_path)
 
 
