@@ -22,7 +22,7 @@ EXPORT = ["onnx", "onnxruntime"]
 
 setup(
     name="torchreid_autoreid",
-    version=re.search(r'__version__ = "(.+)"', (HERE / "torchreid_autoreid" / "__init__.py").read_text())[1],
+    version=re.search(r'__version__ = "(.+)"', (HERE / "torchreid_autoreid" / "version.py").read_text())[1],
     description="Architecture search for person re-identification, and retrieval at any size, for torchreid",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -11,12 +11,15 @@ import torch
 from torchreid_autoreid.checkpoint import (
     load_checkpoint,
     load_state,
+    load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
     write_atomically,
 )
 from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.networks import AutoReIDNetwork
 
 
 def draw():
@@ -96,3 +99,15 @@ def test_another_network_is_told_by_key_and_shape():
         UserError, match=r"it lacks weight, it has a, which this network lacks, it has b, .*, and 1 more; "
     ):
         load_state(module, others | {"bias": torch.zeros(3)}, "c.pth")
+
+
+def test_a_genotype_of_the_same_weights_is_told_from_another(tmp_path):
+    """The wiring is not in the weights: the same names and shapes, and another function."""
+    blocks = [[[("sep_conv_3x3", 0), ("skip_connect", source)]] for source in (0, 1)]
+    one, other = (Genotype("g", block, [[("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]]) for block in blocks)
+    networks = [AutoReIDNetwork(3, genotype=genotype, channels=2, layers=(1, 1, 1, 1)) for genotype in (one, other)]
+    described = {"genotype": one.to_dict() | {"name": "another name"}}
+    torch.save({"state_dict": networks[0].state_dict(), "network": described}, tmp_path / "w.pth")
+    load_weights(networks[0], tmp_path / "w.pth")
+    with pytest.raises(UserError, match="block 0 of its normal cell is sep_conv_3x3<0 skip_connect<0, here sep_conv"):
+        load_weights(networks[1], tmp_path / "w.pth")

@@ -609,7 +609,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["search.order", "2"], "search.order 2 has no effect in a training: search.py takes it"),
         (["train.start_epoch", "3"], "use --resume"),
         (["data.k_tfm", "2"], "data.k_tfm 2"),
-        (["model.name", "resnet50"], "autoreid.channels 16 has no effect in a training: resnet50 is torchreid's own"),
+        (["model.name", "autoreid_search"], "autoreid_search is the network of a search"),
         (["loss.name", "softmax"], "loss.triplet.weight_x 1.0 has no effect with loss.name softmax"),
         (["loss.name", "contrastive"], "loss.triplet.weight_x 1.0 has no effect with loss.name contrastive"),
         (["loss.triplet.weight_x", "0", "loss.triplet.weight_t", "0"], "are both 0"),
@@ -643,6 +643,14 @@ def test_mistakes_in_a_training_get_one_line(opts, words):
     with pytest.raises(UserError) as caught:
         check_train_config(train_config(*opts))
     assert words in str(caught.value), str(caught.value)
+
+
+def test_a_recipe_is_for_any_model_but_the_command_line_is_taken_at_its_word():
+    cfg = train_config("model.name", "resnet50")
+    assert cfg.autoreid.channels == 16  # the recipe's, for our network
+    check_train_config(cfg, ["train.max_epoch"])
+    with pytest.raises(UserError, match=r"autoreid.channels has no effect in a training: resnet50 is torchreid's own"):
+        check_train_config(cfg, ["autoreid.channels"])
 
 
 def test_a_training_reads_every_key_or_refuses_it():

@@ -1,5 +1,10 @@
 """Each registered name in each of torchreid's tools: the table of what "an ordinary torchreid model" means."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +13,7 @@ from PIL import Image
 
 from torchreid_autoreid.checkpoint import save_checkpoint
 
-NAMES = ["autoreid", "autoreid_x0_5", "autoreid_x0_25", "contract_net"]
+NAMES = ["autoreid", "autoreid_x0_5", "autoreid_x0_25", "contract_net", "autoreid_search"]
 SIZE = (64, 32)
 
 
@@ -85,7 +90,9 @@ def check_feature_extractor(name, tmp_path):
 def check_complexity(name, tmp_path):
     model = build(name)
     parameters, operations = torchreid.utils.compute_model_complexity(model, (1, 3, *SIZE))
-    own = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("classifier"))
+    # torchreid counts the parameters of layers, so not the alphas.
+    others = ("classifier", "architecture")
+    own = sum(p.numel() for key, p in model.named_parameters() if not key.startswith(others))
     assert parameters == own
     assert operations > 0
 
@@ -148,6 +155,28 @@ CHECKS = [value for key, value in list(globals().items()) if key.startswith("che
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "autoreid_search" else ()) for name in NAMES]
+)
 def test_contract(name, check, tmp_path):
+    if name == "autoreid_search" and check is check_compile:
+        pytest.skip("unrolling all operations of the search network takes minutes")
     check(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_contract_with_the_toolboxs_own_layout(tmp_path):
+    """The same table, with torchreid 1.4.0 (``TORCHREID_CHECKOUT``) in the place of PyPI's 0.2.5."""
+    checkout = os.environ.get("TORCHREID_CHECKOUT")
+    if not checkout or torchreid.__version__ == "1.4.0":
+        pytest.skip("TORCHREID_CHECKOUT names no checkout of the toolbox, or is what runs already")
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_contract and net"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([checkout, root])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

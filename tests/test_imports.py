@@ -16,7 +16,8 @@ TORCHREID = {"data", "losses", "engine", "plugin"}
 
 #: part of the package -> parts it may import. What is not here must be added on purpose.
 MAY_IMPORT = {
-    "__init__": {"data", "plugin", "errors", "genotype"},
+    "__init__": {"data", "plugin", "errors", "genotype", "version"},
+    "version": set(),
     "errors": set(),
     "part_aware": {"errors"},
     "ops": {"part_aware", "genotype", "errors"},
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "plugin": {"networks", "genotype", "checkpoint", "errors"},
     "neck": {"errors"},
     "description": {"checkpoint", "networks", "neck", "genotype", "plugin", "errors"},
-    "export": {"checkpoint", "description", "errors"},
+    "fusion": {"cells", "networks", "neck", "ops", "part_aware", "errors"},
+    "export": {"checkpoint", "description", "fusion", "errors", "version"},
     "config": {"errors"},
     "cli": {"config", "errors"},
     "engine": {
@@ -49,6 +51,7 @@ MAY_IMPORT = {
         "checkpoint",
         "genotype",
         "report",
+        "fusion",
         "errors",
     },
 }

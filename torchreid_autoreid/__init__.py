@@ -13,9 +13,9 @@ from . import data, plugin
 from .errors import UserError
 from .genotype import Genotype
 from .plugin import register_model
+from .version import __version__
 
-__all__ = ["Genotype", "UserError", "register_model"]
-__version__ = "0.1.0"
+__all__ = ["Genotype", "UserError", "__version__", "register_model"]
 
 plugin.register()
 data.register_datasets()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .genotype import Genotype
 
 __all__ = [
     "load_checkpoint",
@@ -120,8 +121,9 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
         UserError: if the file is no checkpoint, or of another network; the message names the first difference.
     """
     state: Any = _read(Path(path))
+    described: Any = None
     if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
+        described, state = state.get("network"), state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
@@ -133,6 +135,27 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
         if not key.startswith(free) or (key in own and own[key].shape == value.shape)
     }
     load_state(module, {key: value for key, value in own.items() if key.startswith(free)} | fitting, path)
+    _check_wiring(module, described, path)
+
+
+def _check_wiring(module: nn.Module, network: Any, path: str | Path) -> None:
+    """Cells of another genotype may have weights of the same names and shapes."""
+    own = getattr(module, "genotype", None)
+    stored = network.get("genotype") if isinstance(network, dict) else None
+    if not isinstance(own, Genotype) or stored is None:
+        return
+    try:
+        found = Genotype.from_dict(stored)
+    except UserError as error:
+        raise UserError(f"{path} describes its network wrongly: {error}") from None
+    for kind, theirs, ours in (("normal", found.normal, own.normal), ("reduce", found.reduce, own.reduce)):
+        for block, pair in enumerate(zip(theirs, ours, strict=True)):  # as many, since the weights fit
+            if pair[0] != pair[1]:
+                there, here = (" ".join(f"{operation}<{source}" for operation, source in edges) for edges in pair)
+                raise UserError(
+                    f"{path} belongs to another genotype: block {block} of its {kind} cell is {there}, here {here}; "
+                    "give the configuration it was made with"
+                )
 
 
 #: the beginnings of weights that the feature does not depend on

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from .config import load_config
 from .errors import Interrupted, UserError
 
 __all__ = [
+    "Parser",
     "StepBar",
     "base_parser",
     "bring_history",
@@ -37,6 +38,13 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
 def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """The options of torchreid's ``scripts/main.py``.
 
@@ -47,7 +55,7 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
     >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
     ['train.max_epoch', '3']
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
         description=description,
         epilog=epilog,

@@ -702,17 +702,29 @@ def check_search_config(cfg: CfgNode) -> None:
     _check_search(cfg)
 
 
-def check_train_config(cfg: CfgNode) -> None:
+def check_train_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     """Refuses values out of range, values that exclude one another, and keys that a training would ignore.
+
+    A recipe is for any model, so that a comparison is fair: what it says of our network (``autoreid.*``) is passed over
+    where ``model.name`` is one of torchreid's own.
+
+    Args:
+        given: keys of the command line, which are refused even so.
 
     Raises:
         UserError: naming the key, the value and the fix.
     """
-    default = get_default_config()
-    unused = dict(_UNUSED_IN_TRAINING)
-    if not cfg.model.name.startswith("autoreid"):
-        unused |= {f"autoreid.{key}": f"{cfg.model.name} is torchreid's own" for key in cfg.autoreid}
-    _check_all_read(cfg, default, unused, "a training")
+    if cfg.model.name == "autoreid_search":
+        raise UserError(
+            "model.name autoreid_search is the network of a search, which search.py trains; "
+            "train the genotype that it finds: set model.name autoreid, with --genotype"
+        )
+    for name in given:
+        if name.startswith("autoreid.") and not cfg.model.name.startswith("autoreid"):
+            raise UserError(
+                f"{name} has no effect in a training: {cfg.model.name} is torchreid's own; leave the key out"
+            )
+    _check_all_read(cfg, get_default_config(), _UNUSED_IN_TRAINING, "a training")
     _check_images(cfg)
     _one_of(cfg, "sampler.train_sampler", _SAMPLERS)
     _check_optimisation(cfg, "recipe.min_lr")

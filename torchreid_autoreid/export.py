@@ -6,7 +6,6 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 from .checkpoint import load_weights, write_atomically
 from .description import Description
 from .errors import UserError
+from .fusion import fuse
+from .version import __version__
 
-__all__ = ["FORMATS", "TOLERANCE", "export", "read_metadata"]
+__all__ = ["FORMATS", "TOLERANCE", "export", "read_metadata", "write_onnx"]
 
 FORMATS = ("onnx", "torchscript")
 #: the largest difference of a feature value, relative to the largest value, that a file may have
@@ -85,20 +86,21 @@ def export(
         )
     network = description.build(num_classes)
     load_weights(network, weights)
-    deployed = _Deployed(network, normalize).eval()
-    described = description.to_dict() | {"normalized": normalize, "torchreid_autoreid": _version()}
+    network.eval()
+    reference, deployed = (_Deployed(form, normalize).eval() for form in (network, fuse(network)))
+    described = description.to_dict() | {"normalized": normalize, "torchreid_autoreid": __version__}
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, description.height, description.width, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "network"
         try:
-            (_write_onnx if file_format == "onnx" else _write_torchscript)(deployed, images, made, described)
+            (write_onnx if file_format == "onnx" else _write_torchscript)(deployed, images, made, described)
         except ImportError as error:
             raise UserError(
                 f"the format {file_format} needs a package that is missing ({error.name}); "
                 "pip install 'torchreid_autoreid[export]'"
             ) from None
-        difference = max(_difference(deployed, made, file_format, images[:size]) for size in (1, 3))
+        difference = max(_difference(reference, made, file_format, images[:size]) for size in (1, 3))
         if not difference <= TOLERANCE:
             raise UserError(
                 f"the exported network differs from PyTorch by {difference:.1e} of its largest value (at most "
@@ -137,7 +139,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a network that export.py has written ({reason})") from None
 
 
-def _write_onnx(deployed: nn.Module, images: Tensor, path: Path, described: Mapping[str, Any]) -> None:
+def write_onnx(deployed: nn.Module, images: Tensor, path: Path, described: Mapping[str, Any]) -> None:
+    """Writes a network in eval mode; ``described`` goes into the metadata, ``images`` are an example of its input."""
     import onnx
 
     with warnings.catch_warnings():
@@ -172,10 +175,10 @@ def _load_torchscript(path: Path, extra: dict[str, str]) -> Any:
         return torch.jit.load(str(path), _extra_files=extra)
 
 
-def _difference(deployed: nn.Module, path: Path, file_format: str, images: Tensor) -> float:
+def _difference(reference: nn.Module, path: Path, file_format: str, images: Tensor) -> float:
     """The largest difference of the file's features to PyTorch's, relative to the largest value."""
     with torch.no_grad():
-        expected = deployed(images)
+        expected = reference(images)
         if file_format == "onnx":
             import onnxruntime
 
@@ -184,10 +187,3 @@ def _difference(deployed: nn.Module, path: Path, file_format: str, images: Tenso
         else:
             found = _load_torchscript(path, {})(images)
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
-def _version() -> str:
-    try:
-        return metadata.version("torchreid_autoreid")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "unknown"

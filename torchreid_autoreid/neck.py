@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-__all__ = ["FEATURES", "BNNeck", "add_neck"]
+__all__ = ["FEATURES", "BNNeck", "add_neck", "tested_norm"]
 
 #: where the feature of testing is taken: without a neck, before it, after it
 FEATURES = ("none", "before", "after")
@@ -40,6 +40,12 @@ class _AfterNeck:
     def __call__(self, model: Any, _: Any, output: Any) -> Any:
         features = not model.training and isinstance(output, Tensor) and output.dim() == 2
         return model.classifier.norm(output) if features else output
+
+
+def tested_norm(model: nn.Module) -> nn.Module | None:
+    """The batch norm that the feature of testing passes, if the model has a neck and the feature is taken after it."""
+    after = any(isinstance(hook, _AfterNeck) for hook in model._forward_hooks.values())
+    return model.get_submodule("classifier.norm") if after else None
 
 
 def add_neck(model: nn.Module, feature: str) -> nn.Module:

@@ -73,7 +73,8 @@ class PartAware(nn.Module):
         bounds = stripe_bounds(x.shape[2], self.parts)
         body = self.attend(self.transform_parts(stripe_means(x, bounds)))  # (B, M, C')
         # Joined where it is needed only: at stride 2 that is half of the pixels.
-        parts = zip(self.fuse.split(x), self.fuse.split(spread(body, bounds, x.shape[3])), strict=True)
+        spreads = split(spread(body, bounds, x.shape[3]), self.fuse.stride)
+        parts = zip(split(x, self.fuse.stride), spreads, strict=True)
         return self.fuse.merge([torch.cat(part, dim=1) for part in parts])
 
     def transform_parts(self, means: Tensor) -> Tensor:
@@ -108,20 +109,21 @@ class ReluConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.merge(self.split(x))
-
-    def split(self, x: Tensor) -> list[Tensor]:
-        """What each convolution reads: all pixels, or the even ones and the odd ones."""
-        if self.stride == 1:
-            return [x]
-        odd_size = x.shape[2] % 2 or x.shape[3] % 2
-        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if odd_size else x
-        return [x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]]
+        return self.merge(split(x, self.stride))
 
     def merge(self, parts: list[Tensor]) -> Tensor:
-        """What follows :meth:`split`."""
+        """What follows :func:`split`."""
         found = [conv(F.relu(part)) for conv, part in zip(self.convs, parts, strict=True)]
         return self.norm(found[0] if len(found) == 1 else torch.cat(found, dim=1))
+
+
+def split(x: Tensor, stride: int) -> list[Tensor]:
+    """What each convolution of :class:`ReluConvNorm` reads: all pixels, or the even ones and the odd ones."""
+    if stride == 1:
+        return [x]
+    odd_size = x.shape[2] % 2 or x.shape[3] % 2
+    padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if odd_size else x
+    return [x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]]
 
 
 def stripe_means(x: Tensor, bounds: list[int]) -> Tensor:

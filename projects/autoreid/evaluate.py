@@ -283,6 +283,8 @@ def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[
     else:
         model = AutoReIDSearchNetwork(manager.num_train_pids, **network_kwargs(cfg))
     load_weights(model, weights)
+    if device == "cpu":  # as in train.py
+        model = model.to(memory_format=torch.channels_last)
     engine = with_faiss_evaluation(
         torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda"),
         distributed=world.size > 1,

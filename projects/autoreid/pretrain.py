@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from torchreid_autoreid import Genotype, UserError
 from torchreid_autoreid.checkpoint import load_checkpoint, load_state, save_checkpoint
-from torchreid_autoreid.cli import keep_earlier_run, run, setup_logging
+from torchreid_autoreid.cli import Parser, keep_earlier_run, run, setup_logging
 from torchreid_autoreid.data.loader import ReadableFolder, collate
 from torchreid_autoreid.description import Description
 from torchreid_autoreid.engine import build_scheduler
@@ -54,9 +54,7 @@ with a cosine. The output folder holds checkpoint.pth (latest), checkpoint-best.
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", required=True, help="folder with train/CLASS/… and val/CLASS/…")
     parser.add_argument("--genotype", metavar="PRESET|JSON", default="retrieval", help="default: retrieval")
     parser.add_argument("--output", metavar="DIR", default="log/pretrain", help="default: log/pretrain")
@@ -153,6 +151,9 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
         rate = optimizer.param_groups[0]["lr"]
         trained = train_epoch(args, parallel, optimizer, train_set, epoch, device, world)
         scheduler.step()
+        if world.size > 1:  # each process has its own running statistics since the last step; the first one's are saved
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
         tested = test(args, network, val_set, device, world)
         if world.rank:
             continue

@@ -97,10 +97,11 @@ def main(argv: list[str] | None = None) -> int:
                 "set model.name autoreid"
             )
         cfg.autoreid.genotype = args.genotype
-    check_train_config(cfg)
+    check_train_config(cfg, given=args.opts[::2])
     description = Description.of_config(cfg)
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
+    check_files(cfg, resume, save_dir)
     if not cfg.test.evaluate:
         keep_earlier_run(save_dir, resume)
     setup_logging(save_dir, "train")
@@ -108,9 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     torchreid.utils.set_random_seed(cfg.train.seed)
     torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
     datamanager = TrainDataManager(**traindata_kwargs(cfg))
-    engine = build_engine(cfg, datamanager, description)
-    if cfg.test.evaluate:
-        write_config(cfg, save_dir)
+    engine = build_engine(cfg, datamanager, description, fresh=resume is None)
+    if cfg.test.evaluate:  # it leaves the configuration of the training that may lie there
         write_results(engine, cfg, save_dir)
         return 0
     engine.settings = settings_of_result(cfg)
@@ -138,7 +138,10 @@ def main(argv: list[str] | None = None) -> int:
             for name in ("fixbase_epoch", "open_layers", "start_eval", "eval_freq", "dist_metric", "normalize_feature")
         },
     )
-    load_weights(engine.model, save_dir / "checkpoint-best.pth")
+    network = engine.model
+    load_weights(
+        network.module if isinstance(network, torch.nn.DataParallel) else network, save_dir / "checkpoint-best.pth"
+    )
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
@@ -150,16 +153,20 @@ def write_config(cfg: Any, save_dir: Path) -> None:
 
 
 def build_engine(
-    cfg: Any, datamanager: TrainDataManager, description: Description
+    cfg: Any, datamanager: TrainDataManager, description: Description, fresh: bool = True
 ) -> ImageSoftmaxTrainingEngine | ImageTripletTrainingEngine:
+    """The engine, its network with the weights to begin with if it is ``fresh``: not to be overwritten by a resume."""
     device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+    auxiliary_weight = cfg.autoreid.auxiliary_weight if description.genotype else 0.0  # torchreid's models have none
+    pretrained = fresh and cfg.model.pretrained and not cfg.model.load_weights
     model = description.build(
         datamanager.num_train_pids,
         cfg.autoreid.drop_path,
-        cfg.autoreid.auxiliary_weight > 0,
-        pretrained=(cfg.autoreid.pretrained or True) if wants_pretrained(cfg) else False,
+        auxiliary_weight > 0,
+        pretrained=(cfg.autoreid.pretrained or True) if pretrained else False,
     )
-    if cfg.model.load_weights:
+    check_input(cfg, model)
+    if cfg.model.load_weights and fresh:
         load_weights(model, cfg.model.load_weights, testing=cfg.test.evaluate)
     model = model.to(device)
     if device.type == "cpu":  # up to 1.6 times as fast there, with the same result up to rounding
@@ -179,7 +186,7 @@ def build_engine(
         cfg.recipe.grad_clip,
         cfg.recipe.ema_decay,
         cfg.recipe.amp,
-        cfg.autoreid.auxiliary_weight,
+        auxiliary_weight,
         cfg.recipe.flip_test,
         cfg.recipe.keep_last,
         description=description.to_dict() | {"num_classes": datamanager.num_train_pids},
@@ -205,9 +212,34 @@ def check_layers(cfg: Any, model: torch.nn.Module) -> None:
                 raise UserError(f"{key}: {cfg.model.name} has no layer {name!r}; choose from {', '.join(layers)}")
 
 
-def wants_pretrained(cfg: Any) -> bool:
-    """ImageNet weights are fetched only for a network that will not be overwritten."""
-    return cfg.model.pretrained and not cfg.model.load_weights
+def check_files(cfg: Any, resume: Path | None, save_dir: Path) -> None:
+    """Options that contradict one another, and weights that would be moved away with the log of an earlier run."""
+    if cfg.test.evaluate and resume:
+        raise UserError(f"test.evaluate only tests, and --resume {resume} trains on; give model.load_weights {resume}")
+    if cfg.test.evaluate and not cfg.model.load_weights and not cfg.model.pretrained:
+        raise UserError("test.evaluate would test random weights; give the trained ones: model.load_weights FILE")
+    for key, path in (("model.load_weights", cfg.model.load_weights), ("autoreid.pretrained", cfg.autoreid.pretrained)):
+        inside = path and save_dir.resolve() in Path(path).resolve().parents
+        if inside and resume is None and not cfg.test.evaluate:
+            raise UserError(
+                f"{key} {path} lies in data.save_dir {save_dir}, which a new run moves out of its way; "
+                "set another data.save_dir"
+            )
+
+
+def check_input(cfg: Any, model: torch.nn.Module) -> None:
+    """Some of torchreid's models take images of one size only."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, cfg.data.height, cfg.data.width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{cfg.model.name} takes no images of {cfg.data.height} x {cfg.data.width} ({reason}); "
+            "set data.height and data.width to the size it is made for"
+        ) from None
+    model.train()
 
 
 def write_results(engine: Any, cfg: Any, save_dir: Path) -> None:

@@ -6,11 +6,17 @@
 Every measurement runs in a process of its own, the contestants in turn, several rounds; the table shows medians.
 PyTorch runs in channels-last, which is the faster layout for all of them; weights are random. Memory is the highest
 resident size beyond what the process held with the network loaded. Rates are also given as multiples of ResNet-50's.
+
+``pytorch`` and ``onnxruntime-plain`` are the networks as they are trained; ``pytorch-fused`` and ``onnxruntime`` those
+that are deployed: ours in their fused form, torchreid's with the batch norms folded into the convolutions (which
+onnxruntime does by itself). All processes keep the memory that they free, or PyTorch on a CPU spends a third of
+its time on page faults. ``--cpu-time`` takes rates by the processor's time, for a machine with other work.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -26,6 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
+import torch.fx.experimental.optimization  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -34,8 +41,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torchreid_autoreid.config import load_config  # noqa: E402
 from torchreid_autoreid.description import Description  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
-from torchreid_autoreid.export import export  # noqa: E402
+from torchreid_autoreid.export import write_onnx  # noqa: E402
+from torchreid_autoreid.fusion import fuse  # noqa: E402
 
+fold_batch_norms = torch.fx.experimental.optimization.fuse
 MODELS = (
     "resnet50",
     "autoreid",
@@ -47,7 +56,9 @@ MODELS = (
     "mobilenetv2_x1_0",
 )
 SIZES = ((256, 128), (384, 128))
-BACKENDS = ("pytorch", "onnxruntime")
+BACKENDS = ("pytorch", "pytorch-fused", "onnxruntime-plain", "onnxruntime")
+#: glibc gives freed memory back by default, and takes it again page by page
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 
 
 def memory(field: str) -> float:
@@ -73,6 +84,15 @@ def count(name: str, size: tuple[int, int]) -> tuple[float, float]:
     return parameters / 1e6, counter.get_total_flops() / 2 / 1e9
 
 
+def deployed(network: nn.Module) -> nn.Module:
+    """Our fused form; PyTorch's own fusion of batch norms for the others, where it can trace them."""
+    fused = fuse(network)
+    if fused is network:
+        with contextlib.suppress(torch.fx.proxy.TraceError):
+            return fold_batch_norms(network)
+    return fused
+
+
 def pytorch_runner(network: nn.Module, images: torch.Tensor, threads: int) -> Callable[[], object]:
     network = network.to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
@@ -87,13 +107,12 @@ def pytorch_runner(network: nn.Module, images: torch.Tensor, threads: int) -> Ca
 def onnxruntime_runner(network: nn.Module, images: torch.Tensor, threads: int) -> Callable[[], object]:
     import onnxruntime
 
-    name, size = network.measured
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(network.state_dict(), Path(folder) / "weights.pth")
-        export(Path(folder) / "weights.pth", Path(folder) / "network.onnx", description=describe(name, size))
+        path = Path(folder) / "network.onnx"
+        write_onnx(network, images, path, {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(Path(folder) / "network.onnx"), options)
+        session = onnxruntime.InferenceSession(str(path), options)
     array = images.numpy()
     return lambda: session.run(None, {"images": array})
 
@@ -104,17 +123,19 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     name, size = options.model[0], tuple(options.size[0])
     network = describe(name, size).build(1).eval()
-    network.measured = (name, size)
-    runner = {"pytorch": pytorch_runner, "onnxruntime": onnxruntime_runner}[options.backend]
+    if options.backend in ("pytorch-fused", "onnxruntime"):
+        network = deployed(network)
+    runner = pytorch_runner if options.backend.startswith("pytorch") else onnxruntime_runner
     run = runner(network, torch.randn(options.batch, 3, *size), options.threads)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest size starts again from here
     run()
-    started, batches = time.perf_counter(), 0
-    while batches < 3 or time.perf_counter() - started < options.seconds:
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    started, batches = clock(), 0
+    while batches < 3 or clock() - started < options.seconds:
         run()
         batches += 1
-    rate = batches * options.batch / (time.perf_counter() - started)
+    rate = batches * options.batch / (clock() - started)
     return {"rate": rate, "memory": memory("VmHWM") - before}
 
 
@@ -123,11 +144,11 @@ def in_own_process(name: str, size: tuple[int, int], backend: str, options: argp
     for key in ("threads", "batch", "seconds"):
         command += [f"--{key}", str(getattr(options, key))]
     finished = subprocess.run(
-        [*command, "--backend", backend],
+        [*command, "--backend", backend, *(["--cpu-time"] if options.cpu_time else [])],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
+        env=os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": str(options.threads)},
     )
     if finished.returncode:
         raise UserError(f"{name} failed: {(finished.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -142,8 +163,12 @@ def compare(size: tuple[int, int], options: argparse.Namespace) -> list[dict]:
         for backend in options.backends:
             for name in names:
                 answers.setdefault((name, backend), []).append(in_own_process(name, size, backend, options))
-    print(f"\n{size[0]} x {size[1]}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds")
-    head = "".join(f"{backend + ' img/s':>20}{'x ResNet-50':>13}{'MB':>7}" for backend in options.backends)
+    clock = "second of the processor" if options.cpu_time else "second"
+    print(
+        f"\n{size[0]} x {size[1]}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds, "
+        f"images per {clock}"
+    )
+    head = "".join(f"{backend:>20}{'x ResNet-50':>13}{'MB':>7}" for backend in options.backends)
     print(f"{'':18}{'M params':>9}{'GMACs':>8}{head}")
     rows = []
     for name in names:
@@ -166,11 +191,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="model name; may be repeated (default: eight of them)")
     parser.add_argument("--size", action="append", type=int, nargs=2, metavar=("H", "W"), help="may be repeated")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: both")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="least time of a measurement")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true", help="images per second of the processor's time")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

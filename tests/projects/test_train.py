@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from torchreid_autoreid.config import load_config
+from torchreid_autoreid.description import Description
 from torchreid_autoreid.genotype import Genotype
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,7 +167,8 @@ def test_a_stopped_and_resumed_training_ends_the_same(trained, images, config, t
 @pytest.mark.parametrize(
     "pairs",
     [
-        "model.name resnet18 autoreid.channels 64 autoreid.layers [2,2,2,2] autoreid.genotype retrieval",
+        "model.name resnet18",  # the recipe's autoreid.* are for our network
+        "model.name hacnn data.height 160 data.width 64 recipe.neck none",  # several features and logits
         "loss.name softmax loss.triplet.weight_x 0 sampler.train_sampler RandomSampler",
         "recipe.held_out 0.4 recipe.amp bfloat16 recipe.flip_test true autoreid.auxiliary_weight 0.4",
         "train.staged_lr true train.fixbase_epoch 1 test.rerank true test.visrank true",
@@ -191,6 +194,47 @@ def test_only_testing(trained, images, config, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "log" / "results.json").read_text() == (folder / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_going_on_in_another_folder_takes_the_best_weights_along(trained, images, config, tmp_path):
+    folder, _ = trained
+    options = ["--config-file", config, "--root", images, "--genotype", "retrieval"]
+    log = tmp_path / "log"
+    done = project("train", *options, "--resume", folder, "data.save_dir", log)  # a finished run: nothing to train
+    assert done.returncode == 0, done.stderr
+    assert (log / "results.json").read_text() == (folder / "results.json").read_text()
+    assert (log / "checkpoint-best.pth").read_bytes() == (folder / "checkpoint-best.pth").read_bytes()
+
+
+def test_the_readme_uses_the_exported_file_as_written(tmp_path):
+    """Its code runs without this package, and gives the features that torchreid's own extractor computes."""
+    import torchreid
+
+    import torchreid_autoreid
+    from torchreid_autoreid.export import export
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in text.split("```python")[1:] if "onnxruntime" in block.split("```")[0])
+    torchreid_autoreid.register_model("readme_net", channels=4, layers=(1, 1, 1, 1))
+    model = torchreid.models.build_model("readme_net", 5, loss="triplet", pretrained=False)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
+    opts = ["model.name", "autoreid", "autoreid.channels", "4", "autoreid.layers", "[1, 1, 1, 1]"]
+    description = Description.of_config(load_config(opts=opts))
+    export(tmp_path / "w.pth", tmp_path / "reid.onnx", description=description, normalize=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 111, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "person.jpg")
+    code = code.split("```")[0] + "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('features.npy', features)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    extractor = torchreid.utils.FeatureExtractor(
+        "readme_net", str(tmp_path / "w.pth"), image_size=(256, 128), device="cpu", verbose=False
+    )
+    expected = torch.nn.functional.normalize(extractor(str(tmp_path / "person.jpg")), dim=1)
+    assert np.allclose(np.load(tmp_path / "features.npy"), expected, atol=1e-4)
 
 
 class Payload:
@@ -226,6 +270,30 @@ def mistakes(images, folder, tmp_path):
         "root": (["train", "--root", tmp_path / "nowhere"], ["nowhere"]),
         "new layers": ([*train, "train.staged_lr", "true", "train.new_layers", "[head]"], ["train.new_layers", "head"]),
         "loss": ([*train, "train.lr", "1e30"], ["loss became", "epoch 1"]),
+        "search network": ([*train, "model.name", "autoreid_search"], ["model.name autoreid_search", "--genotype"]),
+        "key of another model": (
+            [*train, "model.name", "resnet18", "autoreid.parts", 2],
+            ["autoreid.parts has no effect", "resnet18"],
+        ),
+        "size of another model": (
+            [*train, "model.name", "hacnn", "recipe.neck", "none"],
+            ["hacnn takes no images of 64 x 32", "data.height"],
+        ),
+        "weights in the log": (
+            [*train, "model.load_weights", tmp_path / "log" / "w.pth"],
+            ["w.pth lies in data.save_dir", "another data.save_dir"],
+        ),
+        "test of nothing": ([*train, "test.evaluate", "true"], ["random weights", "model.load_weights"]),
+        "test and resume": (
+            [*train, "--resume", weights, "test.evaluate", "true"],
+            ["test.evaluate only tests", "model.load_weights"],
+        ),
+        "resume of another neck": (
+            [*train, "--genotype", "retrieval", "--resume", weights, "recipe.neck", "before"],
+            ["its neck is 'after', here 'before'"],
+        ),
+        "format": (["export", "--weights", weights, *to_x, "--format", "onxx"], ["onxx", "onnx"]),
+        "export into a folder": (["export", "--weights", weights, "--output", tmp_path], ["cannot write"]),
         "export": (["export", "--weights", weights, "--output", tmp_path / "no" / "x"], ["cannot write", "no/x"]),
         "export of nothing": (["export", "--weights", tmp_path / "empty.pth", *to_x], ["empty.pth"]),
         "export of a payload": (["export", "--weights", tmp_path / "evil.pth", *to_x], ["evil.pth"]),
@@ -239,7 +307,9 @@ def mistakes(images, folder, tmp_path):
 MISTAKES = (
     "genotype", "genotype of another model", "model", "resume", "resume of another genotype", "resume of a payload",
     "weights of another size", "torn weights", "pretrained", "size", "root", "new layers", "loss", "export",
-    "export of nothing", "export of a payload", "export of another",
+    "export of nothing", "export of a payload", "export of another", "search network", "key of another model",
+    "size of another model", "weights in the log", "test of nothing", "test and resume", "resume of another neck",
+    "format", "export into a folder",
 )  # fmt: skip
 FAST = ("model", "export")
 

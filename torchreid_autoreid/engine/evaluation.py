@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..evaluation.blocks import Progress
 from ..evaluation.processes import OneProcess, processes
+from ..fusion import fuse
 
 __all__ = ["FaissEvaluationMixin", "with_faiss_evaluation"]
 
@@ -40,6 +41,7 @@ class FaissEvaluationMixin:
         results: the full result of the last evaluation of each target, by name.
     """
 
+    model: Any  # torchreid's own
     distributed = False
     flip_test = False
     results: dict[str, RetrievalResult]
@@ -60,10 +62,11 @@ class FaissEvaluationMixin:
             progress: called as progress(name, batches done, batches in all).
             name: of the images.
         """
-        model = self.model  # type: ignore[attr-defined]
+        model = self.model
         device = next(model.parameters()).device
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
+        self.model = fuse(model)  # the same features, sooner
         parts: tuple[list[torch.Tensor], list[Any], list[Any]] = ([], [], [])
         try:
             for number, data in enumerate(loader, start=1):
@@ -75,6 +78,7 @@ class FaissEvaluationMixin:
                 if progress is not None:
                     progress(name, number, len(loader))  # type: ignore[arg-type]
         finally:
+            self.model = model
             for module, training in modes:
                 module.training = training
         if not parts[0]:
@@ -140,7 +144,7 @@ class FaissEvaluationMixin:
             use_metric_cuhk03=use_metric_cuhk03,
             max_rank=max_rank,
             topk=topk,
-            device="cuda" if next(self.model.parameters()).is_cuda else "cpu",  # type: ignore[attr-defined]
+            device="cuda" if next(self.model.parameters()).is_cuda else "cpu",
             distributed=self.distributed,
         )
 

@@ -212,6 +212,7 @@ class _Training(ReproducibleLoop):
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         training = state["training"]
+        self._check_description(state.get("network"), path)
         if (self.average is not None) != ("state_dict" in training):
             raise UserError(
                 f"{path} was made with another recipe.ema_decay; resume with the configuration it was made with"
@@ -222,6 +223,25 @@ class _Training(ReproducibleLoop):
             load_state(self._network(), training["state_dict"], path)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
+
+    def _check_description(self, found: Any, path: str | Path) -> None:
+        """Networks may have the same weights and yet compute something else: by wiring, stride, neck or input."""
+        wanted = self.recipe.description
+        if not wanted or not isinstance(found, Mapping):
+            return
+        for key, value in wanted.items():
+            if _plain(found.get(key)) != _plain(value):
+                raise UserError(
+                    f"{path} was made with another network: its {key} is {found.get(key)!r}, here {value!r}; "
+                    "resume with the configuration it was made with"
+                )
+
+
+def _plain(value: Any) -> Any:
+    """For comparison: tuples as lists, and a genotype without its name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if key != "name"}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class ImageSoftmaxTrainingEngine(_Training, torchreid.engine.ImageSoftmaxEngine):
@@ -243,10 +263,12 @@ class ImageTripletTrainingEngine(_Training, torchreid.engine.ImageTripletEngine)
     def _losses(self, outputs: Any, identities: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits, features = outputs
         parts = {}
-        total = features.new_zeros(())
+        total = identities.new_zeros((), dtype=torch.float32)
         if self.weight_t > 0:
-            margin = self.criterion_t.margin
-            parts["loss_t"] = batch_hard_triplet(features, identities, margin)
+            # hacnn has several features; torchreid averages over them too
+            listed = [features] if isinstance(features, Tensor) else list(features)
+            losses = [batch_hard_triplet(each, identities, self.criterion_t.margin) for each in listed]
+            parts["loss_t"] = torch.stack(losses).mean()
             total = total + self.weight_t * parts["loss_t"]
         if self.weight_x > 0:
             parts["loss_x"] = self._cross_entropy(logits, identities)
