@@ -290,7 +290,7 @@ def mistakes(images, folder, tmp_path):
         ),
         "resume of another neck": (
             [*train, "--genotype", "retrieval", "--resume", weights, "recipe.neck", "before"],
-            ["its neck is 'after', here 'before'"],
+            ["recipe.neck 'after' (now 'before')"],
         ),
         "format": (["export", "--weights", weights, *to_x, "--format", "onxx"], ["onxx", "onnx"]),
         "export into a folder": (["export", "--weights", weights, "--output", tmp_path], ["cannot write"]),
