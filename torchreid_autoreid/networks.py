@@ -6,7 +6,7 @@ cell of stages 2-4 a reduction that doubles the channels, global average pooling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .cells import Cell, DerivedCell, SearchCell
 from .errors import UserError
 from .genotype import Genotype, derive, num_edges, operation_names
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, Mixture
 
 __all__ = ["ArchitectureParameters", "AutoReIDNetwork", "AutoReIDSearchNetwork"]
 
@@ -75,7 +75,7 @@ class Skeleton(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
         self.apply(_initialise)
 
-    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
+    def cell_arguments(self) -> Mapping[str, tuple[Any, ...]]:
         """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
         return {"normal": (), "reduce": ()}
 
@@ -237,8 +237,12 @@ class AutoReIDSearchNetwork(Skeleton):
         alphas = {id(alpha) for alpha in self.alphas()}
         return [p for p in self.parameters() if id(p) not in alphas]
 
-    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
-        return {kind: (self.strategy.weights(alpha),) for kind, alpha in self.architecture.named_parameters()}
+    def cell_arguments(self) -> dict[str, tuple[Mixture]]:
+        # Once a pass, so that all cells of a kind share one draw.
+        return {
+            kind: (self.strategy.mixture(alpha, None, self.training),)
+            for kind, alpha in self.architecture.named_parameters()
+        }
 
     def probabilities(self) -> dict[str, Tensor]:
         """(E, O) probabilities of each cell, ``{'normal': …, 'reduce': …}``, detached, on the CPU."""
