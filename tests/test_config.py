@@ -13,6 +13,7 @@ import yaml
 
 from torchreid_autoreid import config
 from torchreid_autoreid.config import (
+    budget_limits,
     check_search_config,
     check_train_config,
     engine_run_kwargs,
@@ -24,6 +25,7 @@ from torchreid_autoreid.config import (
     optimizer_kwargs,
     search_kwargs,
     searchdata_kwargs,
+    shape_kwargs,
     traindata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
@@ -118,7 +120,7 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
         (
             search_kwargs,
             ImageAutoReIDSearchEngine.__init__,
-            {"self", "datamanager", "model", "optimizer", "alpha_optimizer", "scheduler", "loss", "use_gpu"},
+            {"self", "datamanager", "model", "optimizer", "alpha_optimizer", "scheduler", "loss", "budget", "use_gpu"},
         ),
     ],
 )
@@ -160,6 +162,8 @@ def test_a_search_reads_every_key_or_refuses_it():
         lr_scheduler_kwargs,
         network_kwargs,
         search_kwargs,
+        budget_limits,
+        shape_kwargs,
     )
     source = (ROOT / "projects" / "autoreid" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -391,6 +395,20 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.real_alpha_every 0", ["search.real_alpha_every", "at least 1", "0"]),
         ("search.loss_lambda 1.5", ["search.loss_lambda", "at least 0 and at most 1", "1.5"]),
         ("search.checkpoint_every -1", ["search.checkpoint_every", "at least 0", "-1"]),
+        ("search.budget.params -1", ["search.budget.params", "at least 0", "-1.0"]),
+        ("search.budget.macs -1", ["search.budget.macs", "at least 0", "-1.0"]),
+        ("search.budget.latency_ms -1", ["search.budget.latency_ms", "at least 0", "-1.0"]),
+        ("search.budget.channels 32", ["search.budget.channels 32", "no effect without a limit"]),
+        ("search.budget.layers [1,1,1,1]", ["search.budget.layers [1, 1, 1, 1]", "no effect without a limit"]),
+        ("search.budget.height 128", ["search.budget.height 128", "no effect without a limit"]),
+        ("search.budget.width 64", ["search.budget.width 64", "no effect without a limit"]),
+        ("search.budget.last_stride 1", ["search.budget.last_stride 1", "no effect without a limit"]),
+        ("search.budget.latency_table x.json search.budget.macs 1e9", ["latency_table x.json", "latency_ms"]),
+        ("search.budget.macs 1e9 search.budget.channels 0", ["search.budget.channels", "at least 1", "0"]),
+        ("search.budget.macs 1e9 search.budget.layers [2,2]", ["search.budget.layers", "four", "[2, 2]"]),
+        ("search.budget.macs 1e9 search.budget.height 8", ["search.budget.height", "at least 16", "8"]),
+        ("search.budget.macs 1e9 search.budget.width -1", ["search.budget.width", "at least 16", "-1"]),
+        ("search.budget.macs 1e9 search.budget.last_stride 3", ["search.budget.last_stride", "1 or 2", "3"]),
         ("search.order 2 train.optim adam", ["search.order 2", "adam", "train.optim sgd"]),
         ("autoreid.layers [2,2,2]", ["autoreid.layers", "four", "[2, 2, 2]"]),
         ("autoreid.layers [2,2,0,2]", ["autoreid.layers", "at least 1", "[2, 2, 0, 2]"]),
@@ -570,8 +588,9 @@ def test_a_training_reads_every_key_or_refuses_it():
         for key in get_default_config()[section]:
             known = f"{section}.{key}" in source or f"own.{key}" in source
             assert known or (section, key) in {("recipe", "held_out"), ("autoreid", "blocks")}, f"{section}.{key}"
-    for key in get_default_config().search:
+    for key in (key for key in flat(get_default_config()) if key.startswith("search.")):
         cfg = train_config()
-        cfg.search[key] = "another value"
-        with pytest.raises(UserError, match=f"search.{key} .* no effect"):
+        section, _, last = key.rpartition(".")
+        config._get(cfg, section)[last] = "another value"
+        with pytest.raises(UserError, match=f"{key} .* no effect"):
             check_train_config(cfg)

@@ -26,8 +26,9 @@ __all__ = ["UNITS", "Budget"]
 UNITS = {"params": "parameters", "macs": "MACs an image", "latency_ms": "ms an image"}
 
 _FIRST_WEIGHT = 0.1  # against a retrieval loss of some units; it is right within a few dozen steps
-_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-3, 1e3
-_GAIN = 1.0  # of the controller
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-2, 1e3
+_GAIN = 0.3  # of the controller
+_TINY = 1e-300
 _ROUNDING = 1e-12  # relative; sums of milliseconds, and far below one MAC
 
 
@@ -37,7 +38,6 @@ class Budget:
     Args:
         limits: the largest cost allowed, ``{measure: limit}``.
         tables: what genotypes cost, ``{measure: table}``, for the same network and operations.
-        renormalised: edge strengths without the mass of ``none``, as the search derives its genotype.
 
     Attributes:
         weights: of the terms in the loss, ``{measure: weight}``.
@@ -46,14 +46,11 @@ class Budget:
         UserError: if no genotype keeps a limit, or not all of them together; the message names the smallest cost.
     """
 
-    def __init__(
-        self, limits: Mapping[str, float], tables: Mapping[str, CostTable], renormalised: bool = False
-    ) -> None:
+    def __init__(self, limits: Mapping[str, float], tables: Mapping[str, CostTable]) -> None:
         self.limits = {name: float(limit) for name, limit in limits.items()}
         self.tables = {name: tables[name] for name in limits}
         table = next(iter(self.tables.values()))
         self.operations = table.operations
-        self.renormalised = renormalised
         self.weights = dict.fromkeys(self.limits, _FIRST_WEIGHT)
         for name, limit in self.limits.items():
             if limit < (smallest := self.tables[name].smallest()):
@@ -84,19 +81,27 @@ class Budget:
 
     # -- while the alphas are trained ---------------------------------------------------------------------------------
 
-    def expected(self, probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def expected(self, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> dict[str, Tensor]:
         """The expected cost by each measure: differentiable scalars; see :func:`~.cost.kept_probabilities`.
 
         Args:
             probabilities: (E, O) of each cell, ``{'normal': …, 'reduce': …}``.
+            renormalised: derive from strengths without the mass of ``none``.
         """
-        kept = {kind: kept_probabilities(p, self.operations, self.renormalised) for kind, p in probabilities.items()}
+        kept = {kind: kept_probabilities(p, self.operations, renormalised) for kind, p in probabilities.items()}
         return {name: table.expected(kept) for name, table in self.tables.items()}
 
-    def penalty(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """What joins the loss of the alphas: ``sum_m weight_m * expected_m / limit_m``, differentiable."""
-        expected = self.expected(probabilities)
-        return torch.stack([self.weights[name] * expected[name] / limit for name, limit in self.limits.items()]).sum()
+    def penalty(self, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> Tensor:
+        """What joins the loss of the alphas: ``sum_m weight_m * expected_m / limit_m``, differentiable.
+
+        A limit that every genotype keeps adds nothing.
+        """
+        expected, free = self.expected(probabilities, renormalised), self.free()
+        terms = [
+            torch.zeros_like(cost) if name in free else self.weights[name] * cost / self.limits[name]
+            for name, cost in expected.items()
+        ]
+        return torch.stack(terms).sum()
 
     def adapt(self, derived: Genotype) -> None:
         """Moves the weights after a step of the alphas: each grows while the derived network is above the limit, and
@@ -128,7 +133,7 @@ class Budget:
 
     # -- the genotype -------------------------------------------------------------------------------------------------
 
-    def fit(self, derived: Genotype, probabilities: Mapping[str, Tensor]) -> Genotype:
+    def fit(self, derived: Genotype, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> Genotype:
         """The derived genotype if it keeps all limits; else the strongest one that does.
 
         Derivation maximises the sum over the edges kept of their strengths, the strength of an edge being the
@@ -139,19 +144,19 @@ class Budget:
         Args:
             derived: what the search would answer without limits.
             probabilities: (E, O) of each cell that it was derived from, rows summing to 1 with ``none`` counted.
+            renormalised: take strengths without the mass of ``none``.
         """
         if self.accepts(derived):
             return derived
-        strengths = {kind: self._strengths(p.detach().double().cpu()) for kind, p in probabilities.items()}
+        strengths = {kind: p.detach().double().cpu() for kind, p in probabilities.items()}
+        if renormalised:
+            none = self.operations.index("none")
+            strengths = {
+                kind: p / (p.sum(dim=1) - p[:, none]).clamp_min(_TINY)[:, None] for kind, p in strengths.items()
+            }
         found = self._strongest(strengths, derived.name)
         assert found is not None, "the constructor has seen to that"
         return found
-
-    def _strengths(self, probabilities: Tensor) -> Tensor:
-        if not self.renormalised:
-            return probabilities
-        none = self.operations.index("none")
-        return probabilities / (probabilities.sum(dim=1) - probabilities[:, none]).clamp_min(1e-300)[:, None]
 
     def _strongest(self, strengths: Mapping[str, Tensor], name: str) -> Genotype | None:
         """The maximum of the sum of strengths, (E, O) each, within the limits; ``None`` if no genotype keeps them."""

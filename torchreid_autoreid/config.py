@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from .errors import UserError
 
 __all__ = [
+    "budget_limits",
     "check_search_config",
     "check_train_config",
     "engine_run_kwargs",
@@ -31,6 +32,7 @@ __all__ = [
     "scheduler_kwargs",
     "search_kwargs",
     "searchdata_kwargs",
+    "shape_kwargs",
     "traindata_kwargs",
 ]
 
@@ -185,6 +187,19 @@ def get_default_config() -> CfgNode:
     cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it
     cfg.search.checkpoint_every = 0  # epochs between checkpoints that are kept; 0: latest and best only
+
+    # ours: the largest network that a search may derive, without its classifier; 0: no limit
+    cfg.search.budget = CfgNode()
+    cfg.search.budget.params = 0.0  # parameters, in numbers: 5.0e+6
+    cfg.search.budget.macs = 0.0  # multiply-adds an image, in numbers: 1.2e+9
+    cfg.search.budget.latency_ms = 0.0  # milliseconds an image, on this machine (the GPU if it is used)
+    cfg.search.budget.latency_table = ""  # latency.json of an earlier search; empty: measure
+    # The network that the limits hold for: the one to be trained, which is wider than the search network.
+    cfg.search.budget.channels = 64
+    cfg.search.budget.layers = [2, 2, 2, 2]
+    cfg.search.budget.height = 0  # of its input; 0: data.height
+    cfg.search.budget.width = 0  # 0: data.width
+    cfg.search.budget.last_stride = 2
     return cfg
 
 
@@ -485,6 +500,29 @@ def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def budget_limits(cfg: CfgNode) -> dict[str, float]:
+    """The limits of :class:`~torchreid_autoreid.budget.Budget` that are set."""
+    limits = {
+        "params": cfg.search.budget.params,
+        "macs": cfg.search.budget.macs,
+        "latency_ms": cfg.search.budget.latency_ms,
+    }
+    return {name: limit for name, limit in limits.items() if limit}
+
+
+def shape_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.cost.NetworkShape`: the network that a budget holds for."""
+    return {
+        "channels": cfg.search.budget.channels,
+        "layers": tuple(cfg.search.budget.layers),
+        "blocks": cfg.autoreid.blocks,
+        "parts": cfg.autoreid.parts,
+        "height": cfg.search.budget.height or cfg.data.height,
+        "width": cfg.search.budget.width or cfg.data.width,
+        "last_stride": cfg.search.budget.last_stride,
+    }
+
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 #: Keys of torchreid that a search has no use for, and what to use instead.
@@ -539,7 +577,7 @@ _UNUSED_IN_TRAINING = {
     "video.pooling_method": "it is for images",
     "train.start_epoch": "use --resume",
     "autoreid.blocks": "a genotype brings its own",
-    **{f"search.{key}": "search.py takes it" for key in get_default_config().search},
+    **dict.fromkeys(_keys(get_default_config().search, "search."), "search.py takes it"),
 }
 
 #: Keys that only some values of another key read.
@@ -763,11 +801,33 @@ def _check_search(cfg: CfgNode) -> None:
         raise UserError(
             f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
         )
+    _check_budget(cfg)
     if cfg.search.warmup_epochs >= cfg.train.max_epoch:
         raise UserError(
             f"search.warmup_epochs {cfg.search.warmup_epochs} leaves no epoch of train.max_epoch {cfg.train.max_epoch} "
             "for the alphas; lower it"
         )
+
+
+def _check_budget(cfg: CfgNode) -> None:
+    default = get_default_config()
+    for name in ("params", "macs", "latency_ms"):
+        _in_range(cfg, f"search.budget.{name}", 0)
+    for key in cfg.search.budget:
+        name = f"search.budget.{key}"
+        needs = "search.budget.latency_ms" if key == "latency_table" else "a limit, such as search.budget.macs 1.2e9"
+        limited = cfg.search.budget.latency_ms if key == "latency_table" else budget_limits(cfg)
+        if _get(cfg, name) != _get(default, name) and not limited:
+            raise UserError(f"{name} {_get(cfg, name)} has no effect without {needs}; set one, or leave the key out")
+    _in_range(cfg, "search.budget.channels", 1)
+    if len(cfg.search.budget.layers) != 4 or min(cfg.search.budget.layers) < 1:
+        raise UserError(
+            f"search.budget.layers must be four numbers of cells, each at least 1, not {cfg.search.budget.layers}"
+        )
+    for name in ("search.budget.height", "search.budget.width"):
+        if _get(cfg, name):
+            _in_range(cfg, name, _LEAST_SIZE)
+    _one_of(cfg, "search.budget.last_stride", (1, 2))
 
 
 def _get(cfg: CfgNode, name: str) -> Any:

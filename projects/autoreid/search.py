@@ -23,6 +23,7 @@ import torch
 import torchreid
 
 from torchreid_autoreid import Genotype
+from torchreid_autoreid.budget import UNITS, Budget
 from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
@@ -36,20 +37,26 @@ from torchreid_autoreid.cli import (
     stop_on_signals,
 )
 from torchreid_autoreid.config import (
+    budget_limits,
     check_search_config,
     network_kwargs,
     optimizer_kwargs,
     scheduler_kwargs,
     search_kwargs,
     searchdata_kwargs,
+    shape_kwargs,
 )
+from torchreid_autoreid.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, build_scheduler
+from torchreid_autoreid.genotype import operation_names
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
-from torchreid_autoreid.report import write_report
+from torchreid_autoreid.report import amount, write_report
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
+
+LATENCIES = "latency.json"  # in the log folder
 
 EPILOG = """
 examples:
@@ -84,15 +91,21 @@ def main(argv: list[str] | None = None) -> int:
     check_search_config(cfg)
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
+    latencies = find_latencies(cfg, resume)
+    budget = build_budget(cfg, latencies)
     if resume is None:
         keep_earlier_run(save_dir)
     setup_logging(save_dir, "search")
     write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    if latencies is not None:
+        latencies.save(save_dir / LATENCIES)
+    if budget is not None:
+        _LOGGER.info("%s", describe_budget(budget))
 
     torchreid.utils.set_random_seed(cfg.train.seed)
     torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
     datamanager = SearchDataManager(**searchdata_kwargs(cfg))
-    engine = build_engine(cfg, datamanager)
+    engine = build_engine(cfg, datamanager, budget)
     start_epoch = engine.resume(resume) if resume else 0
     on_terminal = sys.stderr.isatty()
     if on_terminal:
@@ -114,8 +127,45 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearchEngine:
-    device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+def find_latencies(cfg: Any, resume: Path | None) -> LatencyTable | None:
+    """Measures what a limit on the latency needs, or reads what was measured before."""
+    if not cfg.search.budget.latency_ms:
+        return None
+    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
+    if resume is not None:
+        return LatencyTable.load(resume.parent / LATENCIES, shape, operations)
+    if cfg.search.budget.latency_table:
+        return LatencyTable.load(cfg.search.budget.latency_table, shape, operations)
+    return measure_latency(shape, operations, device_of(cfg))
+
+
+def build_budget(cfg: Any, latencies: LatencyTable | None) -> Budget | None:
+    limits = budget_limits(cfg)
+    if not limits:
+        return None
+    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
+    tables = {"params": CostTable.parameters(shape, operations), "macs": CostTable.macs(shape, operations)}
+    if latencies is not None:
+        tables["latency_ms"] = CostTable.latency(latencies)
+    return Budget(limits, tables)
+
+
+def describe_budget(budget: Budget) -> str:
+    lines, free = [], budget.free()
+    for name, limit in budget.limits.items():
+        table = budget.tables[name]
+        bounds = f"networks of the search space have {amount(table.smallest())} to {amount(table.largest())}"
+        binds = "; the limit does not bind" if name in free else ""
+        lines.append(f"budget: at most {amount(limit)} {UNITS[name]}; {bounds}{binds}")
+    return "\n".join(lines)
+
+
+def device_of(cfg: Any) -> torch.device:
+    return torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+
+
+def build_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None) -> ImageAutoReIDSearchEngine:
+    device = device_of(cfg)
     model = AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)).to(device)
     if device.type == "cpu":  # 1.4 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
@@ -136,6 +186,7 @@ def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearc
         loss=RetrievalLoss(
             cfg.search.loss_lambda, cfg.loss.triplet.margin, 0.1 if cfg.loss.softmax.label_smooth else 0.0
         ),
+        budget=budget,
         use_gpu=cfg.use_gpu,
         **search_kwargs(cfg),
     )
@@ -153,6 +204,12 @@ def log_epoch(record: Mapping[str, Any]) -> None:
         lines.append(
             f"  held out    mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
             f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
+        )
+    for name, cost in (record["cost"] or {}).items():
+        lines.append(
+            f"  budget      {amount(cost['expected'])} expected, {amount(cost['derived'])} derived, "
+            f"{amount(cost['genotype'])} in the genotype, at most {amount(cost['limit'])} {UNITS[name]} "
+            f"(weight {cost['weight']:.3g})"
         )
     genotype = Genotype.from_dict(record["genotype"])
     for kind in ("normal", "reduce"):

@@ -46,6 +46,10 @@ def _make_record(epoch, epochs, blocks=4, operations=OPERATION_NAMES):
         "none_mass": {kind: float(np.mean(rows, axis=0)[none]) for kind, rows in probabilities.items()},
         "genotype": genotype.to_dict(),
         "skips": genotype.count("skip_connect"),
+        "cost": {
+            "macs": {"limit": 1e9, "expected": 2e9 - done * 1e9, "derived": 1.2e9, "genotype": 9e8, "weight": 0.5},
+            "latency_ms": {"limit": 20.0, "expected": 21.5, "derived": 19.5, "genotype": 19.5, "weight": 0.01},
+        },
         "retrieval": retrieval | {"num_valid_queries": 321} if epoch % 2 == 0 else None,
     }
 

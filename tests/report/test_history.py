@@ -113,6 +113,13 @@ WRONG = [
     ("retrieval", {}, "retrieval.mAP is missing"),
     ("retrieval.mINP", 30, "retrieval.mINP is 30, not between 0 and 1"),
     ("retrieval.num_valid_queries", -1, "num_valid_queries is -1"),
+    ("cost", {}, "cost is {}, not by some of params, macs, latency_ms"),
+    ("cost", {"flops": {}}, "cost is {'flops': {}}, not by some of"),
+    ("cost.macs", 3.0, "cost.macs.limit is missing"),
+    ("cost.macs.expected", -1, "cost.macs.expected is -1"),
+    ("cost.macs.genotype", float("nan"), "cost.macs.genotype is nan"),
+    ("cost.macs.limit", 2.0, "limits are not those of the first line"),
+    ("cost", None, "limits are not those of the first line"),
     ("genotype", {}, "a genotype needs the key 'name'"),
     ("genotype.normal", [[["sep_conv", 0], ["none", 1]]], "unknown operation 'sep_conv'"),
 ]

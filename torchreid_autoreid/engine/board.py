@@ -34,6 +34,9 @@ def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for group in ("w", "alpha", "lr", "none_mass", "skips", "retrieval"):
         for name, value in (record[group] or {}).items():
             yield f"Search/{group}/{name}", value
+    for measure, costs in (record["cost"] or {}).items():
+        for name, value in costs.items():
+            yield f"Cost/{measure}/{name}", value
     for kind, rows in record["probabilities"].items():
         means = torch.tensor(rows).mean(dim=0)
         for name, value in zip(record["operations"], means.tolist(), strict=True):

@@ -13,6 +13,7 @@ import torchreid
 from torch import Tensor
 
 from ..architect import Architect
+from ..budget import Budget
 from ..checkpoint import write_atomically
 from ..errors import UserError
 from ..genotype import Genotype
@@ -47,13 +48,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             and fresh batches of ``D_w`` on the others.
         derive_renormalised: derive genotypes from strengths renormalised without ``none``.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        budget: limits on the cost of the derived network, which the alphas learn to keep and the genotype keeps.
         use_gpu: use the GPU if there is one.
 
     Raises:
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer", "budget")
     rates = "train.lr or search.alpha_lr"
 
     def __init__(
@@ -70,6 +72,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         real_alpha_every: int = 1,
         derive_renormalised: bool = False,
         checkpoint_every: int = 0,
+        budget: Budget | None = None,
         use_gpu: bool = True,
     ) -> None:
         super().__init__(datamanager, use_gpu)
@@ -88,6 +91,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.real_alpha_every = real_alpha_every
         self.derive_renormalised = derive_renormalised
         self.checkpoint_every = checkpoint_every
+        self.budget = budget
         val_loss = self.loss
         if getattr(datamanager, "split", "image") == "identity":
             val_loss = RetrievalLoss(0.0, self.loss.margin)
@@ -153,6 +157,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in self.model.alphas() if alpha.grad is not None])
         self._check_finite("alpha gradient", float(norm))
         self.alpha_optimizer.step()
+        if self.budget is not None:
+            self.budget.adapt(self._derived())
         return self._alpha_parts
 
     def _step_weights(self, batch: Batch) -> dict[str, float]:
@@ -169,7 +175,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _alpha_loss(self, loss: RetrievalLoss, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
         total, parts = loss(outputs, identities)
         self._alpha_parts = _summary(parts, outputs[0], identities)
-        return total
+        if self.budget is None:
+            return total
+        return total + self.budget.penalty(self._probabilities(), self.derive_renormalised).to(total.dtype)
+
+    def _probabilities(self) -> dict[str, Tensor]:
+        """(E, O) probabilities of each cell, differentiable."""
+        strategy, alphas = self.model.strategy, self.model.architecture.named_parameters()
+        return {kind: strategy.probabilities(alpha) for kind, alpha in alphas}
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -209,6 +222,25 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "none_mass": {kind: rows[:, none].mean().item() for kind, rows in probabilities.items()},
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
+            "cost": self._cost_record(genotype),
+        }
+
+    def _cost_record(self, genotype: Genotype) -> dict[str, dict[str, float]] | None:
+        """For each limit: itself, the expected cost, what the alphas stand for, what the genotype has, the weight."""
+        if self.budget is None:
+            return None
+        with torch.no_grad():
+            expected = self.budget.expected(self._probabilities(), self.derive_renormalised)
+        derived, kept = self.budget.costs(self._derived()), self.budget.costs(genotype)
+        return {
+            name: {
+                "limit": limit,
+                "expected": float(expected[name]),
+                "derived": derived[name],
+                "genotype": kept[name],
+                "weight": self.budget.weights[name],
+            }
+            for name, limit in self.budget.limits.items()
         }
 
     def _write_results(self) -> None:
@@ -218,13 +250,24 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         write_epoch(self.writer, record)
 
     def _state(self) -> dict[str, Any]:
-        return {"alpha_optimizer": self.alpha_optimizer.state_dict()}
+        budget = None if self.budget is None else self.budget.state_dict()
+        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "budget": budget}
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        if (self.budget is None) != (state["budget"] is None):
+            raise ValueError(f"it was made {'without' if state['budget'] is None else 'with'} search.budget")
+        if self.budget is not None:
+            self.budget.load_state_dict(state["budget"])
 
     def genotype(self) -> Genotype:
-        """The genotype that the present alphas stand for."""
+        """The genotype that the present alphas stand for, or the strongest one that keeps the budget."""
+        derived = self._derived()
+        if self.budget is None:
+            return derived
+        return self.budget.fit(derived, self.model.probabilities(), self.derive_renormalised)
+
+    def _derived(self) -> Genotype:
         return self.model.genotype(self.derive_renormalised)
 
 
