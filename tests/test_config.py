@@ -23,6 +23,7 @@ from torchreid_autoreid.config import (
     lr_scheduler_kwargs,
     network_kwargs,
     optimizer_kwargs,
+    schedule_kwargs,
     search_kwargs,
     searchdata_kwargs,
     shape_kwargs,
@@ -33,7 +34,7 @@ from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import SPACES
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
-from torchreid_autoreid.strategies import STRATEGIES
+from torchreid_autoreid.strategies import STRATEGIES, Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("autoreid_search*.yaml"))
@@ -120,8 +121,20 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
         (
             search_kwargs,
             ImageAutoReIDSearchEngine.__init__,
-            {"self", "datamanager", "model", "optimizer", "alpha_optimizer", "scheduler", "loss", "budget", "use_gpu"},
+            {
+                "self",
+                "datamanager",
+                "model",
+                "optimizer",
+                "alpha_optimizer",
+                "scheduler",
+                "loss",
+                "schedule",
+                "budget",
+                "use_gpu",
+            },
         ),
+        (schedule_kwargs, Schedule.__init__, {"self"}),
     ],
 )
 def test_every_argument_of_a_callable_has_a_key(kwargs, function, given):
@@ -140,7 +153,7 @@ def test_the_names_to_choose_from_are_those_that_exist():
     assert list(config._SCHEDULERS) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
     assert set(config._TRANSFORMS) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(config._STRATEGIES) == set(STRATEGIES)
+    assert set(config._STRATEGIES) == {*STRATEGIES, "random"}
     assert set(config._SPACES) == set(SPACES)
 
 
@@ -162,6 +175,7 @@ def test_a_search_reads_every_key_or_refuses_it():
         lr_scheduler_kwargs,
         network_kwargs,
         search_kwargs,
+        schedule_kwargs,
         budget_limits,
         shape_kwargs,
     )

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from genotypes import FEW, TINY, derived_from, every_cell, random_genotype, random_probabilities
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchreid_autoreid.cost import (
@@ -18,45 +19,8 @@ from torchreid_autoreid.cost import (
     measure_latency,
 )
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges, derive, num_edges, operation_names
+from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges, operation_names
 from torchreid_autoreid.networks import AutoReIDNetwork
-
-TINY = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=2, height=64, width=32)
-FEW = ("sep_conv_3x3", "none", "skip_connect")  # a space small enough to try every genotype
-
-
-def random_genotype(rng, blocks, operations=OPERATION_NAMES):
-    def cell():
-        return [
-            [(rng.choice(operations), source) for source in rng.sample(range(block + 2), 2)] for block in range(blocks)
-        ]
-
-    return Genotype("random", cell(), cell())
-
-
-def every_cell(blocks, operations):
-    """All cells that a derivation can give."""
-    names = [name for name in operations if name != "none"]
-    choices = [
-        [
-            ((one, first), (other, second))
-            for first, second in itertools.combinations(range(block + 2), 2)
-            for one, other in itertools.product(names, repeat=2)
-        ]
-        for block in range(blocks)
-    ]
-    return list(itertools.product(*choices))
-
-
-def random_probabilities(blocks, operations=OPERATION_NAMES, spread=2.0):
-    shape = (num_edges(blocks), len(operations))
-    return {kind: (spread * torch.randn(shape, dtype=torch.float64)).softmax(dim=1) for kind in ("normal", "reduce")}
-
-
-def derived_from(probabilities, operations=OPERATION_NAMES, renormalised=False):
-    rows = {kind: p.tolist() for kind, p in probabilities.items()}
-    return derive(**rows, operations=operations, renormalised=renormalised)
-
 
 SHAPES = [
     NetworkShape(height=384, width=128),
@@ -122,14 +86,11 @@ def kept_by_enumeration(probabilities, blocks, operations, temperature):
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
-@pytest.mark.parametrize("renormalised", [False, True])
-def test_kept_probabilities_are_those_of_enumeration(blocks, temperature, renormalised):
+def test_kept_probabilities_are_those_of_enumeration(blocks, temperature):
     probabilities = random_probabilities(blocks)["normal"]
-    kept = kept_probabilities(probabilities, OPERATION_NAMES, renormalised, temperature)
-    none = OPERATION_NAMES.index("none")
-    rows = probabilities / (1 - probabilities[:, [none]]) if renormalised else probabilities.clone()
-    assert torch.allclose(kept, kept_by_enumeration(rows, blocks, OPERATION_NAMES, temperature))
-    assert kept[:, none].eq(0).all()
+    kept = kept_probabilities(probabilities, OPERATION_NAMES, temperature)
+    assert torch.allclose(kept, kept_by_enumeration(probabilities, blocks, OPERATION_NAMES, temperature))
+    assert kept[:, OPERATION_NAMES.index("none")].eq(0).all()
     for block in kept.sum(dim=1).split([block + 2 for block in range(blocks)]):
         assert block.sum().item() == pytest.approx(2)
         assert (block <= 1 + 1e-12).all()
@@ -150,14 +111,13 @@ def test_kept_probabilities_are_frequencies_of_derivations_with_gumbel_noise():
     assert ((counts / draws - kept).abs() <= 4.5 * deviation + 1e-3).all()
 
 
-@pytest.mark.parametrize("renormalised", [False, True])
-def test_a_low_temperature_gives_the_cost_of_the_derived_network(renormalised):
+def test_a_low_temperature_gives_the_cost_of_the_derived_network():
     shape = NetworkShape(channels=4, layers=(1, 1, 1, 1), height=64, width=32)
     table = CostTable.macs(shape)
     for _ in range(10):
         probabilities = random_probabilities(4)
-        kept = {kind: kept_probabilities(p, OPERATION_NAMES, renormalised, 1e-8) for kind, p in probabilities.items()}
-        derived = derived_from(probabilities, renormalised=renormalised)
+        kept = {kind: kept_probabilities(p, OPERATION_NAMES, 1e-8) for kind, p in probabilities.items()}
+        derived = derived_from(probabilities)
         assert table.expected(kept).item() == pytest.approx(table.cost(derived), rel=1e-6)
 
 
@@ -179,7 +139,7 @@ def test_extreme_probabilities_have_finite_costs_and_gradients():
     nothing[:, OPERATION_NAMES.index("none")] = 1.0
     for probabilities in (certain, nothing):
         p = probabilities.requires_grad_()
-        kept = kept_probabilities(p, renormalised=True)
+        kept = kept_probabilities(p)
         (kept**2).sum().backward()
         assert kept.isfinite().all()
         assert p.grad.isfinite().all()

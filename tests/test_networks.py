@@ -124,7 +124,7 @@ def test_search_cell_is_wired_as_equation_1_says(reduction):
 @pytest.mark.parametrize("shape", [(2, 8, 8, 6), (2, 8, 7, 5)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_partial_channels_bypass_the_operations(stride, shape):
-    """PC-DARTS, equation 1, channel by channel: the first quarter is mixed, the others pass, the result is shuffled."""
+    """PC-DARTS, equation 2, channel by channel: the first quarter is mixed, the others pass, the result is shuffled."""
     torch.manual_seed(0)
     mixed = MixedOperation(OPERATION_NAMES, 8, stride, 4, partial=4).double()
     x, weights = torch.randn(shape, dtype=torch.float64), torch.rand(7, dtype=torch.float64)

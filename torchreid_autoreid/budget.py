@@ -28,7 +28,6 @@ UNITS = {"params": "parameters", "macs": "MACs an image", "latency_ms": "ms an i
 _FIRST_WEIGHT = 0.1  # against a retrieval loss of some units; it is right within a few dozen steps
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-2, 1e3
 _GAIN = 0.3  # of the controller
-_TINY = 1e-300
 _ROUNDING = 1e-12  # relative; sums of milliseconds, and far below one MAC
 
 
@@ -38,6 +37,7 @@ class Budget:
     Args:
         limits: the largest cost allowed, ``{measure: limit}``.
         tables: what genotypes cost, ``{measure: table}``, for the same network and operations.
+        skip_cap: skip connections that a derived normal cell keeps at most.
 
     Attributes:
         weights: of the terms in the loss, ``{measure: weight}``.
@@ -46,11 +46,14 @@ class Budget:
         UserError: if no genotype keeps a limit, or not all of them together; the message names the smallest cost.
     """
 
-    def __init__(self, limits: Mapping[str, float], tables: Mapping[str, CostTable]) -> None:
+    def __init__(
+        self, limits: Mapping[str, float], tables: Mapping[str, CostTable], skip_cap: int | None = None
+    ) -> None:
         self.limits = {name: float(limit) for name, limit in limits.items()}
         self.tables = {name: tables[name] for name in limits}
         table = next(iter(self.tables.values()))
         self.operations = table.operations
+        self.skip_cap = skip_cap
         self.weights = dict.fromkeys(self.limits, _FIRST_WEIGHT)
         for name, limit in self.limits.items():
             if limit < (smallest := self.tables[name].smallest()):
@@ -60,11 +63,12 @@ class Budget:
                 )
         if self._strongest({kind: torch.zeros_like(c) for kind, c in table.edges.items()}, "smallest") is None:
             raise UserError(
-                f"no network of the search space keeps {self} together, though each can be kept by itself; raise one"
+                f"no network of the search space keeps {self} together, though each by itself can be kept; raise one"
             )
 
     def __str__(self) -> str:
-        return " and ".join(f"search.budget.{name} {limit:.10g}" for name, limit in self.limits.items())
+        texts = [f"search.budget.{name} {limit:.10g}" for name, limit in self.limits.items()]
+        return " and ".join(texts if self.skip_cap is None else [*texts, f"search.skip_cap {self.skip_cap}"])
 
     def free(self) -> list[str]:
         """The measures whose limit every genotype keeps."""
@@ -81,22 +85,21 @@ class Budget:
 
     # -- while the alphas are trained ---------------------------------------------------------------------------------
 
-    def expected(self, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> dict[str, Tensor]:
+    def expected(self, strengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The expected cost by each measure: differentiable scalars; see :func:`~.cost.kept_probabilities`.
 
         Args:
-            probabilities: (E, O) of each cell, ``{'normal': …, 'reduce': …}``.
-            renormalised: derive from strengths without the mass of ``none``.
+            strengths: (E, O) of each cell, ``{'normal': …, 'reduce': …}``: what the derivation ranks by.
         """
-        kept = {kind: kept_probabilities(p, self.operations, renormalised) for kind, p in probabilities.items()}
+        kept = {kind: kept_probabilities(s, self.operations) for kind, s in strengths.items()}
         return {name: table.expected(kept) for name, table in self.tables.items()}
 
-    def penalty(self, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> Tensor:
+    def penalty(self, strengths: Mapping[str, Tensor]) -> Tensor:
         """What joins the loss of the alphas: ``sum_m weight_m * expected_m / limit_m``, differentiable.
 
         A limit that every genotype keeps adds nothing.
         """
-        expected, free = self.expected(probabilities, renormalised), self.free()
+        expected, free = self.expected(strengths), self.free()
         terms = [
             torch.zeros_like(cost) if name in free else self.weights[name] * cost / self.limits[name]
             for name, cost in expected.items()
@@ -117,6 +120,29 @@ class Budget:
             weight = self.weights[name] * math.exp(_GAIN * (cost / self.limits[name] - 1))
             self.weights[name] = min(max(weight, _LEAST_WEIGHT), _LARGEST_WEIGHT)
 
+    def figures(
+        self, derived: Genotype, genotype: Genotype, strengths: Mapping[str, Tensor] | None = None
+    ) -> dict[str, dict[str, float | None]]:
+        """For the history, by measure: the limit, the expected cost and the weight, the costs of both genotypes.
+
+        Args:
+            derived: what the search would answer without limits.
+            genotype: what it answers.
+            strengths: as in :meth:`expected`; without them there is no expectation.
+        """
+        expected = None if strengths is None else self.expected(strengths)
+        before, after = self.costs(derived), self.costs(genotype)
+        return {
+            name: {
+                "limit": limit,
+                "expected": None if expected is None else float(expected[name]),
+                "derived": before[name],
+                "genotype": after[name],
+                "weight": None if expected is None else self.weights[name],
+            }
+            for name, limit in self.limits.items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the controller, for a checkpoint."""
         return {"limits": dict(self.limits), "weights": dict(self.weights)}
@@ -133,28 +159,21 @@ class Budget:
 
     # -- the genotype -------------------------------------------------------------------------------------------------
 
-    def fit(self, derived: Genotype, probabilities: Mapping[str, Tensor], renormalised: bool = False) -> Genotype:
+    def fit(self, derived: Genotype, strengths: Mapping[str, Tensor]) -> Genotype:
         """The derived genotype if it keeps all limits; else the strongest one that does.
 
-        Derivation maximises the sum over the edges kept of their strengths, the strength of an edge being the
-        probability of its operation. The same sum is maximised here among the genotypes that keep the limits: an
+        Derivation maximises the sum of the strengths of the edges that it keeps, the strength of an edge being that of
+        its operation. The same sum is maximised here among the genotypes that keep the limits (and the skip cap): an
         integer linear programme with a variable for each operation on each edge, solved to the optimum. It is
         deterministic.
 
         Args:
             derived: what the search would answer without limits.
-            probabilities: (E, O) of each cell that it was derived from, rows summing to 1 with ``none`` counted.
-            renormalised: take strengths without the mass of ``none``.
+            strengths: (E, O) of each cell that it was derived from.
         """
         if self.accepts(derived):
             return derived
-        strengths = {kind: p.detach().double().cpu() for kind, p in probabilities.items()}
-        if renormalised:
-            none = self.operations.index("none")
-            strengths = {
-                kind: p / (p.sum(dim=1) - p[:, none]).clamp_min(_TINY)[:, None] for kind, p in strengths.items()
-            }
-        found = self._strongest(strengths, derived.name)
+        found = self._strongest({kind: s.detach().double().cpu() for kind, s in strengths.items()}, derived.name)
         assert found is not None, "the constructor has seen to that"
         return found
 
@@ -168,6 +187,8 @@ class Budget:
         block_of += [blocks + block for block in block_of]
         two = np.stack([rows[[of == block for of in block_of]].sum(axis=0) for block in range(2 * blocks)])
         shares = [self._shares(measure) for measure in self.limits]
+        skips = np.array([operation == "skip_connect" for operation in self.operations])
+        skips_of_normal = np.concatenate([np.tile(skips, len(strength) // 2), np.zeros(strength.size // 2)])
         for slack in (0.0, 1e-3):  # the solver keeps its rows up to 1e-6 only, which may be too much
             result = milp(
                 -strength.ravel(),
@@ -176,6 +197,7 @@ class Budget:
                 constraints=[
                     LinearConstraint(rows, ub=1),
                     LinearConstraint(two, lb=2, ub=2),
+                    LinearConstraint(skips_of_normal, ub=np.inf if self.skip_cap is None else self.skip_cap),
                     *(LinearConstraint(row, ub=most - slack) for row, most in shares),
                 ],
                 options={"mip_rel_gap": 0.0},

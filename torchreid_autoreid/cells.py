@@ -53,7 +53,7 @@ class Cell(nn.Module):
 class MixedOperation(nn.Module):
     """One edge of the search cell: ``f(H) = sum_o w_o o(H)`` over the candidate operations.
 
-    With partial channels (PC-DARTS, Xu et al., ICLR 2020, section 3.2 and equation 1) the first ``1 / K`` of the
+    With partial channels (PC-DARTS, Xu et al., ICLR 2020, section 3.2, equation 2) the first ``1 / K`` of the
     channels pass through the operations. The others bypass them, max-pooled 2x2 at stride 2, and a shuffle deals the
     channels out anew, so that another node sends others through its operations.
 

@@ -5,8 +5,8 @@ measures add up. A table therefore needs the cost of each operation at each plac
 genotype cell, so that putting operation ``o`` on edge ``e`` of the normal cell costs the sum over all normal cells of
 ``o`` at that cell's width, size and stride; the same for the reduction cell.
 
-Legend: ``p_eo`` probability of operation ``o`` on edge ``e``; ``c_eo`` its cost in all cells of the kind; ``T``
-temperature. The classifier, whose size depends on the number of identities, is left out throughout.
+Legend: ``s_eo`` strength of operation ``o`` on edge ``e``, its probability as a rule; ``c_eo`` its cost in all cells of
+the kind; ``T`` temperature. The classifier, whose size depends on the number of identities, is left out throughout.
 """
 
 from __future__ import annotations
@@ -219,16 +219,13 @@ class CostTable:
 
 
 def kept_probabilities(
-    probabilities: Tensor,
-    operations: Sequence[str] = OPERATION_NAMES,
-    renormalised: bool = False,
-    temperature: float = TEMPERATURE,
+    strengths: Tensor, operations: Sequence[str] = OPERATION_NAMES, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """How likely the derivation keeps each operation on each edge, if the log-probabilities carried Gumbel noise.
+    """How likely the derivation keeps each operation on each edge, if the log-strengths carried Gumbel noise.
 
-    The derivation takes the largest ``p_eo`` other than ``none`` as the strength of an edge and keeps the two strongest
-    edges of a block; its cost jumps. With ``log p_eo + T G_eo``, ``G`` standard Gumbel, in the place of ``log p_eo`` it
-    has a smooth expectation in closed form. With ``w_eo = p_eo^(1/T)``, ``none`` left out, and ``w_e = sum_o w_eo``,
+    The derivation takes the largest ``s_eo`` other than ``none`` as the strength of an edge and keeps the two strongest
+    edges of a block; its cost jumps. With ``log s_eo + T G_eo``, ``G`` standard Gumbel, in the place of ``log s_eo`` it
+    has a smooth expectation in closed form. With ``w_eo = s_eo^(1/T)``, ``none`` left out, and ``w_e = sum_o w_eo``,
     the operation of edge ``e`` is ``o`` with probability ``q_eo = w_eo / w_e``, independently of which edges win
     (Gumbel-max), and the edges come in the order of a Plackett-Luce draw of weights ``w_e`` (Gumbel-top-k: Kool et al.,
     ICML 2019, section 2.3). So, over the edges of the block and with ``pi_e = w_e / sum_j w_j``,
@@ -239,9 +236,9 @@ def kept_probabilities(
     has 1 and the rest 0.
 
     Args:
-        probabilities: (E, O), edges in the order of :func:`~torchreid_autoreid.genotype.cell_edges`.
+        strengths: (E, O), probabilities as a rule; edges in the order of
+            :func:`~torchreid_autoreid.genotype.cell_edges`.
         operations: the O names of the columns.
-        renormalised: strengths without the mass of ``none``, as in :func:`~torchreid_autoreid.genotype.derive`.
         temperature: T.
 
     Returns:
@@ -249,14 +246,11 @@ def kept_probabilities(
     """
     chosen = [index for index, name in enumerate(operations) if name != "none"]
     tiny = torch.finfo(torch.float64).tiny  # the logarithm of 0 has no gradient
-    logs = probabilities.double()[:, chosen].clamp_min(tiny).log()  # (E, O')
-    if renormalised:
-        logs = logs - logs.logsumexp(dim=1, keepdim=True)
-    logs = logs / temperature
+    logs = strengths.double()[:, chosen].clamp_min(tiny).log() / temperature  # log w_eo
     choice = logs.softmax(dim=1)  # q
-    strengths = logs.logsumexp(dim=1)  # log w_e
-    winners = torch.cat([_two_of(block) for block in strengths.split(_block_sizes(strengths))])  # (E,)
-    kept = choice.new_zeros(probabilities.shape)
+    edges = logs.logsumexp(dim=1)  # log w_e
+    winners = torch.cat([_two_of(block) for block in edges.split(_block_sizes(edges))])  # (E,)
+    kept = choice.new_zeros(strengths.shape)
     return kept.index_copy(1, torch.tensor(chosen, device=kept.device), winners[:, None] * choice)
 
 

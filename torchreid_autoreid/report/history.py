@@ -15,6 +15,7 @@ __all__ = ["read_history"]
 
 _MAX_BYTES = 64 << 20  # some 8000 epochs of the usual cell
 _MAX_BLOCKS = 16
+_MAX_REASON = 1000  # characters
 _ONE = 1 + 1e-6  # of fractions that were summed in float32
 
 _KINDS = ("normal", "reduce")
@@ -22,6 +23,7 @@ _HALF = ("loss", "loss_softmax", "loss_triplet")
 _ACCURACY = ("top1", "top5", "top10")
 _MEASURES = ("params", "macs", "latency_ms")
 _COSTS = ("limit", "expected", "derived", "genotype", "weight")
+_OF_ALPHAS = ("expected", "weight")  # null where there are no alphas
 _RETRIEVAL = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
@@ -84,11 +86,15 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
         for name in _RETRIEVAL:
             _number(record, f"retrieval.{name}", 0, _ONE)
         _number(record, "retrieval.num_valid_queries", 0, whole=True)
+    if not isinstance(ended := record.get("ended", ""), str) or len(ended) > _MAX_REASON:
+        raise ValueError(f"ended is {_short(ended)}, not a short text")
     genotype = Genotype.from_dict(_get(record, "genotype"))
     if num_edges(genotype.blocks) != len(record["probabilities"]["normal"]):
         raise ValueError(f"the genotype has {genotype.blocks} blocks, the probabilities have another number")
+    if before and _limits(record) != _limits(before[0]):
+        raise ValueError("its limits are not those of the first line")
     if before and _shape(record) != _shape(before[0]):
-        raise ValueError("its operations, blocks or limits are not those of the first line")
+        raise ValueError("its operations or blocks are not those of the first line")
 
 
 def _check_cost(record: Any) -> None:
@@ -98,6 +104,8 @@ def _check_cost(record: Any) -> None:
         raise ValueError(f"cost is {_short(cost)}, not by some of {', '.join(_MEASURES)}")
     for measure in cost:
         for name in _COSTS:
+            if name in _OF_ALPHAS and _get(record, f"cost.{measure}.{name}") is None:
+                continue
             _number(record, f"cost.{measure}.{name}", 0)
 
 
@@ -122,8 +130,11 @@ def _check_probabilities(record: Any, kind: str) -> None:
 
 
 def _shape(record: Mapping[str, Any]) -> tuple[object, ...]:
-    limits = {measure: cost["limit"] for measure, cost in (record["cost"] or {}).items()}
-    return record["operations"], limits, *(len(record["probabilities"][kind]) for kind in _KINDS)
+    return record["operations"], *(len(record["probabilities"][kind]) for kind in _KINDS)
+
+
+def _limits(record: Mapping[str, Any]) -> dict[str, float]:
+    return {measure: cost["limit"] for measure, cost in (record["cost"] or {}).items()}
 
 
 def _get(record: Any, path: str) -> Any:

@@ -287,7 +287,8 @@ def draw_costs(records: Sequence[Mapping[str, Any]]) -> Figure:
     figure = _figure(4.4 * len(measures), 2.9)
     for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False).ravel(), measures, strict=True):
         for name, style in (("expected", ":"), ("derived", "-"), ("genotype", "-")):
-            points = [(r["epoch"], r["cost"][measure][name]) for r in records]
+            values = [(r["epoch"], r["cost"][measure][name]) for r in records]
+            points = [(epoch, value) for epoch, value in values if value is not None]
             _plot(panel, points, label=COST_LABELS[name], linestyle=style)
         limit = records[0]["cost"][measure]["limit"]
         panel.axhline(limit, color=_INK, linestyle="--", linewidth=1, label="limit")
