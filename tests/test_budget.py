@@ -153,9 +153,9 @@ def test_weights_follow_the_derived_network(tables, every_genotype):
     budget.load_state_dict(state)
     assert budget.state_dict() == state
     for genotype, bound in ((dear, max), (cheap, min)):
-        for _ in range(20_000):
+        for _ in range(500):
             budget.adapt(genotype)
-        assert bound(budget.weights.values()) == min(max(bound(1e-2, 1e3), 1e-2), 1e3)
+        assert set(budget.weights.values()) == {bound(1e-2, 1e3)}
     with pytest.raises(ValueError, match="its limits are"):
         Budget({"macs": between(tables["macs"], 0.5)}, tables).load_state_dict(state)
 

@@ -27,7 +27,7 @@ UNITS = {"params": "parameters", "macs": "MACs an image", "latency_ms": "ms an i
 
 _FIRST_WEIGHT = 0.1  # against a retrieval loss of some units; it is right within a few dozen steps
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-2, 1e3
-_GAIN = 0.3  # of the controller
+_GAIN = 1.0  # of the controller: a tenth of the range too much makes the weight grow by a tenth a step
 _ROUNDING = 1e-12  # relative; sums of milliseconds, and far below one MAC
 
 
@@ -110,14 +110,19 @@ class Budget:
         """Moves the weights after a step of the alphas: each grows while the derived network is above the limit, and
         shrinks while it is below.
 
-        ``weight_m <- weight_m * exp(gain * (derived_m / limit_m - 1))``, within bounds: ascent of the logarithm of the
-        multiplier, so that it finds its size whatever the size of the retrieval loss, and never turns negative.
+        ``weight_m <- weight_m * exp(gain * (derived_m - limit_m) / (largest_m - smallest_m))``, within bounds: ascent
+        of the logarithm of the multiplier, so that it finds its size whatever the size of the retrieval loss, and never
+        turns negative. The excess is measured by what the genotype can change; the fixed part may be most of the cost.
 
         Args:
             derived: the genotype that the alphas stand for, limits or not.
         """
+        free = self.free()
         for name, cost in self.costs(derived).items():
-            weight = self.weights[name] * math.exp(_GAIN * (cost / self.limits[name] - 1))
+            if name in free:
+                continue
+            excess = (cost - self.limits[name]) / (self.tables[name].largest() - self.tables[name].smallest())
+            weight = self.weights[name] * math.exp(_GAIN * excess)
             self.weights[name] = min(max(weight, _LEAST_WEIGHT), _LARGEST_WEIGHT)
 
     def figures(

@@ -118,8 +118,8 @@ WRONG = [
     ("cost.macs", 3.0, "cost.macs.limit is missing"),
     ("cost.macs.expected", -1, "cost.macs.expected is -1"),
     ("cost.macs.genotype", float("nan"), "cost.macs.genotype is nan"),
-    ("cost.macs.limit", 2.0, "limits are not those of the first line"),
-    ("cost", None, "limits are not those of the first line"),
+    ("cost.macs.limit", 2.0, "its limits are not those of the first line"),
+    ("cost", None, "its limits are not those of the first line"),
     ("genotype", {}, "a genotype needs the key 'name'"),
     ("genotype.normal", [[["sep_conv", 0], ["none", 1]]], "unknown operation 'sep_conv'"),
 ]
@@ -156,7 +156,7 @@ def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
             target = target[key]
         del target[keys[-1]]
         path.write_text(json.dumps(record) + "\n")
-        if keys[0] == "alphas":
+        if keys[0] == "alphas" or (keys[0] == "cost" and len(keys) == 2):  # one limit less
             assert read_history(path) == ([record], False)
         else:
             with pytest.raises(UserError, match=keys[-1]):
