@@ -10,6 +10,8 @@ from torchreid_autoreid.budget import Budget
 from torchreid_autoreid.cost import CostTable, count_macs, count_parameters, kept_probabilities
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges, derive
+from torchreid_autoreid.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.strategies import STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,24 @@ def test_a_skip_cap_may_exclude_a_limit(tables):
     Budget({"macs": tables["macs"].smallest()}, tables)
     with pytest.raises(UserError, match=r"search.budget.macs \d+ and search.skip_cap 0 together"):
         Budget({"macs": tables["macs"].smallest()}, tables, skip_cap=0)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_strengths_are_what_each_strategy_derives_by(strategy, renormalised):
+    network = AutoReIDSearchNetwork(3, channels=4, layers=(1, 1, 1, 1), blocks=2, strategy=strategy)
+    table = CostTable.macs(TINY)
+    with torch.no_grad():
+        for alpha in network.alphas():
+            alpha.normal_()
+    derived, strengths = network.genotype(renormalised), network.strengths(renormalised)
+    loose = Budget({"macs": table.largest()}, {"macs": table})
+    detached = {kind: rows.detach().double() for kind, rows in strengths.items()}
+    assert loose._strongest(detached, "searched") == derived
+    tight = Budget({"macs": table.smallest()}, {"macs": table})
+    assert tight.accepts(tight.fit(derived, strengths))
+    tight.penalty(strengths).backward()
+    assert all(alpha.grad.abs().sum() > 0 for alpha in network.alphas())
 
 
 # -- while the alphas are trained -------------------------------------------------------------------------------------

@@ -113,13 +113,6 @@ WRONG = [
     ("retrieval", {}, "retrieval.mAP is missing"),
     ("retrieval.mINP", 30, "retrieval.mINP is 30, not between 0 and 1"),
     ("retrieval.num_valid_queries", -1, "num_valid_queries is -1"),
-    ("cost", {}, "cost is {}, not by some of params, macs, latency_ms"),
-    ("cost", {"flops": {}}, "cost is {'flops': {}}, not by some of"),
-    ("cost.macs", 3.0, "cost.macs.limit is missing"),
-    ("cost.macs.expected", -1, "cost.macs.expected is -1"),
-    ("cost.macs.genotype", float("nan"), "cost.macs.genotype is nan"),
-    ("cost.macs.limit", 2.0, "its limits are not those of the first line"),
-    ("cost", None, "its limits are not those of the first line"),
     ("genotype", {}, "a genotype needs the key 'name'"),
     ("genotype.normal", [[["sep_conv", 0], ["none", 1]]], "unknown operation 'sep_conv'"),
 ]
@@ -139,6 +132,33 @@ def test_a_value_that_is_not_of_the_schema_is_named(tmp_path, records, write_his
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("cost", {}, "cost is {}, not by some of params, macs, latency_ms"),
+        ("cost", {"flops": {}}, "cost is {'flops': {}}, not by some of"),
+        ("cost.macs", 3.0, "cost.macs.limit is missing"),
+        ("cost.macs.expected", -1, "cost.macs.expected is -1"),
+        ("cost.macs.genotype", float("nan"), "cost.macs.genotype is nan"),
+        ("cost.macs.limit", 2.0, "its limits are not those of the first line"),
+        ("cost", None, "its limits are not those of the first line"),
+        ("cost.macs.expected", "dear", "cost.macs.expected is 'dear'"),
+        ("cost.macs.limit", None, "cost.macs.limit is None, not a number"),
+        ("cost.latency_ms", {"limit": 20.0}, "cost.latency_ms.expected is missing"),
+    ],
+)
+def test_a_cost_that_is_not_of_the_schema_is_named(tmp_path, limited_records, write_history, where, value, message):
+    assert read_history(write_history(tmp_path / "good.jsonl", limited_records)) == (limited_records, False)
+    *outer, last = where.split(".")
+    target = limited_records[1]
+    for key in outer:
+        target = target[key]
+    target[last] = value
+    path = write_history(tmp_path / "history.jsonl", limited_records)
+    with pytest.raises(UserError, match=rf"line 2 of .*history\.jsonl is no record of a search: .*{message}"):
+        read_history(path)
+
+
 def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
     """A record without any one of its keys is refused, except for the alphas, which the report does not use."""
 
@@ -156,7 +176,7 @@ def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
             target = target[key]
         del target[keys[-1]]
         path.write_text(json.dumps(record) + "\n")
-        if keys[0] == "alphas" or (keys[0] == "cost" and len(keys) == 2):  # one limit less
+        if keys[0] == "alphas":
             assert read_history(path) == ([record], False)
         else:
             with pytest.raises(UserError, match=keys[-1]):
