@@ -60,7 +60,7 @@ def select_by_perturbation(
         }
         kept[kind][edge] = max(losses, key=lambda index: losses[index])
         present[kind] = _only(present[kind], edge, kept[kind][edge])
-        tune(present)
+        tune(dict(present))
     cells: dict[str, dict[int, Block]] = {kind: {} for kind in _KINDS}
     turns = [(kind, block) for kind in _KINDS for block in range(blocks)]
     order.shuffle(turns)
@@ -71,7 +71,7 @@ def select_by_perturbation(
         for edge in own:
             if edge not in (first, second):
                 present[kind] = _without(present[kind], edge)
-        tune(present)
+        tune(dict(present))
         one, other = ((operations[kept[kind][edge]], own[edge]) for edge in (first, second))
         cells[kind][block] = (one, other)
     return Genotype(name, *(tuple(cells[kind][block] for block in range(blocks)) for kind in _KINDS))

@@ -243,7 +243,7 @@ class Schedule:
             raise UserError(f"tau_start and tau_end must be above 0, not {self.tau_start!r} and {self.tau_end!r}")
         if not 0 <= self.skip_dropout < 1:
             raise UserError(f"skip_dropout must be at least 0 and below 1, not {self.skip_dropout!r}")
-        if not min(self.auxiliary_skip, self.beta_weight, self.dirichlet_weight) >= 0:
+        if not all(weight >= 0 for weight in (self.auxiliary_skip, self.beta_weight, self.dirichlet_weight)):
             raise UserError("auxiliary_skip, beta_weight and dirichlet_weight must not be negative")
 
     def at(self, epoch: int, epochs: int) -> Strengths:

@@ -177,15 +177,20 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _state(self) -> dict[str, Any]:
         best = None if self.best is None else [self.best[0], self.best[1].to_dict()]
-        return {"candidates": {"index": self.index, "best": best}}
+        return {"candidates": {"index": self.index, "best": best, "limits": self._limits()}}
+
+    def _limits(self) -> dict[str, float]:
+        return {} if self.budget is None else self.budget.limits
 
     def resume(self, path: str | Path) -> int:
         """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
         candidates = load_checkpoint(path, self.checkpoint_keys)["candidates"]
         try:
-            index = int(candidates["index"])
+            index, limits = int(candidates["index"]), dict(candidates["limits"])
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint") from None
+        if limits != self._limits():  # they decide which genotypes are drawn
+            raise UserError(f"{path} was made with other limits, {limits or 'none'}; set search.budget to the same")
         self._start_candidate(index)
         return super().resume(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self._alpha_parts = step_figures(parts, outputs[0], identities)
         penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
         if penalty is not None:
-            self._alpha_parts["penalty"] = float(penalty)
+            self._alpha_parts["penalty"] = float(penalty.detach())
             total = total + penalty
         if self.budget is not None:
             total = total + self.budget.penalty(self._strengths_of_edges()).to(total.dtype)
@@ -339,13 +340,13 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
         An interruption starts the selection anew, from the checkpoint of the last epoch.
         """
-        _LOGGER.info("selection by perturbation begins")
         self.model.set_strengths(Strengths())
         self.model.train()
         loader = self.datamanager.alpha_loader
         held_out = [self._to_device(batch) for batch in loader.batches(epochs, 0, self.perturbation_batches)]
         choices = 2 * (num_edges(self.model.blocks) + self.model.blocks)
         tuning = self.train_loader.batches(epochs, 0, max(1, choices * self.perturbation_steps))
+        made = count(1)
 
         def evaluate(mixtures: Mixtures) -> float:
             self._stop_selection()
@@ -355,6 +356,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             return sum(losses) / len(losses)
 
         def tune(mixtures: Mixtures) -> None:
+            _LOGGER.info("selection by perturbation: choice %d of %d", next(made), choices)
             self.model.mixtures = mixtures
             for _ in range(self.perturbation_steps):
                 self._stop_selection()
