@@ -444,6 +444,7 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.selection perturbation search.skip_cap 1", ["search.skip_cap 1", "search.selection perturbation"]),
         ("search.selection perturbation search.stop_at_skips 2", ["search.stop_at_skips 2", "no effect"]),
         ("search.selection perturbation search.derive_renormalised true", ["search.derive_renormalised", "no effect"]),
+        ("search.selection perturbation search.budget.macs 1e9", ["search.selection perturbation", "cost", "strength"]),
         ("search.budget.params -1", ["search.budget.params", "at least 0", "-1.0"]),
         ("search.budget.macs -1", ["search.budget.macs", "at least 0", "-1.0"]),
         ("search.budget.latency_ms -1", ["search.budget.latency_ms", "at least 0", "-1.0"]),

@@ -160,7 +160,7 @@ def test_latency_is_measured_at_every_place(measured):
         [(1, 4, 16, 8), (2, 8, 16, 8), (1, 8, 8, 4), (2, 16, 8, 4), (1, 16, 4, 2), (2, 32, 4, 2), (1, 32, 2, 1)]
     )
     assert set(measured.milliseconds) == set(itertools.product(FEW, places))
-    assert all(value > 0 for value in [measured.fixed_part, *measured.milliseconds.values()])
+    assert all(value > 0 for value in [measured.fixed_part, measured.mixed, *measured.milliseconds.values()])
     assert "threads: 1" in measured.device
 
 
@@ -168,7 +168,10 @@ def test_latencies_add_up():
     places = {place for _, _, place in TINY.places()}
     times = {"sep_conv_3x3": 3.0, "none": 0.5, "skip_connect": 1.0}
     milliseconds = {(name, place): time * place.stride for name, time in times.items() for place in places}
-    table = CostTable.latency(LatencyTable(TINY, FEW, "paper", 20.0, milliseconds))
+    # Of the mixed network, beyond `none`: a separable convolution on input 0 and a skip connection, in the first block
+    # on input 1 and in the second on the first; inputs are read at stride 2 in the three reduction cells.
+    mixed = 1 * (2 * 2.5 + 2 * 0.5) + 3 * (2 * 2.5 * 2 + 0.5 * 2 + 0.5)
+    table = CostTable.latency(LatencyTable(TINY, FEW, "paper", 20.0, 20.0 + mixed, milliseconds))
     nothing = (("none", 0), ("none", 1)), (("none", 0), ("none", 2))
     assert table.cost(Genotype("none", nothing, nothing)) == 20.0
     normal = (("sep_conv_3x3", 0), ("none", 1)), (("none", 0), ("none", 2))
@@ -177,6 +180,10 @@ def test_latencies_add_up():
     assert table.cost(Genotype("one", nothing, reduce)) == 21.5  # three reduction cells
     reduce = (("skip_connect", 0), ("none", 1)), (("none", 0), ("none", 2))
     assert table.cost(Genotype("one", nothing, reduce)) == 23.0  # three reduction cells, each at stride 2
+    # Where the mixed network takes twice as much more, so does every operation.
+    slow = CostTable.latency(LatencyTable(TINY, FEW, "paper", 40.0, 40.0 + 2 * mixed, milliseconds))
+    assert slow.cost(Genotype("one", normal, nothing)) == pytest.approx(45.0)
+    assert slow.cost(Genotype("none", nothing, nothing)) == pytest.approx(40.0)
 
 
 def test_a_latency_table_survives_its_file(measured, tmp_path):
@@ -198,6 +205,7 @@ def without_a_row(content):
         (lambda content: content | {"version": 2}, "version 2"),
         (lambda content: content | {"fixed_part_ms": -1}, "-1 is no time"),
         (lambda content: content | {"fixed_part_ms": True}, "True is no time"),
+        (lambda content: content | {"mixed_ms": "5"}, "'5' is no time"),
         (without_a_row, "1 operations are missing"),
         (lambda content: content | {"rows": [{"operation": "none"}]}, "is no latency table"),
         (lambda content: content | {"operations": ["none"]}, "is of another network or search space"),

@@ -12,6 +12,7 @@ the kind; ``T`` temperature. The classifier, whose size depends on the number of
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import platform
 import statistics
@@ -124,6 +125,13 @@ def _nothing(blocks: int) -> Genotype:
     return Genotype("none", cell, cell)
 
 
+def _mixed(blocks: int, operations: Sequence[str]) -> Genotype:
+    """All operations but ``none`` in turn, on a cell input and on an earlier block."""
+    names = itertools.cycle(name for name in operations if name != "none")
+    cells = [tuple(((next(names), 0), (next(names), block + 1)) for block in range(blocks)) for _ in range(len(KINDS))]
+    return Genotype("mixed", *cells)
+
+
 @dataclass(frozen=True)
 class CostTable:
     """What the genotypes of one network shape cost, by one measure.
@@ -159,11 +167,19 @@ class CostTable:
 
     @classmethod
     def latency(cls, measured: LatencyTable) -> CostTable:
-        """Milliseconds an image, from what was measured operation by operation."""
-        table = cls._of(measured.shape, measured.operations, 0.0, lambda name, at: measured.milliseconds[name, at])
+        """Milliseconds an image, from what was measured operation by operation.
+
+        In a network an operation takes longer than by itself, where its map stays in the cache. One factor for all
+        operations makes the table right for the mixed network, and the base makes it right for the fixed part.
+        """
+        shape, operations = measured.shape, measured.operations
+        alone = cls._of(shape, operations, 0.0, lambda name, at: measured.milliseconds[name, at])
+        nothing, mixed = alone.cost(_nothing(shape.blocks)), alone.cost(_mixed(shape.blocks, operations))
+        more, more_alone = measured.mixed - measured.fixed_part, mixed - nothing
+        factor = more / more_alone if min(more, more_alone) > 0 else 1.0
         # The fixed part was measured with `none` on its edges.
-        base = max(0.0, measured.fixed_part - table.cost(_nothing(measured.shape.blocks)))
-        return cls(table.operations, base, table.edges)
+        base = max(0.0, measured.fixed_part - factor * nothing)
+        return cls(operations, base, {kind: factor * costs for kind, costs in alone.edges.items()})
 
     @classmethod
     def _of(
@@ -303,6 +319,7 @@ class LatencyTable:
         shape, operations: what it holds for.
         device: where it was measured, for people.
         fixed_part: the whole network with ``none`` on all edges.
+        mixed: a whole network with all operations, see :meth:`CostTable.latency`.
         milliseconds: of each operation at each place.
     """
 
@@ -310,6 +327,7 @@ class LatencyTable:
     operations: tuple[str, ...]
     device: str
     fixed_part: float
+    mixed: float
     milliseconds: Mapping[tuple[str, Place], float]
 
     def save(self, path: str | Path) -> None:
@@ -321,6 +339,7 @@ class LatencyTable:
             "network": asdict(self.shape),
             "operations": self.operations,
             "fixed_part_ms": self.fixed_part,
+            "mixed_ms": self.mixed,
         }
         lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
         text = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
@@ -363,7 +382,8 @@ class LatencyTable:
             rows[row["operation"], place] = _milliseconds(row["ms"])
         if missing := {(name, place) for name in operations for place in places.values()} - rows.keys():
             raise ValueError(f"{len(missing)} operations are missing")
-        return cls(shape, operations, str(content["device"]), _milliseconds(content["fixed_part_ms"]), rows)
+        fixed_part, mixed = (_milliseconds(content[key]) for key in ("fixed_part_ms", "mixed_ms"))
+        return cls(shape, operations, str(content["device"]), fixed_part, mixed, rows)
 
 
 def _milliseconds(value: Any) -> float:
@@ -380,8 +400,9 @@ def measure_latency(
 ) -> LatencyTable:
     """Measures every operation at every place on a device: one image, in eval mode, the median of some rounds.
 
-    All are measured in turn, round by round, so that a machine that is busy for a while slows all of them alike; a
-    round that is not counted warms up. On a CPU maps are channels-last, which is the faster layout there.
+    All are measured in turn, round by round, so that a while in which the machine is busy falls on all of them; a round
+    that is not counted warms up. A machine that is busy throughout slows whole networks more than single operations.
+    On a CPU maps are channels-last, which is the faster layout there.
 
     Args:
         shape, operations: the network and the search space.
@@ -399,7 +420,8 @@ def measure_latency(
     runs = [
         on_device(place.build(name, shape.parts), (place.channels, place.height, place.width)) for name, place in keys
     ]
-    runs.append(on_device(shape.fixed_part(), (3, shape.height, shape.width)))
+    for network in (shape.fixed_part(), shape.build(_mixed(shape.blocks, operations))):
+        runs.append(on_device(network, (3, shape.height, shape.width)))
     times: list[list[float]] = [[] for _ in runs]
     with torch.inference_mode():
         for turn in range(rounds + 1):
@@ -407,8 +429,10 @@ def measure_latency(
                 elapsed = _milliseconds_of(module, x)
                 if turn:
                     found.append(elapsed)
-    *medians, fixed_part = [statistics.median(found) for found in times]
-    return LatencyTable(shape, tuple(operations), _describe(device), fixed_part, dict(zip(keys, medians, strict=True)))
+    *medians, fixed_part, mixed = [statistics.median(found) for found in times]
+    return LatencyTable(
+        shape, tuple(operations), _describe(device), fixed_part, mixed, dict(zip(keys, medians, strict=True))
+    )
 
 
 def _milliseconds_of(module: nn.Module, x: Tensor) -> float:

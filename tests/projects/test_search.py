@@ -259,6 +259,7 @@ def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
     assert_one_line(done, str(victim), "replace")
 
 
+@pytest.mark.slow
 def test_a_budget_by_all_measures_and_the_same_latencies_after_a_resume(images, config, tmp_path):
     log, other = tmp_path / "log", tmp_path / "other"
     budget = ["search.budget.channels", 4, "search.budget.layers", "[1, 1, 1, 1]", "search.budget.params", 5e3]
