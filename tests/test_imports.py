@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "errors": set(),
     "part_aware": {"errors"},
     "ops": {"part_aware", "genotype", "errors"},
-    "strategies": {"genotype", "errors"},
+    "strategies": {"errors"},
     "genotype": {"errors"},
     "selection": {"strategies", "genotype", "errors"},
     "cells": {"ops", "part_aware", "strategies", "genotype", "errors"},

@@ -250,7 +250,7 @@ def log_epoch(record: Mapping[str, Any]) -> None:
             f"  held out    mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
             f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
         )
-    for name, cost in (record["cost"] or {}).items():
+    for name, cost in (record.get("cost") or {}).items():
         figures = [f"{amount(cost['derived'])} derived", f"{amount(cost['genotype'])} in the genotype"]
         if cost["expected"] is not None:
             figures = [f"{amount(cost['expected'])} expected", *figures, f"weight {cost['weight']:.3g}"]

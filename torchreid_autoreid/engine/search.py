@@ -68,7 +68,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer", "before_collapse", "budget")
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
 
     def __init__(
@@ -310,12 +310,13 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        kept = state["before_collapse"]
+        kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
-        if (self.budget is None) != (state["budget"] is None):
-            raise ValueError(f"it was made {'without' if state['budget'] is None else 'with'} search.budget")
+        budget: Any = state.get("budget")
+        if (self.budget is None) != (budget is None):
+            raise ValueError(f"it was made {'without' if budget is None else 'with'} search.budget")
         if self.budget is not None:
-            self.budget.load_state_dict(state["budget"])
+            self.budget.load_state_dict(budget)
 
     def genotype(self) -> Genotype:
         """The answer so far: the genotype that the present alphas stand for, unless the search has ended otherwise."""

@@ -98,7 +98,7 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_cost(record: Any) -> None:
-    if (cost := _get(record, "cost")) is None:  # a search without limits
+    if (cost := record.get("cost")) is None:  # a search without limits
         return
     if not isinstance(cost, dict) or not cost or not set(cost) <= set(_MEASURES):
         raise ValueError(f"cost is {_short(cost)}, not by some of {', '.join(_MEASURES)}")
@@ -134,7 +134,7 @@ def _shape(record: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _limits(record: Mapping[str, Any]) -> dict[str, float]:
-    return {measure: cost["limit"] for measure, cost in (record["cost"] or {}).items()}
+    return {measure: cost["limit"] for measure, cost in (record.get("cost") or {}).items()}
 
 
 def _get(record: Any, path: str) -> Any:

@@ -191,7 +191,7 @@ def _tiles(
         count = genotype.count(operation)
         note = f"{count['normal']} normal, {count['reduce']} reduction"
         tiles.append((name, f"{sum(count.values())} of {4 * genotype.blocks}", note))
-    for measure, cost in (records[-1]["cost"] or {}).items():
+    for measure, cost in (records[-1].get("cost") or {}).items():
         tiles.append((MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"))
     if parameters is not None:
         tiles.append(("parameters", amount(parameters), "of the network found"))
@@ -227,7 +227,7 @@ def _course(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not records[-1]["cost"]:
+    if not records[-1].get("cost"):
         return
     yield "<h2>Cost and budget</h2>"
     yield (
@@ -255,7 +255,7 @@ def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     halves = [f"{name} ({half})" for name in ("loss", "top-1") for half in ("w", "α")]
     heads = ["epoch", "seconds", *halves, "mAP", "rank-1", "mINP", "rate (w)", "rate (α)", "none", "skips"]
-    costs = [(measure, name) for measure in records[0]["cost"] or () for name in COST_LABELS]
+    costs = [(measure, name) for measure in records[0].get("cost") or () for name in COST_LABELS]
     heads += [f"{MEASURE_NAMES[measure]}, {COST_LABELS[name]}" for measure, name in costs]
     yield "<h2>Epochs</h2>"
     yield "<p class=faint>w and α: the half that trains each. none and skips: normal cell / reduction cell.</p>"
