@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 import torchreid_autoreid  # noqa: F401  registers models and datasets
 
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 torch.set_num_threads(1)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from torchreid_autoreid import config
 from torchreid_autoreid.config import (
+    budget_limits,
     check_search_config,
     check_train_config,
     engine_run_kwargs,
@@ -26,6 +27,7 @@ from torchreid_autoreid.config import (
     search_kwargs,
     searchdata_kwargs,
     settings_of_result,
+    shape_kwargs,
     traindata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
@@ -129,6 +131,7 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
                 "scheduler",
                 "loss",
                 "schedule",
+                "budget",
                 "use_gpu",
             },
         ),
@@ -174,6 +177,8 @@ def test_a_search_reads_every_key_or_refuses_it():
         network_kwargs,
         search_kwargs,
         schedule_kwargs,
+        budget_limits,
+        shape_kwargs,
     )
     source = (ROOT / "projects" / "autoreid" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -440,6 +445,21 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.selection perturbation search.skip_cap 1", ["search.skip_cap 1", "search.selection perturbation"]),
         ("search.selection perturbation search.stop_at_skips 2", ["search.stop_at_skips 2", "no effect"]),
         ("search.selection perturbation search.derive_renormalised true", ["search.derive_renormalised", "no effect"]),
+        ("search.selection perturbation search.budget.macs 1e9", ["search.selection perturbation", "cost", "strength"]),
+        ("search.budget.params -1", ["search.budget.params", "at least 0", "-1.0"]),
+        ("search.budget.macs -1", ["search.budget.macs", "at least 0", "-1.0"]),
+        ("search.budget.latency_ms -1", ["search.budget.latency_ms", "at least 0", "-1.0"]),
+        ("search.budget.channels 32", ["search.budget.channels 32", "no effect without a limit"]),
+        ("search.budget.layers [1,1,1,1]", ["search.budget.layers [1, 1, 1, 1]", "no effect without a limit"]),
+        ("search.budget.height 128", ["search.budget.height 128", "no effect without a limit"]),
+        ("search.budget.width 64", ["search.budget.width 64", "no effect without a limit"]),
+        ("search.budget.last_stride 1", ["search.budget.last_stride 1", "no effect without a limit"]),
+        ("search.budget.latency_table x.json search.budget.macs 1e9", ["latency_table x.json", "latency_ms"]),
+        ("search.budget.macs 1e9 search.budget.channels 0", ["search.budget.channels", "at least 1", "0"]),
+        ("search.budget.macs 1e9 search.budget.layers [2,2]", ["search.budget.layers", "four", "[2, 2]"]),
+        ("search.budget.macs 1e9 search.budget.height 8", ["search.budget.height", "at least 16", "8"]),
+        ("search.budget.macs 1e9 search.budget.width -1", ["search.budget.width", "at least 16", "-1"]),
+        ("search.budget.macs 1e9 search.budget.last_stride 3", ["search.budget.last_stride", "1 or 2", "3"]),
         ("search.order 2 train.optim adam", ["search.order 2", "adam", "train.optim sgd"]),
         ("autoreid.layers [2,2,2]", ["autoreid.layers", "four", "[2, 2, 2]"]),
         ("autoreid.layers [2,2,0,2]", ["autoreid.layers", "at least 1", "[2, 2, 0, 2]"]),
@@ -661,8 +681,9 @@ def test_a_training_reads_every_key_or_refuses_it():
         for key in get_default_config()[section]:
             known = f"{section}.{key}" in source or f"own.{key}" in source
             assert known or (section, key) in {("recipe", "held_out"), ("autoreid", "blocks")}, f"{section}.{key}"
-    for key in get_default_config().search:
+    for key in (key for key in flat(get_default_config()) if key.startswith("search.")):
         cfg = train_config()
-        cfg.search[key] = "another value"
-        with pytest.raises(UserError, match=f"search.{key} .* no effect"):
+        section, _, last = key.rpartition(".")
+        config._get(cfg, section)[last] = "another value"
+        with pytest.raises(UserError, match=f"{key} .* no effect"):
             check_train_config(cfg)

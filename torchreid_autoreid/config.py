@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from .errors import UserError
 
 __all__ = [
+    "budget_limits",
     "check_search_config",
     "check_train_config",
     "engine_run_kwargs",
@@ -33,6 +34,7 @@ __all__ = [
     "search_kwargs",
     "searchdata_kwargs",
     "settings_of_result",
+    "shape_kwargs",
     "traindata_kwargs",
 ]
 
@@ -206,6 +208,19 @@ def get_default_config() -> CfgNode:
     cfg.search.selection = "strength"  # of the alphas; or perturbation: by what is missed most (DARTS-PT, ICLR 2021)
     cfg.search.perturbation_batches = 4  # of the alpha half, on which the loss without an operation is measured
     cfg.search.perturbation_steps = 10  # of the weights after each choice
+
+    # ours: the largest network that a search may derive, without its classifier; 0: no limit
+    cfg.search.budget = CfgNode()
+    cfg.search.budget.params = 0.0  # parameters, in numbers: 5.0e+6
+    cfg.search.budget.macs = 0.0  # multiply-adds an image, in numbers: 1.2e+9
+    cfg.search.budget.latency_ms = 0.0  # milliseconds an image, on this machine (the GPU if it is used)
+    cfg.search.budget.latency_table = ""  # latency.json of an earlier search; empty: measure
+    # The network that the limits hold for: the one to be trained, which is wider than the search network.
+    cfg.search.budget.channels = 64
+    cfg.search.budget.layers = [2, 2, 2, 2]
+    cfg.search.budget.height = 0  # of its input; 0: data.height
+    cfg.search.budget.width = 0  # 0: data.width
+    cfg.search.budget.last_stride = 2
     return cfg
 
 
@@ -554,6 +569,29 @@ def schedule_kwargs(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def budget_limits(cfg: CfgNode) -> dict[str, float]:
+    """The limits of :class:`~torchreid_autoreid.budget.Budget` that are set."""
+    limits = {
+        "params": cfg.search.budget.params,
+        "macs": cfg.search.budget.macs,
+        "latency_ms": cfg.search.budget.latency_ms,
+    }
+    return {name: limit for name, limit in limits.items() if limit}
+
+
+def shape_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.cost.NetworkShape`: the network that a budget holds for."""
+    return {
+        "channels": cfg.search.budget.channels,
+        "layers": tuple(cfg.search.budget.layers),
+        "blocks": cfg.autoreid.blocks,
+        "parts": cfg.autoreid.parts,
+        "height": cfg.search.budget.height or cfg.data.height,
+        "width": cfg.search.budget.width or cfg.data.width,
+        "last_stride": cfg.search.budget.last_stride,
+    }
+
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 #: Keys of torchreid that a search has no use for, and what to use instead.
@@ -608,7 +646,7 @@ _UNUSED_IN_TRAINING = {
     "video.pooling_method": "it is for images",
     "train.start_epoch": "use --resume",
     "autoreid.blocks": "a genotype brings its own",
-    **{f"search.{key}": "search.py takes it" for key in get_default_config().search},
+    **dict.fromkeys(_keys(get_default_config().search, "search."), "search.py takes it"),
 }
 
 # Strategies that mix all operations of an edge; those that have alphas at all.
@@ -880,6 +918,7 @@ def _check_search(cfg: CfgNode) -> None:
     if len(cfg.search.alpha_betas) != 2 or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
         raise UserError(f"search.alpha_betas must be two numbers from 0 to below 1, not {cfg.search.alpha_betas}")
     _check_strategy(cfg)
+    _check_budget(cfg)
     if cfg.search.order == 2 and cfg.train.optim != "sgd":
         raise UserError(
             f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
@@ -927,6 +966,29 @@ def _check_strategy(cfg: CfgNode) -> None:
                 f"{key} {_get(cfg, key)} has no effect with {chooser}, which does not rank by the alphas; "
                 "leave one of them out"
             )
+
+
+def _check_budget(cfg: CfgNode) -> None:
+    default = get_default_config()
+    for name in ("params", "macs", "latency_ms"):
+        _in_range(cfg, f"search.budget.{name}", 0)
+    if budget_limits(cfg) and cfg.search.selection == "perturbation":
+        raise UserError("search.selection perturbation does not look at the cost of what it chooses; set strength")
+    for key in cfg.search.budget:
+        name = f"search.budget.{key}"
+        needs = "search.budget.latency_ms" if key == "latency_table" else "a limit, such as search.budget.macs 1.2e9"
+        limited = cfg.search.budget.latency_ms if key == "latency_table" else budget_limits(cfg)
+        if _get(cfg, name) != _get(default, name) and not limited:
+            raise UserError(f"{name} {_get(cfg, name)} has no effect without {needs}; set one, or leave the key out")
+    _in_range(cfg, "search.budget.channels", 1)
+    if len(cfg.search.budget.layers) != 4 or min(cfg.search.budget.layers) < 1:
+        raise UserError(
+            f"search.budget.layers must be four numbers of cells, each at least 1, not {cfg.search.budget.layers}"
+        )
+    for name in ("search.budget.height", "search.budget.width"):
+        if _get(cfg, name):
+            _in_range(cfg, name, _LEAST_SIZE)
+    _one_of(cfg, "search.budget.last_stride", (1, 2))
 
 
 def _get(cfg: CfgNode, name: str) -> Any:

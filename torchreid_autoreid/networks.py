@@ -308,6 +308,22 @@ class AutoReIDSearchNetwork(Skeleton):
         """(E, O) probabilities of each cell, ``{'normal': …, 'reduce': …}``, detached, on the CPU."""
         return {kind: self.strategy.probabilities(self.architecture.of(kind)[0].detach()).cpu() for kind in _KINDS}
 
+    def strengths(self, renormalised: bool = False) -> dict[str, Tensor]:
+        """(E, O) strengths of each cell, differentiable: what :meth:`genotype` ranks edges and operations by.
+
+        The probability, renormalised without ``none`` or not, times the weight of the edge if the strategy has one. The
+        column of ``none`` says nothing.
+        """
+        none, found = self.operations.index("none"), {}
+        for kind in _KINDS:
+            alphas, edges = self.architecture.of(kind)
+            rows, factors = self.strategy.probabilities(alphas), self.strategy.edge_weights(edges)
+            if renormalised:
+                mass = rows.sum(dim=1, keepdim=True) - rows[:, none : none + 1]
+                rows = rows / mass.clamp_min(torch.finfo(rows.dtype).tiny)
+            found[kind] = rows if factors is None else factors[:, None] * rows
+        return found
+
     def genotype(self, renormalised: bool = False, name: str = "searched", skip_cap: int | None = None) -> Genotype:
         """The discrete cells that the present alphas stand for; see :func:`genotype.derive`."""
         rows = {kind: p.double().tolist() for kind, p in self.probabilities().items()}

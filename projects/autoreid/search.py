@@ -27,6 +27,7 @@ import torch
 import torchreid
 
 from torchreid_autoreid import Genotype
+from torchreid_autoreid.budget import UNITS, Budget
 from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
     StepBar,
@@ -41,6 +42,7 @@ from torchreid_autoreid.cli import (
     stop_on_signals,
 )
 from torchreid_autoreid.config import (
+    budget_limits,
     check_search_config,
     network_kwargs,
     optimizer_kwargs,
@@ -49,16 +51,20 @@ from torchreid_autoreid.config import (
     search_kwargs,
     searchdata_kwargs,
     settings_of_result,
+    shape_kwargs,
 )
+from torchreid_autoreid.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
 from torchreid_autoreid.genotype import operation_names
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
-from torchreid_autoreid.report import write_report
+from torchreid_autoreid.report import amount, write_report
 from torchreid_autoreid.strategies import Schedule
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
+
+LATENCIES = "latency.json"  # in the log folder
 
 EPILOG = """
 examples:
@@ -95,13 +101,19 @@ def main(argv: list[str] | None = None) -> int:
     check_search_config(cfg)
     resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
+    latencies = find_latencies(cfg, resume)
+    budget = build_budget(cfg, latencies)
     keep_earlier_run(save_dir, resume)
     setup_logging(save_dir, "search")
+    if latencies is not None:
+        latencies.save(save_dir / LATENCIES)
+    if budget is not None:
+        _LOGGER.info("%s", describe_budget(budget))
 
     torchreid.utils.set_random_seed(cfg.train.seed)
     torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
     datamanager = SearchDataManager(**searchdata_kwargs(cfg))
-    engine = (build_random_engine if cfg.search.strategy == "random" else build_engine)(cfg, datamanager)
+    engine = (build_random_engine if cfg.search.strategy == "random" else build_engine)(cfg, datamanager, budget)
     engine.settings = settings_of_result(cfg)
     start_epoch = 0
     if resume:
@@ -128,7 +140,40 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearchEngine:
+def find_latencies(cfg: Any, resume: Path | None) -> LatencyTable | None:
+    """Measures what a limit on the latency needs, or reads what was measured before."""
+    if not cfg.search.budget.latency_ms:
+        return None
+    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
+    if resume is not None:
+        return LatencyTable.load(resume.parent / LATENCIES, shape, operations)
+    if cfg.search.budget.latency_table:
+        return LatencyTable.load(cfg.search.budget.latency_table, shape, operations)
+    return measure_latency(shape, operations, device_of(cfg))
+
+
+def build_budget(cfg: Any, latencies: LatencyTable | None) -> Budget | None:
+    limits = budget_limits(cfg)
+    if not limits:
+        return None
+    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
+    tables = {"params": CostTable.parameters(shape, operations), "macs": CostTable.macs(shape, operations)}
+    if latencies is not None:
+        tables["latency_ms"] = CostTable.latency(latencies)
+    return Budget(limits, tables, None if cfg.search.skip_cap < 0 else cfg.search.skip_cap)
+
+
+def describe_budget(budget: Budget) -> str:
+    lines, free = [], budget.free()
+    for name, limit in budget.limits.items():
+        table = budget.tables[name]
+        bounds = f"networks of the search space have {amount(table.smallest())} to {amount(table.largest())}"
+        binds = "; the limit does not bind" if name in free else ""
+        lines.append(f"budget: at most {amount(limit)} {UNITS[name]}; {bounds}{binds}")
+    return "\n".join(lines)
+
+
+def build_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None) -> ImageAutoReIDSearchEngine:
     model = placed(AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)), cfg)
     # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
     optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
@@ -146,12 +191,13 @@ def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearc
         scheduler=build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
         loss=retrieval_loss(cfg),
         schedule=Schedule(**schedule_kwargs(cfg)),
+        budget=budget,
         use_gpu=cfg.use_gpu,
         **search_kwargs(cfg),
     )
 
 
-def build_random_engine(cfg: Any, datamanager: SearchDataManager) -> ImageRandomSearchEngine:
+def build_random_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None) -> ImageRandomSearchEngine:
     return ImageRandomSearchEngine(
         datamanager,
         partial(build_candidate, cfg, datamanager.num_train_pids),
@@ -161,6 +207,7 @@ def build_random_engine(cfg: Any, datamanager: SearchDataManager) -> ImageRandom
         cfg.train.seed,
         retrieval_loss(cfg),
         cfg.search.grad_clip,
+        budget,
         checkpoint_every=cfg.search.checkpoint_every,
         use_gpu=cfg.use_gpu,
     )
@@ -176,8 +223,12 @@ def build_candidate(cfg: Any, num_classes: int, genotype: Genotype) -> tuple[Any
     return model, optimizer, scheduler
 
 
+def device_of(cfg: Any) -> torch.device:
+    return torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+
+
 def placed(model: torch.nn.Module, cfg: Any) -> Any:
-    device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+    device = device_of(cfg)
     # Channels-last is 1.4 times as fast on a CPU, with the same result up to rounding.
     return model.to(device) if device.type == "cuda" else model.to(memory_format=torch.channels_last)  # type: ignore
 
@@ -207,6 +258,11 @@ def log_epoch(record: Mapping[str, Any]) -> None:
             f"  held out    mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
             f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
         )
+    for name, cost in (record.get("cost") or {}).items():
+        figures = [f"{amount(cost['derived'])} derived", f"{amount(cost['genotype'])} in the genotype"]
+        if cost["expected"] is not None:
+            figures = [f"{amount(cost['expected'])} expected", *figures, f"weight {cost['weight']:.3g}"]
+        lines.append(f"  budget      {', '.join(figures)}; at most {amount(cost['limit'])} {UNITS[name]}")
     genotype = Genotype.from_dict(record["genotype"])
     for kind in ("normal", "reduce"):
         none, skips = record["none_mass"][kind], record["skips"][kind]

@@ -9,6 +9,8 @@ import torchreid
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchreid_autoreid.budget import Budget
+from torchreid_autoreid.cost import CostTable, NetworkShape, count_parameters
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageRandomSearchEngine
 from torchreid_autoreid.errors import Interrupted, UserError
@@ -147,12 +149,20 @@ def test_candidates_do_not_depend_on_what_was_drawn_before(datamanager):
 
 
 def test_a_budget_decides_what_is_trained(datamanager, tmp_path):
-    accepts = lambda genotype: genotype.count("part_aware")["normal"] == 2  # noqa: E731
-    engine = build(datamanager, accepts=accepts, candidate_epochs=1)
+    shape = NetworkShape(channels=2, layers=(1, 1, 1, 1), blocks=1, height=32, width=16)
+    table = CostTable.parameters(shape)
+    limit = 0.8 * table.smallest() + 0.2 * table.largest()
+    engine = build(datamanager, budget=Budget({"params": limit}, {"params": table}), candidate_epochs=1)
     run(engine, tmp_path, max_epoch=2)
-    assert all(accepts(Genotype.from_dict(record["candidate"]["genotype"])) for record in history(tmp_path))
-    with pytest.raises(UserError, match="within the budget"):
-        build(datamanager, accepts=lambda _: False)
+    for record in history(tmp_path):
+        for name, genotype in (("derived", record["candidate"]["genotype"]), ("genotype", record["genotype"])):
+            count = count_parameters(shape.build(Genotype.from_dict(genotype)))
+            assert record["cost"]["params"][name] == count <= limit == record["cost"]["params"]["limit"]
+        assert record["cost"]["params"]["expected"] is None
+    assert "Cost and budget" in write_report(tmp_path).read_text()
+    for budget in (None, Budget({"params": limit + 1}, {"params": table})):
+        with pytest.raises(UserError, match=r"checkpoint\.pth was made with other limits"):
+            build(datamanager, budget=budget, candidate_epochs=1).resume(tmp_path / "checkpoint.pth")
 
 
 def test_a_loss_that_is_not_finite_stops(datamanager, tmp_path):

@@ -10,7 +10,9 @@ import torchreid
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchreid_autoreid.budget import Budget
 from torchreid_autoreid.checkpoint import load_checkpoint
+from torchreid_autoreid.cost import CostTable, NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.errors import Interrupted, UserError
@@ -428,6 +430,73 @@ def test_retrieval_equals_torchreids_on_the_held_out_half(root, tmp_path):
     figures = history(tmp_path)[-1]["retrieval"]
     assert figures["mAP"] == pytest.approx(mean_ap, abs=1e-6)
     assert figures["rank1"] == pytest.approx(cmc[0], abs=1e-6)
+
+
+SHAPE = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=2, height=64, width=32)
+
+
+def tight_budget(**shares):
+    tables = {"params": CostTable.parameters(SHAPE), "macs": CostTable.macs(SHAPE)}
+    limits = {
+        name: tables[name].smallest() + share * (tables[name].largest() - tables[name].smallest())
+        for name, share in shares.items()
+    }
+    return Budget(limits, tables)
+
+
+def test_a_budget_is_kept_in_every_epoch_and_a_resumed_search_ends_the_same(root, tmp_path):
+    through = build(root, budget=tight_budget(params=0.2, macs=0.1))
+    start = dict(through.budget.weights)
+    genotype = run(through, tmp_path / "through")
+    records, tables = history(tmp_path / "through"), through.budget.tables
+    for record in records:
+        found = Genotype.from_dict(record["genotype"])
+        network = SHAPE.build(found)
+        counts = {"params": count_parameters(network), "macs": count_macs(network, (3, 64, 32))}
+        for name, figures in record["cost"].items():
+            assert figures["genotype"] == counts[name] <= figures["limit"] == through.budget.limits[name]
+            for value in (figures["expected"], figures["derived"]):
+                assert tables[name].smallest() <= value <= tables[name].largest()
+    assert Genotype.from_dict(records[-1]["genotype"]) == genotype == Genotype.load(tmp_path / "through/genotype.json")
+    assert through.budget.weights != start
+    assert {name: figures["weight"] for name, figures in records[-1]["cost"].items()} == through.budget.weights
+    events = EventAccumulator(str(tmp_path / "through")).Reload()
+    values = [event.value for event in events.Scalars("Cost/macs/expected")]
+    assert values == pytest.approx([record["cost"]["macs"]["expected"] for record in records], rel=1e-5)
+
+    first = build(root, budget=tight_budget(params=0.2, macs=0.1))
+    stop_after(first, 1, 1)
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "stopped")
+    second = build(root, budget=tight_budget(params=0.2, macs=0.1))
+    assert run(second, tmp_path / "stopped", start_epoch=second.resume(tmp_path / "stopped/checkpoint.pth")) == genotype
+    assert_same(state(second), state(through))
+    assert second.budget.state_dict() == through.budget.state_dict()
+    assert history(tmp_path / "stopped") == records
+
+    for budget, words in ((None, "with search.budget"), (tight_budget(macs=0.3), "its limits are")):
+        with pytest.raises(UserError, match=rf"checkpoint.pth does not fit this run \(.*{words}"):
+            build(root, budget=budget).resume(tmp_path / "stopped" / "checkpoint.pth")
+
+
+def test_the_expected_cost_joins_the_loss_of_the_alphas_alone(root):
+    engine = build(root, budget=tight_budget(macs=0.1))
+    plain = build(root)
+    batch = next(iter(engine.train_loader))
+    images, identities = engine._to_device(batch)
+    losses = []
+    for one in (engine, plain):
+        torch.manual_seed(0)
+        losses.append(one._alpha_loss(one.loss, one.model(images), identities))
+    penalty = engine.budget.penalty(engine.model.strengths())
+    assert (losses[0] - losses[1]).item() == pytest.approx(penalty.item(), abs=1e-5)
+    own = torch.autograd.grad(losses[0], engine.model.alphas())
+    without = torch.autograd.grad(losses[1], plain.model.alphas())
+    cost = torch.autograd.grad(penalty, engine.model.alphas())
+    for total, loss, term in zip(own, without, cost, strict=True):
+        assert torch.allclose(total, loss + term, atol=1e-6)
+        assert term.abs().sum() > 0
+    assert engine._alpha_parts == plain._alpha_parts  # the history has the retrieval loss
 
 
 def test_alphas_are_frozen_in_the_warm_up(root, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torchreid_autoreid.cost import NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.genotype import Genotype
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,6 +211,11 @@ MISTAKES = {
     "batch not divisible": (["train.batch_size", "9"], ["9", "num_instances"]),
     "too few identities": (["train.batch_size", "32"], ["8 identities", "16"]),
     "ignored key": (["loss.triplet.weight_t", "0.5"], ["weight_t", "search.loss_lambda"]),
+    "budget below the smallest network": (["search.budget.macs", "1e3"], ["search.budget.macs 1000", "smallest"]),
+    "missing latencies": (
+        ["search.budget.latency_ms", "9", "search.budget.latency_table", "/no/such.json"],
+        ["/no/such.json"],
+    ),
     "NaN": (["train.lr", "nan"], ["train.lr", "nan"]),
     "missing checkpoint": (["--resume", "/no/such/checkpoint.pth"], ["/no/such/checkpoint.pth"]),
     "missing file": (["--config-file", "configs/autoreid_serch.yaml"], ["autoreid_search.yaml"]),
@@ -251,6 +257,48 @@ def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
     victim.write_bytes({"torn": whole[: len(whole) // 2], "zero bytes": b"", "no image": b"hello"}[damage])
     done = search("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "data.workers", workers)
     assert_one_line(done, str(victim), "replace")
+
+
+@pytest.mark.slow
+def test_a_budget_by_all_measures_and_the_same_latencies_after_a_resume(images, config, tmp_path):
+    log, other = tmp_path / "log", tmp_path / "other"
+    budget = ["search.budget.channels", 4, "search.budget.layers", "[1, 1, 1, 1]", "search.budget.params", 5e3]
+    budget += ["search.budget.macs", 1e12, "search.budget.latency_ms", 1e3]
+    options = ["--config-file", config, "--root", images, *budget]
+    done = search(*options, "data.save_dir", log)
+    assert done.returncode == 0, done.stderr
+    text = (log / "search.log").read_text()
+    assert "budget: at most 5.00 k parameters" in text
+    assert "at most 1000.00 G MACs an image; networks of the search space have" in text
+    assert text.count("the limit does not bind") == 2
+    assert "expected" in text
+    genotype = Genotype.load(log / "genotype.json")
+    network = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=1, height=64, width=32).build(genotype)
+    assert count_parameters(network) <= 5e3
+    assert "Cost and budget" in (log / "report.html").read_text()
+    # Resumed in another folder: the table of the first one is used, and goes with it.
+    again = search("--resume", log, *options, "data.save_dir", other, "train.max_epoch", 3)
+    assert again.returncode == 0, again.stderr
+    assert (other / "latency.json").read_text() == (log / "latency.json").read_text()
+    # A search that no network can satisfy leaves the earlier run where it is.
+    names = sorted(tmp_path.iterdir())
+    assert_one_line(search(*options, "data.save_dir", log, "search.budget.params", 10), "smallest network", "params 10")
+    assert sorted(tmp_path.iterdir()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["gdas", "pc_darts", "drnas", "random"])
+def test_every_strategy_keeps_a_budget(images, config, tmp_path, strategy):
+    options = ["search.strategy", strategy, "search.budget.channels", 4, "search.budget.macs", 4e5]
+    options += ["autoreid.channels", 4] if strategy == "pc_darts" else []
+    done = search("--config-file", config, "--root", images, *options, "data.save_dir", tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    network = NetworkShape(channels=4, blocks=1, height=64, width=32).build(
+        Genotype.load(tmp_path / "log" / "genotype.json")
+    )
+    assert count_macs(network, (3, 64, 32)) <= 4e5
+    for record in finished(tmp_path / "log")[1]:
+        assert record["cost"]["macs"]["genotype"] <= 4e5
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def _make_record(epoch, epochs, blocks=4, operations=OPERATION_NAMES):
         "none_mass": {kind: float(np.mean(rows, axis=0)[none]) for kind, rows in probabilities.items()},
         "genotype": genotype.to_dict(),
         "skips": genotype.count("skip_connect"),
+        "cost": None,
         "retrieval": retrieval | {"num_valid_queries": 321} if epoch % 2 == 0 else None,
     }
 
@@ -68,6 +69,18 @@ def write_history():
 @pytest.fixture
 def records():
     return [_make_record(epoch, epochs=4) for epoch in (1, 2, 3, 4)]
+
+
+@pytest.fixture
+def limited_records(records):
+    """Of a search with limits."""
+    for record in records:
+        done = record["epoch"] / record["epochs"]
+        record["cost"] = {
+            "macs": {"limit": 1e9, "expected": 2e9 - done * 1e9, "derived": 1.2e9, "genotype": 9e8, "weight": 0.5},
+            "latency_ms": {"limit": 20.0, "expected": None, "derived": 19.5, "genotype": 18.25, "weight": None},
+        }
+    return records
 
 
 @pytest.fixture

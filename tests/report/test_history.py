@@ -134,8 +134,36 @@ def test_a_value_that_is_not_of_the_schema_is_named(tmp_path, records, write_his
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("cost", {}, "cost is {}, not by some of params, macs, latency_ms"),
+        ("cost", {"flops": {}}, "cost is {'flops': {}}, not by some of"),
+        ("cost.macs", 3.0, "cost.macs.limit is missing"),
+        ("cost.macs.expected", -1, "cost.macs.expected is -1"),
+        ("cost.macs.genotype", float("nan"), "cost.macs.genotype is nan"),
+        ("cost.macs.limit", 2.0, "its limits are not those of the first line"),
+        ("cost", None, "its limits are not those of the first line"),
+        ("cost.macs.expected", "dear", "cost.macs.expected is 'dear'"),
+        ("cost.macs.limit", None, "cost.macs.limit is None, not a number"),
+        ("cost.latency_ms", {"limit": 20.0}, "cost.latency_ms.expected is missing"),
+    ],
+)
+def test_a_cost_that_is_not_of_the_schema_is_named(tmp_path, limited_records, write_history, where, value, message):
+    assert read_history(write_history(tmp_path / "good.jsonl", limited_records)) == (limited_records, False)
+    *outer, last = where.split(".")
+    target = limited_records[1]
+    for key in outer:
+        target = target[key]
+    target[last] = value
+    path = write_history(tmp_path / "history.jsonl", limited_records)
+    with pytest.raises(UserError, match=rf"line 2 of .*history\.jsonl is no record of a search: .*{message}"):
+        read_history(path)
+
+
 def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
-    """A record without any one of its keys is refused, except for the alphas, which the report does not use."""
+    """A record without any one of its keys is refused, except for the alphas, which the report does not use, and for
+    the cost, which a search without limits does not have."""
 
     def paths(value, before=()):
         for key, inner in value.items():
@@ -151,7 +179,7 @@ def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
             target = target[key]
         del target[keys[-1]]
         path.write_text(json.dumps(record) + "\n")
-        if keys[0] == "alphas":
+        if keys[0] in {"alphas", "cost"}:
             assert read_history(path) == ([record], False)
         else:
             with pytest.raises(UserError, match=keys[-1]):

@@ -104,6 +104,17 @@ def test_the_table_holds_every_epoch(log_dir, records):
     assert second[-1] == f"{records[1]['skips']['normal']} / {records[1]['skips']['reduce']}"
 
 
+def test_costs_are_shown_against_the_budget(log_dir, limited_records, write_history):
+    write_history(log_dir / "history.jsonl", limited_records)
+    page = write_report(log_dir).read_text()
+    assert "<h2>Cost and budget</h2>" in page
+    assert 'alt="Cost by epoch"' in page
+    assert "<div>multiply–adds<b>900.00 M</b>at most 1.00 G</div>" in page
+    assert "<div>latency in ms<b>18.25</b>at most 20.00</div>" in page
+    assert "<th>latency in ms, kept</th>" in page
+    assert "<td>1.75 G</td><td>1.20 G</td><td>900.00 M</td><td>–</td><td>19.50</td><td>18.25</td>" in page
+
+
 def test_the_page_is_whole_in_itself(log_dir):
     page = read(write_report(log_dir))
     assert page.addresses

@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, SPACES, Genotype, cell_edges, derive, num_edges
-from torchreid_autoreid.report import draw_alphas, draw_cell, draw_history, figure_to_rgb
+from torchreid_autoreid.report import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
 from torchreid_autoreid.report.plots import OPERATION_COLOURS
 
 KINDS = ("normal", "reduce")
@@ -241,6 +241,15 @@ def test_a_search_of_one_epoch_without_retrieval_and_with_rates_of_zero_is_drawn
     assert figure_to_rgb(figure).shape[0] == 3
     assert sum(axes.axison for axes in figure.axes) == 8
     assert "retrieval: not measured yet" in [axes.get_title() for axes in figure.axes]
+
+
+def test_the_curves_of_the_cost_are_the_records_and_the_limit(limited_records):
+    macs, latency = draw_costs(limited_records).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in macs.get_lines()}
+    assert lines["expected"] == [1.75e9, 1.5e9, 1.25e9, 1e9]
+    assert (lines["derived"], lines["kept"]) == ([1.2e9] * 4, [9e8] * 4)
+    assert lines["limit"] == [1e9, 1e9]
+    assert [line.get_label() for line in latency.get_lines()] == ["derived", "kept", "limit"]
 
 
 def test_neither_pyplot_nor_the_callers_style_is_touched_or_shows(records):

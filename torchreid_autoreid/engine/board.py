@@ -35,6 +35,10 @@ def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for group in ("w", "alpha", "lr", "none_mass", "skips", "strengths", "retrieval"):
         for name, value in (record.get(group) or {}).items():
             yield f"Search/{group}/{name}", value
+    for measure, costs in (record.get("cost") or {}).items():
+        for name, value in costs.items():
+            if value is not None:
+                yield f"Cost/{measure}/{name}", value
     for kind, rows in record["probabilities"].items():
         means = torch.tensor(rows).mean(dim=0)
         for name, value in zip(record["operations"], means.tolist(), strict=True):

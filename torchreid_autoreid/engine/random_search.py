@@ -11,6 +11,7 @@ import torch
 import torchreid
 from torch import nn
 
+from ..budget import Budget
 from ..checkpoint import load_checkpoint, write_atomically
 from ..errors import UserError
 from ..genotype import Genotype, num_edges
@@ -43,7 +44,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         seed: of the genotypes and of their first weights.
         loss: the retrieval loss.
         grad_clip: largest norm of the gradient; 0 switches clipping off.
-        accepts: says whether a genotype is within a budget; others are not trained.
+        budget: limits on the cost; genotypes that do not keep them are not trained.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         use_gpu: use the GPU if there is one.
 
@@ -63,7 +64,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         seed: int = 1,
         loss: RetrievalLoss | None = None,
         grad_clip: float = 5.0,
-        accepts: Callable[[Genotype], bool] = lambda _: True,
+        budget: Budget | None = None,
         checkpoint_every: int = 0,
         use_gpu: bool = True,
     ) -> None:
@@ -71,7 +72,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         if candidate_epochs < 1 or checkpoint_every < 0 or not grad_clip >= 0:
             raise UserError("candidate_epochs must be at least 1; checkpoint_every and grad_clip must not be negative")
         self.make_training = train
-        self.operations, self.blocks, self.accepts = tuple(operations), blocks, accepts
+        self.operations, self.blocks, self.budget = tuple(operations), blocks, budget
         self.candidate_epochs = candidate_epochs
         self.seed = seed
         self.loss = loss or RetrievalLoss()
@@ -110,7 +111,8 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         """Genotype and first weights depend on the seed and the index alone."""
         self.index = index
         seed = f"random search {self.seed} {index}"
-        self.candidate = draw_genotype(self.operations, self.blocks, seed, self.accepts, f"random_{index}")
+        accepts = (lambda _: True) if self.budget is None else self.budget.accepts
+        self.candidate = draw_genotype(self.operations, self.blocks, seed, accepts, f"random_{index}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + index)
             self.model, self.optimizer, self.scheduler = self.make_training(self.candidate)
@@ -164,6 +166,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
             "candidate": candidate,
+            "cost": None if self.budget is None else self.budget.figures(self.candidate, genotype),
         }
 
     def _write_results(self) -> None:
@@ -174,15 +177,20 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _state(self) -> dict[str, Any]:
         best = None if self.best is None else [self.best[0], self.best[1].to_dict()]
-        return {"candidates": {"index": self.index, "best": best}}
+        return {"candidates": {"index": self.index, "best": best, "limits": self._limits()}}
+
+    def _limits(self) -> dict[str, float]:
+        return {} if self.budget is None else self.budget.limits
 
     def resume(self, path: str | Path) -> int:
         """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
         candidates = load_checkpoint(path, self.checkpoint_keys)["candidates"]
         try:
-            index = int(candidates["index"])
+            index, limits = int(candidates["index"]), dict(candidates["limits"])
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint") from None
+        if limits != self._limits():  # they decide which genotypes are drawn
+            raise UserError(f"{path} was made with other limits, {limits or 'none'}; set search.budget to the same")
         self._start_candidate(index)
         return super().resume(path)
 

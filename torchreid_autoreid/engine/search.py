@@ -14,6 +14,7 @@ import torchreid
 from torch import Tensor
 
 from ..architect import Architect, unchanged_buffers
+from ..budget import Budget
 from ..checkpoint import write_atomically
 from ..errors import Interrupted, UserError
 from ..genotype import Genotype, num_edges
@@ -60,6 +61,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         perturbation_steps: steps of the weights on ``D_w`` after each choice.
         schedule: of what changes by epoch, see :class:`~torchreid_autoreid.strategies.Schedule`.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        budget: limits on the cost of the derived network, which the alphas learn to keep and the genotype keeps.
         use_gpu: use the GPU if there is one.
 
     Raises:
@@ -89,6 +91,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         perturbation_steps: int = 10,
         schedule: Schedule | None = None,
         checkpoint_every: int = 0,
+        budget: Budget | None = None,
         use_gpu: bool = True,
     ) -> None:
         super().__init__(datamanager, use_gpu)
@@ -120,6 +123,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.perturbation_batches, self.perturbation_steps = perturbation_batches, perturbation_steps
         self.schedule = schedule or Schedule()
         self.checkpoint_every = checkpoint_every
+        self.budget = budget
         val_loss = self.loss
         if getattr(datamanager, "split", "image") == "identity":
             val_loss = RetrievalLoss(0.0, self.loss.margin)
@@ -192,6 +196,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in self.model.alphas() if alpha.grad is not None])
         self._check_finite("alpha gradient", float(norm))
         self.alpha_optimizer.step()
+        if self.budget is not None:
+            self.budget.adapt(self._derived())
         return self._alpha_parts
 
     def _step_weights(self, batch: Batch) -> dict[str, float]:
@@ -209,10 +215,15 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         total, parts = loss(outputs, identities)
         self._alpha_parts = step_figures(parts, outputs[0], identities)
         penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
-        if penalty is None:
-            return total
-        self._alpha_parts["penalty"] = float(penalty.detach())
-        return total + penalty
+        if penalty is not None:
+            self._alpha_parts["penalty"] = float(penalty.detach())
+            total = total + penalty
+        if self.budget is not None:
+            total = total + self.budget.penalty(self._strengths_of_edges()).to(total.dtype)
+        return total
+
+    def _strengths_of_edges(self) -> dict[str, Tensor]:
+        return self.model.strengths(self.derive_renormalised)
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +254,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             return ""
         skips = self.model.genotype(self.derive_renormalised).count("skip_connect")["normal"]
         if skips < self.stop_at_skips:
-            self._before_collapse = self._derived()
+            self._before_collapse = self._kept()
         elif self._before_collapse is not None:
             return (
                 f"the normal cell of epoch {self.epoch + 1} has {skips} skip connections (search.stop_at_skips "
@@ -254,7 +265,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
         """A line of history.jsonl; the format is in the README."""
         probabilities = self.model.probabilities()
-        genotype = self._derived()
+        genotype = self._kept()
         none = self.model.operations.index("none")
         return {
             "operations": list(self.model.operations),
@@ -268,7 +279,13 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
             "strengths": self._strengths_in_use(),
+            "cost": None if self.budget is None else self._cost(genotype),
         }
+
+    def _cost(self, genotype: Genotype) -> dict[str, Any]:
+        assert self.budget is not None
+        with torch.no_grad():
+            return self.budget.figures(self._derived(), genotype, self._strengths_of_edges())
 
     def _strengths_in_use(self) -> dict[str, float]:
         """What the schedule says for this epoch, of the options that are switched on."""
@@ -288,12 +305,18 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return {
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "before_collapse": None if kept is None else kept.to_dict(),
+            "budget": None if self.budget is None else self.budget.state_dict(),
         }
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
+        budget: Any = state.get("budget")
+        if (self.budget is None) != (budget is None):
+            raise ValueError(f"it was made {'without' if budget is None else 'with'} search.budget")
+        if self.budget is not None:
+            self.budget.load_state_dict(budget)
 
     def genotype(self) -> Genotype:
         """The answer so far: the genotype that the present alphas stand for, unless the search has ended otherwise."""
@@ -301,7 +324,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             return self._selected
         if self._ended and self._before_collapse is not None:
             return self._before_collapse
-        return self._derived()
+        return self._kept()
+
+    def _kept(self) -> Genotype:
+        """The genotype that the present alphas stand for, or the strongest one that keeps the budget."""
+        derived = self._derived()
+        return derived if self.budget is None else self.budget.fit(derived, self._strengths_of_edges())
 
     def _derived(self) -> Genotype:
         return self.model.genotype(self.derive_renormalised, skip_cap=self.skip_cap)

@@ -1,6 +1,6 @@
 """Pictures of a search, and its report for people."""
 
-from .html import write_report
-from .plots import draw_alphas, draw_cell, draw_history, figure_to_rgb
+from .html import amount, write_report
+from .plots import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
 
-__all__ = ["draw_alphas", "draw_cell", "draw_history", "figure_to_rgb", "write_report"]
+__all__ = ["amount", "draw_alphas", "draw_cell", "draw_costs", "draw_history", "figure_to_rgb", "write_report"]

@@ -21,6 +21,9 @@ _ONE = 1 + 1e-6  # of fractions that were summed in float32
 _KINDS = ("normal", "reduce")
 _HALF = ("loss", "loss_softmax", "loss_triplet")
 _ACCURACY = ("top1", "top5", "top10")
+_MEASURES = ("params", "macs", "latency_ms")
+_COSTS = ("limit", "expected", "derived", "genotype", "weight")
+_OF_ALPHAS = ("expected", "weight")  # null where there are no alphas
 _RETRIEVAL = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
@@ -78,6 +81,7 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
         _check_probabilities(record, kind)
         _number(record, f"none_mass.{kind}", 0, _ONE)
         _number(record, f"skips.{kind}", 0, whole=True)
+    _check_cost(record)
     if _get(record, "retrieval") is not None:
         for name in _RETRIEVAL:
             _number(record, f"retrieval.{name}", 0, _ONE)
@@ -87,8 +91,22 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
     genotype = Genotype.from_dict(_get(record, "genotype"))
     if num_edges(genotype.blocks) != len(record["probabilities"]["normal"]):
         raise ValueError(f"the genotype has {genotype.blocks} blocks, the probabilities have another number")
+    if before and _limits(record) != _limits(before[0]):
+        raise ValueError("its limits are not those of the first line")
     if before and _shape(record) != _shape(before[0]):
         raise ValueError("its operations or blocks are not those of the first line")
+
+
+def _check_cost(record: Any) -> None:
+    if (cost := record.get("cost")) is None:  # a search without limits
+        return
+    if not isinstance(cost, dict) or not cost or not set(cost) <= set(_MEASURES):
+        raise ValueError(f"cost is {_short(cost)}, not by some of {', '.join(_MEASURES)}")
+    for measure in cost:
+        for name in _COSTS:
+            if name in _OF_ALPHAS and _get(record, f"cost.{measure}.{name}") is None:
+                continue
+            _number(record, f"cost.{measure}.{name}", 0)
 
 
 def _check_operations(names: Any) -> None:
@@ -113,6 +131,10 @@ def _check_probabilities(record: Any, kind: str) -> None:
 
 def _shape(record: Mapping[str, Any]) -> tuple[object, ...]:
     return record["operations"], *(len(record["probabilities"][kind]) for kind in _KINDS)
+
+
+def _limits(record: Mapping[str, Any]) -> dict[str, float]:
+    return {measure: cost["limit"] for measure, cost in (record.get("cost") or {}).items()}
 
 
 def _get(record: Any, path: str) -> Any:

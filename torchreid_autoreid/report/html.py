@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..genotype import Genotype
 from .history import read_history
-from .plots import draw_alphas, draw_cell, draw_history
+from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_cell, draw_costs, draw_history
 
-__all__ = ["write_report"]
+__all__ = ["amount", "write_report"]
 
 _MAX_CONFIG_BYTES = 1 << 20
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
@@ -95,6 +95,7 @@ def write_report(
             *_tiles(records, genotype, parameters, macs),
             *_cells(folder, genotype),
             *_course(records),
+            *_costs(records),
             *_alphas(records),
             *_table(records),
             *_files(genotype, config),
@@ -190,10 +191,12 @@ def _tiles(
         count = genotype.count(operation)
         note = f"{count['normal']} normal, {count['reduce']} reduction"
         tiles.append((name, f"{sum(count.values())} of {4 * genotype.blocks}", note))
+    for measure, cost in (records[-1].get("cost") or {}).items():
+        tiles.append((MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"))
     if parameters is not None:
-        tiles.append(("parameters", _amount(parameters), "of the network found"))
+        tiles.append(("parameters", amount(parameters), "of the network found"))
     if macs is not None:
-        tiles.append(("multiply–adds", _amount(macs), "an image"))
+        tiles.append(("multiply–adds", amount(macs), "an image"))
     yield "<div class=tiles>"
     yield from (f"<div>{_text(name)}<b>{_text(value)}</b>{_text(note)}</div>" for name, value, note in tiles)
     yield "</div>"
@@ -223,6 +226,17 @@ def _course(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield _picture("Curves by epoch", draw_history(records), narrow=draw_history(records, columns=1))
 
 
+def _costs(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not records[-1].get("cost"):
+        return
+    yield "<h2>Cost and budget</h2>"
+    yield (
+        "<p class=faint>Of the network to be trained, without its classifier. Expected: what the loss of the α sees. "
+        "Derived: of the genotype that the α stand for. Kept: of the genotype that keeps the budget.</p>"
+    )
+    yield _picture("Cost by epoch", draw_costs(records))
+
+
 def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "<h2>Probabilities of the operations</h2>"
     yield "<p class=faint>A row is an edge, from an input to a block. Framed: what the genotype of the epoch keeps.</p>"
@@ -241,6 +255,8 @@ def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     halves = [f"{name} ({half})" for name in ("loss", "top-1") for half in ("w", "α")]
     heads = ["epoch", "seconds", *halves, "mAP", "rank-1", "mINP", "rate (w)", "rate (α)", "none", "skips"]
+    costs = [(measure, name) for measure in records[0].get("cost") or () for name in COST_LABELS]
+    heads += [f"{MEASURE_NAMES[measure]}, {COST_LABELS[name]}" for measure, name in costs]
     yield "<h2>Epochs</h2>"
     yield "<p class=faint>w and α: the half that trains each. none and skips: normal cell / reduction cell.</p>"
     yield "<div class=scroll><table>"
@@ -256,6 +272,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             *(f"{record['lr'][name]:.3g}" for name in ("w", "alpha")),
             " / ".join(f"{record['none_mass'][kind]:.2f}" for kind in _CELLS),
             " / ".join(str(record["skips"][kind]) for kind in _CELLS),
+            *("–" if (value := record["cost"][m][name]) is None else amount(value) for m, name in costs),
         ]
         yield "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
     yield "</table></div>"
@@ -294,15 +311,16 @@ def _duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
-def _amount(number: int) -> str:
-    """
-    >>> _amount(9_874_321), _amount(1_940_000_000)
-    ('9.87 M', '1.94 G')
+def amount(number: float) -> str:
+    """A number of parameters, multiply-adds or milliseconds for people.
+
+    >>> amount(9_874_321), amount(1_940_000_000), amount(12.3456), amount(12)
+    ('9.87 M', '1.94 G', '12.35', '12')
     """
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number / unit:.2f} {name}"
-    return str(number)
+    return str(number) if isinstance(number, int) else f"{number:.2f}"
 
 
 def _text(value: object) -> str:

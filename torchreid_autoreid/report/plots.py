@@ -14,12 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..errors import UserError
 from ..genotype import Block, Genotype, cell_edges, num_edges
 
-__all__ = ["OPERATION_COLOURS", "draw_alphas", "draw_cell", "draw_history", "figure_to_rgb"]
+__all__ = [
+    "COST_LABELS",
+    "MEASURE_NAMES",
+    "OPERATION_COLOURS",
+    "draw_alphas",
+    "draw_cell",
+    "draw_costs",
+    "draw_history",
+    "figure_to_rgb",
+]
 
 #: One colour an operation, in every picture.
 OPERATION_COLOURS = {
@@ -31,6 +40,10 @@ OPERATION_COLOURS = {
     "none": "#8a8a8a",
     "skip_connect": "#e08a1e",
 }
+
+#: The measures of cost and the figures of each, as in the history.
+MEASURE_NAMES = {"params": "parameters", "macs": "multiply–adds", "latency_ms": "latency in ms"}
+COST_LABELS = {"expected": "expected", "derived": "derived", "genotype": "kept"}
 
 _INK, _WIRE = "#2b2f36", "#9aa1ab"
 _CELL_TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
@@ -260,6 +273,28 @@ def draw_history(records: Sequence[Mapping[str, Any]], columns: int = 4) -> Figu
     for panel in panels:
         panel.axis("off")
     figure.tight_layout(h_pad=1.6)
+    return figure
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_costs(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws the cost of the network by epoch against its limit, a panel a measure.
+
+    Args:
+        records: the lines of the ``history.jsonl`` of a search with limits, at least one.
+    """
+    measures = list(records[0]["cost"])
+    figure = _figure(4.4 * len(measures), 2.9)
+    for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False).ravel(), measures, strict=True):
+        for name, style in (("expected", ":"), ("derived", "-"), ("genotype", "-")):
+            values = [(r["epoch"], r["cost"][measure][name]) for r in records]
+            points = [(epoch, value) for epoch, value in values if value is not None]
+            _plot(panel, points, label=COST_LABELS[name], linestyle=style)
+        limit = records[0]["cost"][measure]["limit"]
+        panel.axhline(limit, color=_INK, linestyle="--", linewidth=1, label="limit")
+        panel.yaxis.set_major_formatter(EngFormatter())
+        _dress(panel, MEASURE_NAMES[measure])
+    figure.tight_layout()
     return figure
 
 
