@@ -107,9 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(
-    cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess
-) -> None:
+def train(cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess) -> None:
     """Trains in all processes, and tests; the first one writes and tells."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     with everyone.together():  # a mistake that one of them finds ends them all

@@ -50,9 +50,9 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             and fresh batches of ``D_w`` on the others.
         derive_renormalised: derive genotypes from strengths renormalised without ``none``.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
-        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither the
-            alphas nor the weights take their step, and the scale is halved). The finite differences of the second order
-            stay in float32.
+        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither
+            the alphas nor the weights take their step, and the scale is halved). The finite differences of the second
+            order stay in float32.
         distributed: search with all processes of ``torch.distributed``, each of which builds the same engine over its
             share of the batches (``SearchDataManager(share=…)``). Features and logits are joined before the loss. The
             step is that of one process on the whole batch if batch norm is synchronised
@@ -164,7 +164,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         batch, alpha_batch = batches
         scaler = self.precision.scaler
         before = None
-        sound, summary = True, {}
+        sound = True
+        summary: dict[str, float] = {}
         if alpha_batch is not None:
             if scaler.is_enabled():
                 before = copy.deepcopy((self.model.alphas(), self.alpha_optimizer.state_dict()))

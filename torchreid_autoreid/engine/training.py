@@ -22,6 +22,7 @@ from .precision import MixedPrecision, check_precision
 
 __all__ = ["ImageSoftmaxTrainingEngine", "ImageTripletTrainingEngine", "Recipe", "build_scheduler"]
 
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train beyond torchreid's own options; the defaults change nothing.
