@@ -155,6 +155,26 @@ def test_second_order_of_the_search_network_agrees_with_exact_autograd():
     assert (ours - exact).norm() / exact.norm() < 1e-3
 
 
+@pytest.mark.parametrize("strategy", ["pc_darts", "drnas"])
+def test_second_order_of_a_strategy_agrees_with_exact_autograd(strategy):
+    """DrNAS draws: w' depends on alpha through the draw of the first pass, so the displaced passes must repeat it."""
+    torch.manual_seed(0)
+    options = {"channels": 4, "layers": (1, 1, 1, 1), "blocks": 1, "strategy": strategy}
+    network = AutoReIDSearchNetwork(3, **options).double()
+    for alpha in network.alphas():
+        alpha.data.normal_()
+    retrieval = RetrievalLoss(0.5)
+    loss = lambda outputs, identities: retrieval(outputs, identities)[0]  # noqa: E731
+    batches = [(torch.randn(6, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])) for _ in range(2)]
+    optimizer = torch.optim.SGD(network.weights(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(1)
+    exact = torch.cat([g.flatten() for g in exact_second_order(network, loss, optimizer, *batches)])
+    torch.manual_seed(1)
+    Architect(network, loss, optimizer, order=2, displacement=1e-6).backward(*batches)
+    ours = torch.cat([alpha.grad.flatten() for alpha in network.alphas()])
+    assert (ours - exact).norm() / exact.norm() < 1e-3
+
+
 def test_first_order_is_the_plain_gradient_at_the_present_weights():
     network, optimizer = trained(OPTIMIZERS["momentum"], 2)
     loss = nn.functional.cross_entropy

@@ -13,12 +13,14 @@ from torchreid_autoreid.data import SearchDataManager, TrainDataManager
 from torchreid_autoreid.distributed import Group, draw_rows, group, synchronise_batch_norm, unsynchronised_buffers
 from torchreid_autoreid.engine import (
     ImageAutoReIDSearchEngine,
+    ImageRandomSearchEngine,
     ImageSoftmaxTrainingEngine,
     ImageTripletTrainingEngine,
     Recipe,
     build_scheduler,
 )
 from torchreid_autoreid.errors import Interrupted, SharedError
+from torchreid_autoreid.genotype import OPERATION_NAMES
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.neck import add_neck
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -112,6 +114,25 @@ def searched(root, folder, rank, size, **options):
     }
 
 
+def searched_at_random(root, folder, rank, size):
+    """A random search of a single candidate."""
+    datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
+
+    def train(genotype):
+        model = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, 2, (1, 1, 1, 1)).double()
+        if size > 1:
+            synchronise_batch_norm(model)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01), None
+
+    engine = type("Random", (InFloat64, ImageRandomSearchEngine), {})(
+        datamanager, train, OPERATION_NAMES, 1, distributed=size > 1, use_gpu=False
+    )
+    figures = []
+    engine.on_step = lambda *args: figures.append(args[3])
+    genotype = engine.run(str(folder), 1, print_freq=100)
+    return {"figures": figures, "state": engine.model.state_dict(), "genotype": genotype.to_dict()}
+
+
 def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **recipe):
     """A whole training."""
     torchreid.utils.set_random_seed(3)
@@ -148,6 +169,9 @@ def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **
 RUNS = {
     "first order": (searched, {}),
     "second order": (searched, {"order": 2}),
+    "gdas": (searched, {"strategy": "gdas"}),
+    "perturbation": (searched, {"selection": "perturbation", "perturbation_batches": 1, "perturbation_steps": 1}),
+    "random": (searched_at_random, {}),
     "softmax": (trained, {"kind": "softmax", "auxiliary_weight": 0.4, "grad_clip": 0.5}),
     "triplet": (trained, {"kind": "triplet", "neck": "after", "ema_decay": 0.5}),
 }

@@ -17,6 +17,7 @@ from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.strategies import Schedule
 
 EPOCHS = 2
 
@@ -37,7 +38,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", on_gpu=False, **keywords):
+def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", network=None, on_gpu=False, **keywords):
     torchreid.utils.set_random_seed(3)
     datamanager = SearchDataManager(
         root=str(root),
@@ -55,7 +56,8 @@ def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", on_gpu=False
         split=split,
         seed=3,
     )
-    model = AutoReIDSearchNetwork(datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=2)
+    shape = {"channels": 2, "layers": (1, 1, 1, 1), "blocks": 2} | (network or {})
+    model = AutoReIDSearchNetwork(datamanager.num_train_pids, **shape)
     model.to("cuda" if on_gpu else "cpu")
     weights = (
         torch.optim.SGD(model.weights(), lr=lr, momentum=0.9, weight_decay=5e-5)
@@ -180,6 +182,178 @@ def test_resuming_a_finished_search_changes_nothing(uninterrupted, root, tmp_pat
     assert run(again, tmp_path, start_epoch=again.resume(tmp_path / "checkpoint.pth")) == genotype
     assert_same(state(again), expected)
     assert history(tmp_path) == records
+
+
+EVERYTHING = Schedule(auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
+STRATEGIES = {
+    "darts with all options": {
+        "network": {"blocks": 1},
+        "schedule": EVERYTHING,
+        "skip_cap": 1,
+        "stop_at_skips": 2,
+        "warmup_epochs": 1,
+    },
+    "gdas": {"network": {"strategy": "gdas"}, "schedule": Schedule(beta_weight=5.0, skip_dropout=0.3)},
+    "pc_darts, second order": {
+        "network": {"strategy": "pc_darts", "partial_channels": 2, "blocks": 1},
+        "schedule": EVERYTHING,
+        "order": 2,
+    },
+    "drnas, second order": {
+        "network": {"strategy": "drnas", "blocks": 1},
+        "schedule": Schedule(auxiliary_skip=1.0, skip_dropout=0.3, dirichlet_weight=0.1),
+        "order": 2,
+    },
+    "perturbation": {
+        "network": {"blocks": 1},
+        "selection": "perturbation",
+        "perturbation_batches": 1,
+        "perturbation_steps": 1,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_search_by_any_strategy_resumes_bit_for_bit(root, tmp_path, name):
+    options = STRATEGIES[name]
+    through = build(root, **options)
+    steps = []
+    through.on_step = lambda epoch, batch, *_: steps.append((epoch, batch))
+    genotype = run(through, tmp_path / "through")
+    first = build(root, **options)
+    stop_after(first, *steps[len(steps) // 2])
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "stopped")
+    torch.manual_seed(99)
+    second = build(root, **options)
+    resumed = run(second, tmp_path / "stopped", start_epoch=second.resume(tmp_path / "stopped" / "checkpoint.pth"))
+    assert_same(state(second), state(through))
+    assert history(tmp_path / "stopped") == history(tmp_path / "through")
+    assert resumed == genotype == Genotype.load(tmp_path / "stopped" / "genotype.json")
+    # What ended is not gone on with, and says the same again.
+    again = build(root, **options)
+    assert (
+        run(again, tmp_path / "through", start_epoch=again.resume(tmp_path / "through" / "checkpoint.pth")) == genotype
+    )
+    assert_same(state(again), state(through))
+
+
+def test_the_history_says_what_held_in_each_epoch(root, tmp_path):
+    schedule = Schedule(8.0, 2.0, auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
+    engine = build(root, network={"strategy": "gdas"}, schedule=schedule)
+    during = []
+    engine.on_step = lambda *_: during.append((engine.model.strategy.tau, engine.model.cells[0].skip_dropout))
+    run(engine, tmp_path)
+    records = history(tmp_path)
+    assert records[0]["strengths"] == {"auxiliary_skip": 1.0, "beta_weight": 0.0, "skip_dropout": 0.3, "tau": 8.0}
+    assert records[1]["strengths"] == {"auxiliary_skip": 0.0, "beta_weight": 5.0, "skip_dropout": 0.0, "tau": 2.0}
+    assert set(during) == {(8.0, 0.3), (2.0, 0.0)}
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("Search/strengths/tau")] == [8.0, 2.0]
+    assert "penalty" not in records[0]["alpha"]
+    assert records[1]["alpha"]["penalty"] > 0
+
+
+def test_the_penalty_is_in_the_gradient_of_the_alphas_and_not_in_the_loss_of_the_log(root):
+    """d/d alpha of weight * mean logsumexp is weight * softmax / E, added to the gradient without it."""
+    found = {}
+    for weight in (0.0, 4.0):
+        engine = build(root, schedule=Schedule(beta_weight=weight))
+        engine.epoch, engine.max_epoch = 1, 2
+        engine._begin_epoch()
+        batch = engine._to_device(next(iter(engine.datamanager.alpha_loader)))
+        engine.architect.backward(batch, batch)
+        found[weight] = [alpha.grad.clone() for alpha in engine.model.alphas()], engine._alpha_parts
+        engine._end_steps()
+    for plain, with_penalty, alpha in zip(found[0.0][0], found[4.0][0], engine.model.alphas(), strict=True):
+        assert torch.allclose(with_penalty - plain, 4.0 * alpha.softmax(-1) / len(alpha), atol=1e-5)
+    assert found[4.0][1]["loss"] == found[0.0][1]["loss"]
+    both = sum(float(alpha.detach().logsumexp(-1).mean()) for alpha in engine.model.alphas())
+    assert found[4.0][1]["penalty"] == pytest.approx(4.0 * both)
+
+
+def collapse(engine, at):
+    """Alphas without skip connections up to an epoch, and full of them in it."""
+
+    def on_step(epoch, *_):
+        for alpha in engine.model.alphas():
+            alpha.data[:, 6] = 50.0 if epoch >= at else -50.0
+
+    engine.on_step = on_step
+
+
+def test_skip_connections_end_a_search_with_the_genotype_before_the_collapse(root, tmp_path, caplog):
+    engine = build(root, stop_at_skips=2, skip_cap=1)
+    kept = []
+    engine.on_epoch = lambda record: kept.append(Genotype.from_dict(record["genotype"]))
+    collapse(engine, at=2)
+    with caplog.at_level("INFO"):
+        genotype = run(engine, tmp_path, max_epoch=6, eval_freq=-1)
+    records = history(tmp_path)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert "ended" not in records[1]
+    assert "epoch 3 has 4 skip connections (search.stop_at_skips 2)" in records[2]["ended"]
+    assert records[2]["ended"] in caplog.text
+    assert records[2]["retrieval"] is not None  # the last epoch is measured
+    assert genotype == kept[1] == Genotype.load(tmp_path / "genotype.json")
+    assert genotype != kept[2]
+    again = build(root, stop_at_skips=2, skip_cap=1)
+    assert again.resume(tmp_path / "checkpoint.pth") == 3
+    assert run(again, tmp_path, max_epoch=6, start_epoch=3) == genotype
+    assert history(tmp_path) == records
+
+
+def test_skip_connections_of_the_warm_up_and_from_the_start_do_not_end_a_search(root, tmp_path):
+    engine = build(root, stop_at_skips=2, warmup_epochs=2)
+    collapse(engine, at=1)
+    run(engine, tmp_path, max_epoch=3, eval_freq=-1)
+    assert len(history(tmp_path)) == 3
+
+
+def test_a_skip_cap_holds_in_the_genotype_and_in_the_history(root, tmp_path):
+    engine = build(root, skip_cap=1)
+    collapse(engine, at=0)
+    assert run(engine, tmp_path, max_epoch=1).count("skip_connect")["normal"] == 1
+    assert history(tmp_path)[0]["skips"]["normal"] == 1
+    assert engine.model.genotype().count("skip_connect")["normal"] == 4
+
+
+def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on(root, tmp_path):
+    """One operation carries everything; strength prefers another, perturbation does not."""
+    options = {"network": {"blocks": 1}, "perturbation_steps": 0, "perturbation_batches": 1}
+    engine = build(root, selection="perturbation", **options)
+    losses = []
+    plain = engine.val_loss.forward
+
+    def loss(outputs, identities):
+        mixtures = engine.model.mixtures
+        if mixtures is not None:  # the selection asks
+            carried = sum(float(mixture.weights[:, 2].sum()) for mixture in mixtures.values())
+            losses.append(carried)
+            return torch.tensor(-carried), {}
+        return plain(outputs, identities)
+
+    engine.val_loss.forward = loss
+    genotype = run(engine, tmp_path, max_epoch=1)
+    assert losses
+    for cell in (genotype.normal, genotype.reduce):
+        assert cell == ((("avg_pool_3x3", 0), ("avg_pool_3x3", 1)),)
+    assert Genotype.load(tmp_path / "genotype.json") == genotype
+    assert engine.model.mixtures is None
+
+
+@pytest.mark.slow
+def test_a_selection_that_is_interrupted_begins_again(root, tmp_path):
+    options = {"network": {"blocks": 1}, "selection": "perturbation"}
+    options |= {"perturbation_batches": 1, "perturbation_steps": 1}
+    engine = build(root, **options)
+    engine.on_epoch = lambda record: setattr(engine, "stop_requested", record["epoch"] == EPOCHS)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    again = build(root, **options)
+    resumed = run(again, tmp_path, start_epoch=again.resume(tmp_path / "checkpoint.pth"))
+    assert resumed == run(build(root, **options), tmp_path / "through")
 
 
 def test_log_folder_holds_what_it_should(root, tmp_path):
@@ -367,7 +541,19 @@ def test_second_order_needs_sgd(root):
         build(root, optimizer="adam", order=2)
 
 
-@pytest.mark.parametrize("keywords", [{"real_alpha_every": 0}, {"warmup_epochs": -1}, {"grad_clip": float("nan")}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"real_alpha_every": 0},
+        {"warmup_epochs": -1},
+        {"grad_clip": float("nan")},
+        {"skip_cap": -2},
+        {"stop_at_skips": -1},
+        {"selection": "chance"},
+        {"perturbation_batches": 0},
+        {"perturbation_steps": -1},
+    ],
+)
 def test_wrong_arguments_are_refused(root, keywords):
     with pytest.raises(UserError, match=next(iter(keywords))):
         build(root, **keywords)

@@ -33,6 +33,10 @@ _LOGGER = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 
 
+class _EndedEarly(Exception):
+    """Leaves torchreid's loop over the epochs."""
+
+
 class ReproducibleLoop(FaissEvaluationMixin):
     """Put before a torchreid engine: what a search and a training share around their steps.
 
@@ -96,6 +100,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._best_map = -1.0
         self._last_test: tuple[int, RetrievalResult] | None = None
         self._saved_epoch = -1
+        self._ended = ""  # why the run has ended before its last epoch
 
     # -- what a subclass brings ---------------------------------------------------------------------------------------
 
@@ -113,6 +118,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _begin_epoch(self) -> None:
         """Called before the first step of an epoch, or of what is left of it."""
+
+    def _reason_to_end(self) -> str:
+        """Called once after the steps of an epoch: why the run ends with it, or nothing."""
+        return ""
+
+    def _is_measured(self, number: int) -> bool:
+        """Whether an epoch, from 1, ends with a measurement on the validation set; the last one always does."""
+        every, first = self._eval_epochs
+        return every > 0 and number >= first and number % every == 0
 
     def _end_steps(self) -> None:
         """Called after the last step of an epoch, however it ended."""
@@ -165,12 +179,14 @@ class ReproducibleLoop(FaissEvaluationMixin):
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
-        if start_epoch >= max_epoch:
+        if start_epoch >= max_epoch or self._ended:
             return
         self._epoch_rate = self.get_current_lr()
         self._looping = True
         try:
             super().run(save_dir, max_epoch, start_epoch, print_freq, **options)  # type: ignore[misc]
+        except _EndedEarly:
+            _LOGGER.info("ended early: %s", self._ended)
         finally:
             self._looping = False
             self._end_steps()
@@ -264,10 +280,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _finish_epoch(self, seconds: float) -> None:
         number = self.epoch + 1
-        last = number == self.max_epoch
-        every, first = self._eval_epochs
-        due = last or (every > 0 and number >= first and number % every == 0)
-        result = self._retrieval() if due else None
+        self._ended = self._reason_to_end()
+        last = number == self.max_epoch or bool(self._ended)
+        result = self._retrieval() if last or self._is_measured(number) else None
         means = {name: total / count for name, (total, count) in self._sums.items()}
         record = {
             "epoch": number,
@@ -275,6 +290,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             "seconds": round(seconds, 3),
             **self._record(means),
             "retrieval": None if result is None else retrieval_figures(result),
+            **({"ended": self._ended} if self._ended else {}),
         }
         is_best = result is not None and result.mAP > self._best_map
         if result is not None and is_best:
@@ -285,6 +301,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best)
         if self.on_epoch is not None:
             self.on_epoch(record)
+        if self._ended:
+            raise _EndedEarly
 
     def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
@@ -318,6 +336,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 "sums": self._sums if batch else {},
                 "seconds": time.monotonic() - self._epoch_started if batch else 0.0,
                 "best_map": self._best_map,
+                "ended": self._ended,
             },
             "random": random_state(),
             **self._state(),
@@ -364,6 +383,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._first_batch, self._seconds = int(loop["batch"]), float(loop["seconds"])
             self._sums = {str(name): [float(total), int(count)] for name, (total, count) in loop["sums"].items()}
             self._best_map = float(loop["best_map"])
+            self._ended = str(loop.get("ended", ""))
             restore_random_state(state["random"])
             if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
                 # The first process wrote it, and used its first GPU alone.
