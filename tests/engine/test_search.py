@@ -606,7 +606,7 @@ def test_bfloat16_follows_nearly_the_same_gradient(root):
 
 def alphas_after_the_first_gradient(root, amp):
     engine = build(root, amp=amp)
-    engine.epoch, engine.batch_idx, engine.num_batches = 0, 0, 1
+    engine.epoch, engine.max_epoch, engine.batch_idx, engine.num_batches = 0, 1, 0, 1
     engine._begin_epoch()
     batch, alpha_batch = engine._batch(next(iter(engine.train_loader)))
     engine.architect.backward(batch, alpha_batch)
