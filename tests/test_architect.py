@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from torchreid_autoreid.architect import Architect
+from torchreid_autoreid.architect import Architect, gradients
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
@@ -235,6 +235,55 @@ def test_a_loss_of_its_own_for_the_validation_batch():
     once = network.alpha.grad.clone()
     Architect(network, nn.functional.cross_entropy, optimizer, val_loss=twice).backward(make_batch(1), make_batch(2))
     assert torch.allclose(network.alpha.grad, 2 * once)
+
+
+def in_bfloat16(network):
+    def forward(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x).float()
+
+    return forward
+
+
+def test_mixed_precision_keeps_the_finite_differences_in_float32():
+    """The gradient in bfloat16 is as good as bfloat16; with displaced passes in bfloat16 as well, it would be noise."""
+    network, optimizer = trained(OPTIMIZERS["momentum"], 2)
+    loss = nn.functional.cross_entropy
+    train_batch, val_batch = make_batch(101), make_batch(102)
+    (exact,) = exact_second_order(network, loss, optimizer, train_batch, val_batch)
+    Architect(network, loss, optimizer).backward(train_batch, val_batch)
+    direct = network.alpha.grad.clone()
+    network.float()
+    for group in optimizer.state.values():
+        group["momentum_buffer"] = group["momentum_buffer"].float()
+    batches = [(x.float(), y) for x, y in (train_batch, val_batch)]
+    Architect(network, loss, optimizer, 2, displacement=1e-3, forward=in_bfloat16(network)).backward(*batches)
+    assert (network.alpha.grad - exact).norm() / exact.norm() < 0.05
+    assert (direct - exact).norm() / exact.norm() > 0.2  # what the second order adds is more than that
+    plain, network.forward = network.forward, in_bfloat16(network.forward)
+    Architect(network, loss, optimizer, 2, displacement=1e-3).backward(*batches)
+    network.forward = plain
+    assert (network.alpha.grad - exact).norm() / exact.norm() > 0.2
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_another_gradient_enters_everywhere(order):
+    """As that over several processes: three times each gradient is that of three times the loss."""
+    network, optimizer = trained(OPTIMIZERS["momentum"], 2)
+    batches = make_batch(101), make_batch(102)
+    thrice = lambda outputs, y: 3 * nn.functional.cross_entropy(outputs, y)  # noqa: E731
+    Architect(network, thrice, optimizer, order).backward(*batches)
+    expected = network.alpha.grad.clone()
+    asked = []
+
+    def gradient(value, parameters):
+        asked.append(len(parameters))
+        return [3 * g for g in gradients(value, parameters)]
+
+    Architect(network, nn.functional.cross_entropy, optimizer, order, gradient=gradient).backward(*batches)
+    torch.testing.assert_close(network.alpha.grad, expected, rtol=1e-9, atol=1e-12)
+    weights = len(network.weights())
+    assert asked == ([1] if order == 1 else [weights, 1 + weights, 1, 1])
 
 
 def test_wrong_arguments_are_named():

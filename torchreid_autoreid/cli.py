@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -19,20 +20,21 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .config import load_config
-from .errors import Interrupted, UserError
+from .errors import Interrupted, SharedError, UserError
 
 __all__ = [
     "Parser",
     "StepBar",
     "base_parser",
     "bring_history",
-    "check_single_process",
     "checkpoint_path",
     "config_from_args",
     "keep_earlier_run",
+    "quieten",
     "run",
     "setup_logging",
     "stop_on_signals",
+    "told_once",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ def run(main: Callable[[], int | None]) -> int:
 
     0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything
     else is a fault of the program's and keeps its traceback. All of them are in the log file as well. Too little memory
-    is a mistake in the sizes that were given.
+    is a mistake in the sizes that were given. Of what all processes of torchrun end with together, the first one tells.
 
     >>> run(lambda: None)
     0
@@ -116,10 +118,12 @@ def run(main: Callable[[], int | None]) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main() or 0
+    except SharedError as error:
+        return _ended("" if _rank() else f"error: {' '.join(str(error).split())}", 2)
     except UserError as error:
         return _ended(f"error: {' '.join(str(error).split())}", 2)
     except Interrupted as stop:
-        return _ended(str(stop), 130)
+        return _ended("" if _rank() else str(stop), 130)
     except KeyboardInterrupt as stop:
         return _ended(str(stop) or "interrupted; what has been written is kept", 130)
     except Exception as error:
@@ -143,9 +147,30 @@ def _memory_line(error: Exception) -> str:
 
 
 def _ended(line: str, status: int) -> int:
-    _LOGGER.debug("%s", line)  # into the log file only
-    print(line, file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # It ends the other processes as soon as one has ended, and all of them are to end with their own status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if line:
+        _LOGGER.debug("%s", line)  # into the log file only
+        print(line, file=sys.stderr)
     return status
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except UserError as error:
+        raise SharedError(str(error)) from None
 
 
 def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
@@ -194,14 +219,27 @@ def _not_writable(save_dir: str | Path, error: OSError) -> UserError:
     return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")
 
 
-def check_single_process(command: str) -> None:
-    """Processes of torchrun that know nothing of one another would write over each other's files.
+def quieten() -> Callable[[], None]:
+    """For the processes of torchrun other than the first: they print, warn and log nothing but their own faults.
 
-    Raises:
-        UserError: if torchrun has started several.
+    Returns:
+        A function that puts everything back.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}")
+    stdout, showwarning = sys.stdout, warnings.showwarning
+    logger = logging.getLogger(__name__.split(".", 1)[0])
+    handler, propagated = logging.NullHandler(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    nowhere = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process lives
+    warnings.showwarning = lambda *_, **__: None
+
+    def undo() -> None:
+        sys.stdout, warnings.showwarning = stdout, showwarning
+        logger.propagate = propagated
+        logger.removeHandler(handler)
+        nowhere.close()
+
+    return undo
 
 
 def checkpoint_path(resume: str) -> Path | None:
@@ -287,7 +325,8 @@ def stop_on_signals(engine: Any) -> None:
             latest = engine.save_dir / "checkpoint.pth"
             raise KeyboardInterrupt(f"interrupted; resume with --resume {latest}" if latest.exists() else "")
         engine.stop_requested = True
-        print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
+        if _rank() == 0:
+            print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop)

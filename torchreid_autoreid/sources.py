@@ -17,7 +17,6 @@ Shapes: B batch, C channels, H x W map, n edges, O operations, M parts, C' featu
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from .distributed import batch_norm_as
 from .part_aware import stripe_bounds, stripe_means
 
 __all__ = ["mix_edges"]
@@ -192,13 +192,8 @@ def _norm(z: Tensor, norms: Sequence[Any], weight: Tensor | None = None) -> Tens
         torch.cat([getattr(norm, name) for norm in norms[:joined]]) for name in ("running_mean", "running_var")
     )
     scale = None if weight is None else weight.to(mean.dtype).repeat_interleave(channels)
-    if type(first) is nn.BatchNorm2d:
-        z = F.batch_norm(z, mean, var, scale, None, first.training, first.momentum or 0.0, first.eps)
-    else:  # one that is synchronised between processes: the same module, with the joined statistics
-        twin = copy.copy(first)
-        batches = first.num_batches_tracked.clone()
-        twin._buffers = {"running_mean": mean, "running_var": var, "num_batches_tracked": batches}
-        z = twin(z) if scale is None else twin(z) * scale.view(-1, 1, 1)
+    batch_norm = batch_norm_as(first)
+    z = batch_norm(z, mean, var, scale, None, first.training, first.momentum or 0.0, first.eps)
     if first.training:
         copies = len(norms) // joined
         with torch.no_grad():

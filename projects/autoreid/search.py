@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,14 @@ from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
     bring_history,
-    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
+    quieten,
     run,
     setup_logging,
     stop_on_signals,
+    told_once,
 )
 from torchreid_autoreid.config import (
     budget_limits,
@@ -55,7 +55,9 @@ from torchreid_autoreid.config import (
 )
 from torchreid_autoreid.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from torchreid_autoreid.data import SearchDataManager
+from torchreid_autoreid.distributed import group, synchronise_batch_norm
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
+from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 from torchreid_autoreid.genotype import operation_names
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -75,6 +77,9 @@ examples:
   # your own images in DIR/train, DIR/query and DIR/gallery, second order, another log folder
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml -s folder -t folder --root DIR \\
       search.order 2 data.save_dir log/mine
+  # on four GPUs: each takes its share of every batch, and the search is that of one GPU
+  torchrun --nproc_per_node 4 projects/autoreid/search.py --config-file configs/autoreid_search_market1501.yaml \\
+      --root DIR search.amp bfloat16
   # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch, as the baseline
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml search.strategy gdas
   # go on after an interruption
@@ -95,35 +100,44 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    check_single_process("search.py")
-    cfg = config_from_args(args)
-    check_search_config(cfg)
-    resume = checkpoint_path(args.resume)
-    save_dir = Path(cfg.data.save_dir)
-    latencies = find_latencies(cfg, resume)
-    budget = build_budget(cfg, latencies)
-    keep_earlier_run(save_dir, resume)
-    setup_logging(save_dir, "search")
-    if latencies is not None:
-        latencies.save(save_dir / LATENCIES)
-    if budget is not None:
-        _LOGGER.info("%s", describe_budget(budget))
+    with told_once():
+        args = parse_args(argv)
+        cfg = config_from_args(args)
+        check_search_config(cfg)
+        resume = checkpoint_path(args.resume)
+    device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
+    with torchrun_processes(device) as world:
+        search(cfg, resume, torch.device(device), world)
+    return 0
 
-    torchreid.utils.set_random_seed(cfg.train.seed)
-    torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-    datamanager = SearchDataManager(**searchdata_kwargs(cfg))
-    engine = (build_random_engine if cfg.search.strategy == "random" else build_engine)(cfg, datamanager, budget)
-    engine.settings = settings_of_result(cfg)
-    start_epoch = 0
-    if resume:
-        start_epoch = engine.resume(resume)
-        bring_history(save_dir, resume)
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+
+def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+    """Searches in all processes; the first one writes and tells."""
+    everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
+    with everyone.together():  # a mistake that one of them finds ends them all
+        with first_process_first(world):
+            latencies = find_latencies(cfg, resume, device, world)
+            budget = build_budget(cfg, latencies)
+            open_log(cfg, save_dir, resume, world)
+            if latencies is not None and world.rank == 0:
+                latencies.save(save_dir / LATENCIES)
+            if budget is not None:
+                _LOGGER.info("%s", describe_budget(budget))
+            torchreid.utils.set_random_seed(cfg.train.seed)
+            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
+            datamanager = SearchDataManager(**searchdata_kwargs(cfg), share=(world.rank, world.size))
+        build = build_random_engine if cfg.search.strategy == "random" else build_engine
+        engine = build(cfg, datamanager, device, world, budget)
+        engine.settings = settings_of_result(cfg)
+        start_epoch = engine.resume(resume) if resume else 0
+        if world.rank == 0:
+            if resume:
+                bring_history(save_dir, resume)
+            write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
     on_terminal = sys.stderr.isatty()
-    if on_terminal:
-        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
-    engine.on_epoch = log_epoch
+    if world.rank == 0:
+        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
+        engine.on_epoch = log_epoch
     stop_on_signals(engine)
     genotype = engine.run(
         save_dir=str(save_dir),
@@ -135,13 +149,14 @@ def main(argv: list[str] | None = None) -> int:
         dist_metric=cfg.test.dist_metric,
         normalize_feature=cfg.test.normalize_feature,
     )
-    report = write_report(save_dir)
-    _LOGGER.info("%s", summary(genotype, save_dir, report))
-    return 0
+    with everyone.together():
+        if world.rank == 0:
+            report = write_report(save_dir)
+            _LOGGER.info("%s", summary(genotype, save_dir, report))
 
 
-def find_latencies(cfg: Any, resume: Path | None) -> LatencyTable | None:
-    """Measures what a limit on the latency needs, or reads what was measured before."""
+def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
+    """Measures what a limit on the latency needs, or reads what was measured before, by the first process too."""
     if not cfg.search.budget.latency_ms:
         return None
     shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
@@ -149,7 +164,9 @@ def find_latencies(cfg: Any, resume: Path | None) -> LatencyTable | None:
         return LatencyTable.load(resume.parent / LATENCIES, shape, operations)
     if cfg.search.budget.latency_table:
         return LatencyTable.load(cfg.search.budget.latency_table, shape, operations)
-    return measure_latency(shape, operations, device_of(cfg))
+    if world.rank:
+        return LatencyTable.load(Path(cfg.data.save_dir) / LATENCIES, shape, operations)
+    return measure_latency(shape, operations, device)
 
 
 def build_budget(cfg: Any, latencies: LatencyTable | None) -> Budget | None:
@@ -173,8 +190,20 @@ def describe_budget(budget: Budget) -> str:
     return "\n".join(lines)
 
 
-def build_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None) -> ImageAutoReIDSearchEngine:
-    model = placed(AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)), cfg)
+def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
+    if world.rank:
+        quieten()
+        return
+    keep_earlier_run(save_dir, resume)
+    setup_logging(save_dir, "search")
+    if world.size > 1:
+        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
+
+
+def build_engine(
+    cfg: Any, datamanager: SearchDataManager, device: torch.device, world: OneProcess, budget: Budget | None
+) -> ImageAutoReIDSearchEngine:
+    model = placed(AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)), cfg, device, world)
     # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
     optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
     alpha_optimizer = torch.optim.Adam(
@@ -192,15 +221,31 @@ def build_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None
         loss=retrieval_loss(cfg),
         schedule=Schedule(**schedule_kwargs(cfg)),
         budget=budget,
+        distributed=world.size > 1,
         use_gpu=cfg.use_gpu,
         **search_kwargs(cfg),
     )
 
 
-def build_random_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget | None) -> ImageRandomSearchEngine:
+def build_random_engine(
+    cfg: Any, datamanager: SearchDataManager, device: torch.device, world: OneProcess, budget: Budget | None
+) -> ImageRandomSearchEngine:
+    def train(genotype: Genotype) -> tuple[Any, Any, Any]:
+        """A network as wide and as deep as the search network, and what trains it."""
+        own = cfg.autoreid
+        network = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, own.channels, own.layers, own.parts)
+        model = placed(network, cfg, device, world)
+        optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
+        epochs = {"max_epoch": cfg.search.candidate_epochs}
+        return (
+            model,
+            optimizer,
+            build_scheduler(optimizer, min_lr=cfg.search.min_lr, **(scheduler_kwargs(cfg) | epochs)),
+        )
+
     return ImageRandomSearchEngine(
         datamanager,
-        partial(build_candidate, cfg, datamanager.num_train_pids),
+        train,
         operation_names(cfg.search.space),
         cfg.autoreid.blocks,
         cfg.search.candidate_epochs,
@@ -209,28 +254,17 @@ def build_random_engine(cfg: Any, datamanager: SearchDataManager, budget: Budget
         cfg.search.grad_clip,
         budget,
         checkpoint_every=cfg.search.checkpoint_every,
+        amp=cfg.search.amp,
+        distributed=world.size > 1,
+        grad_sync=cfg.search.grad_sync,
         use_gpu=cfg.use_gpu,
     )
 
 
-def build_candidate(cfg: Any, num_classes: int, genotype: Genotype) -> tuple[Any, Any, Any]:
-    """The network of a random genotype as wide and as deep as the search network, and what trains it."""
-    own = cfg.autoreid
-    model = placed(AutoReIDNetwork(num_classes, "triplet", genotype, own.channels, own.layers, own.parts), cfg)
-    optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
-    epochs = {"max_epoch": cfg.search.candidate_epochs}
-    scheduler = build_scheduler(optimizer, min_lr=cfg.search.min_lr, **(scheduler_kwargs(cfg) | epochs))
-    return model, optimizer, scheduler
-
-
-def device_of(cfg: Any) -> torch.device:
-    return torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
-
-
-def placed(model: torch.nn.Module, cfg: Any) -> Any:
-    device = device_of(cfg)
+def placed(model: torch.nn.Module, cfg: Any, device: torch.device, world: OneProcess) -> Any:
     # Channels-last is 1.4 times as fast on a CPU, with the same result up to rounding.
-    return model.to(device) if device.type == "cuda" else model.to(memory_format=torch.channels_last)  # type: ignore
+    model = model.to(device) if device.type == "cuda" else model.to(memory_format=torch.channels_last)  # type: ignore
+    return synchronise_batch_norm(model) if world.size > 1 and cfg.search.sync_batch_norm else model
 
 
 def retrieval_loss(cfg: Any) -> RetrievalLoss:

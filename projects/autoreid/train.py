@@ -29,13 +29,14 @@ from torchreid_autoreid.cli import (
     StepBar,
     base_parser,
     bring_history,
-    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
+    quieten,
     run,
     setup_logging,
     stop_on_signals,
+    told_once,
 )
 from torchreid_autoreid.config import (
     check_train_config,
@@ -47,12 +48,14 @@ from torchreid_autoreid.config import (
 )
 from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.description import Description
+from torchreid_autoreid.distributed import group, synchronise_batch_norm
 from torchreid_autoreid.engine import (
     ImageSoftmaxTrainingEngine,
     ImageTripletTrainingEngine,
     Recipe,
     build_scheduler,
 )
+from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 
 _LOGGER = logging.getLogger("torchreid_autoreid.train")
 
@@ -65,6 +68,9 @@ examples:
       --genotype retrieval autoreid.pretrained pretrained.pth
   # ResNet-50 by the same recipe, for comparison
   python projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml --root DIR model.name resnet50
+  # on four GPUs: each takes its share of every batch, and the training is that of one GPU
+  torchrun --nproc_per_node 4 projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml \\
+      --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
   # go on after an interruption; test a trained network
   python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --resume log/train
   python projects/autoreid/evaluate.py --config-file configs/autoreid_train.yaml --weights log/train/checkpoint-best.pth
@@ -87,44 +93,54 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    check_single_process("train.py")
-    cfg = config_from_args(args)
-    if args.genotype:
-        if not cfg.model.name.startswith("autoreid"):
-            raise UserError(
-                f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
-                "set model.name autoreid"
-            )
-        cfg.autoreid.genotype = args.genotype
-    check_train_config(cfg, given=args.opts[::2])
-    description = Description.of_config(cfg)
-    resume = checkpoint_path(args.resume)
-    save_dir = Path(cfg.data.save_dir)
-    check_files(cfg, resume, save_dir)
-    if not cfg.test.evaluate:
-        keep_earlier_run(save_dir, resume)
-    setup_logging(save_dir, "train")
+    with told_once():
+        args = parse_args(argv)
+        cfg = config_from_args(args)
+        if args.genotype:
+            if not cfg.model.name.startswith("autoreid"):
+                raise UserError(
+                    f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
+                    "set model.name autoreid"
+                )
+            cfg.autoreid.genotype = args.genotype
+        check_train_config(cfg, given=args.opts[::2])
+        description = Description.of_config(cfg)
+        resume = checkpoint_path(args.resume)
+        check_files(cfg, resume, Path(cfg.data.save_dir))
+    device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
+    with torchrun_processes(device) as world:
+        train(cfg, description, resume, torch.device(device), world)
+    return 0
 
-    torchreid.utils.set_random_seed(cfg.train.seed)
-    torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-    datamanager = TrainDataManager(**traindata_kwargs(cfg))
-    engine = build_engine(cfg, datamanager, description, fresh=resume is None)
-    if cfg.test.evaluate:  # it leaves the configuration of the training that may lie there
+
+def train(cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+    """Trains in all processes, and tests; the first one writes and tells."""
+    everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
+    with everyone.together():  # a mistake that one of them finds ends them all
+        with first_process_first(world):
+            open_log(cfg, save_dir, resume, world)
+            torchreid.utils.set_random_seed(cfg.train.seed)
+            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
+            datamanager = TrainDataManager(**traindata_kwargs(cfg), share=(world.rank, world.size))
+            # It may have weights to fetch.
+            engine = build_engine(cfg, datamanager, description, device, world, fresh=resume is None)
+        engine.settings = settings_of_result(cfg)
+        if description.genotype:  # whatever file it was read from
+            engine.settings["autoreid.genotype"] = description.genotype.to_dict()
+        start_epoch = engine.resume(resume) if resume else 0
+        if (
+            world.rank == 0 and not cfg.test.evaluate
+        ):  # a test leaves the configuration of the training that may lie there
+            if resume:
+                bring_history(save_dir, resume)
+            write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    if cfg.test.evaluate:
         write_results(engine, cfg, save_dir)
-        return 0
-    engine.settings = settings_of_result(cfg)
-    if description.genotype:  # whatever file it was read from
-        engine.settings["autoreid.genotype"] = description.genotype.to_dict()
-    start_epoch = 0
-    if resume:
-        start_epoch = engine.resume(resume)
-        bring_history(save_dir, resume)
-    write_config(cfg, save_dir)
+        return
     on_terminal = sys.stderr.isatty()
-    if on_terminal:
-        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
-    engine.on_epoch = log_epoch
+    if world.rank == 0:
+        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
+        engine.on_epoch = log_epoch
     stop_on_signals(engine)
     options = engine_run_kwargs(cfg)
     engine.run(
@@ -138,25 +154,36 @@ def main(argv: list[str] | None = None) -> int:
             for name in ("fixbase_epoch", "open_layers", "start_eval", "eval_freq", "dist_metric", "normalize_feature")
         },
     )
-    network = engine.model
-    load_weights(
-        network.module if isinstance(network, torch.nn.DataParallel) else network, save_dir / "checkpoint-best.pth"
-    )
+    with everyone.together():
+        network = engine.model
+        load_weights(
+            network.module if isinstance(network, torch.nn.DataParallel) else network, save_dir / "checkpoint-best.pth"
+        )
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
-    return 0
 
 
-def write_config(cfg: Any, save_dir: Path) -> None:
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
+    if world.rank:
+        quieten()
+        return
+    if not cfg.test.evaluate:
+        keep_earlier_run(save_dir, resume)
+    setup_logging(save_dir, "train")
+    if world.size > 1:
+        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
 
 
 def build_engine(
-    cfg: Any, datamanager: TrainDataManager, description: Description, fresh: bool = True
+    cfg: Any,
+    datamanager: TrainDataManager,
+    description: Description,
+    device: torch.device,
+    world: OneProcess,
+    fresh: bool = True,
 ) -> ImageSoftmaxTrainingEngine | ImageTripletTrainingEngine:
     """The engine, its network with the weights to begin with if it is ``fresh``: not to be overwritten by a resume."""
-    device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
     auxiliary_weight = cfg.autoreid.auxiliary_weight if description.genotype else 0.0  # torchreid's models have none
     pretrained = fresh and cfg.model.pretrained and not cfg.model.load_weights
     model = description.build(
@@ -171,6 +198,8 @@ def build_engine(
     model = model.to(device)
     if device.type == "cpu":  # up to 1.6 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
+    if world.size > 1 and cfg.recipe.sync_batch_norm:
+        synchronise_batch_norm(model)
     check_layers(cfg, model)
     optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
     scheduler = build_scheduler(
@@ -180,7 +209,7 @@ def build_engine(
         warmup_factor=cfg.recipe.warmup_factor,
         **scheduler_kwargs(cfg),
     )
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
+    if device.type == "cuda" and world.size == 1 and torch.cuda.device_count() > 1:
         model = torch.nn.DataParallel(model)
     recipe = Recipe(
         cfg.recipe.grad_clip,
@@ -192,6 +221,7 @@ def build_engine(
         description=description.to_dict() | {"num_classes": datamanager.num_train_pids},
     )
     common = {"scheduler": scheduler, "use_gpu": cfg.use_gpu, "label_smooth": cfg.loss.softmax.label_smooth}
+    common |= {"distributed": world.size > 1}
     if cfg.loss.name == "softmax":
         return ImageSoftmaxTrainingEngine(datamanager, model, optimizer, recipe=recipe, **common)
     triplet = cfg.loss.triplet
@@ -248,7 +278,11 @@ def write_results(engine: Any, cfg: Any, save_dir: Path) -> None:
     names = ("dist_metric", "normalize_feature", "visrank", "visrank_topk", "use_metric_cuhk03", "ranks", "rerank")
     engine.test(save_dir=str(save_dir), **{name: options[name] for name in names})
     text = json.dumps({name: result.to_dict() for name, result in engine.results.items()}, indent=1)
-    write_atomically(save_dir / "results.json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+    with engine.group.together():
+        if engine.group.rank == 0:
+            write_atomically(
+                save_dir / "results.json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8")
+            )
 
 
 def log_epoch(record: Mapping[str, Any]) -> None:

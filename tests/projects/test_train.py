@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -464,3 +465,42 @@ def test_a_torn_image_is_named_in_pre_training(tmp_path):
     torn = tmp_path / "c" / "train" / "n1" / "3.png"
     torn.write_bytes(torn.read_bytes()[:50])
     assert_one_line(pretrain(tmp_path / "c", tmp_path / "p", "--epochs", 2, "--workers", 2), str(torn))
+
+
+def torchrun(name, *arguments, processes=2):
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [sys.executable, *launch, *words(name, *arguments)[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=environment(OMP_NUM_THREADS="1"),
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(images, config, tmp_path):
+    logs = {name: tmp_path / name for name in ("one", "two", "again")}
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 1, "autoreid.drop_path", 0.2]
+    assert project("train", *options, "data.save_dir", logs["one"]).returncode == 0
+    for name in ("two", "again"):
+        done = torchrun("train", *options, "data.save_dir", logs[name])
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the training has ended") == 1
+    states = [torch.load(logs[name] / "checkpoint.pth", weights_only=True)["state_dict"] for name in logs]
+    for key, value in states[1].items():
+        assert torch.equal(value, states[2][key]), key
+    # Rounding in float32 grows tenfold from step to step, so the first ones are compared.
+    one, two = (first_losses(logs[name] / "train.log") for name in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-3)
+    results = [json.loads((logs[name] / "results.json").read_text())["folder"]["mAP"] for name in ("two", "again")]
+    assert results[0] == results[1]
+
+
+def first_losses(log):
+    """Of the first two steps, as torchreid prints them."""
+    lines = [line for line in log.read_text().splitlines() if "epoch: [1/1][" in line][:2]
+    found = [float(value) for line in lines for value in re.findall(r"loss\w* ([0-9.]+) \(", line)]
+    assert len(found) >= 6
+    return found

@@ -19,6 +19,7 @@ from ..losses import RetrievalLoss
 from ..selection import draw_genotype
 from .board import write_epoch
 from .loop import Batch, ReproducibleLoop
+from .precision import MixedPrecision
 from .search import step_figures
 
 __all__ = ["ImageRandomSearchEngine", "Training"]
@@ -46,6 +47,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         grad_clip: largest norm of the gradient; 0 switches clipping off.
         budget: limits on the cost; genotypes that do not keep them are not trained.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        amp, distributed, grad_sync: as in :class:`ImageAutoReIDSearchEngine`.
         use_gpu: use the GPU if there is one.
 
     Raises:
@@ -66,9 +68,12 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         grad_clip: float = 5.0,
         budget: Budget | None = None,
         checkpoint_every: int = 0,
+        amp: str = "none",
+        distributed: bool = False,
+        grad_sync: str = "mean",
         use_gpu: bool = True,
     ) -> None:
-        super().__init__(datamanager, use_gpu)
+        super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
         if candidate_epochs < 1 or checkpoint_every < 0 or not grad_clip >= 0:
             raise UserError("candidate_epochs must be at least 1; checkpoint_every and grad_clip must not be negative")
         self.make_training = train
@@ -80,6 +85,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.checkpoint_every = checkpoint_every
         self.best: tuple[float, Genotype] | None = None  # mAP and genotype
         self._start_candidate(0)
+        self.precision = MixedPrecision(amp, next(self.model.parameters()).device.type, "search.amp")
 
     # -- torchreid's hooks --------------------------------------------------------------------------------------------
 
@@ -131,15 +137,21 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self._ends_candidate(number) or super()._is_measured(number)
 
     def _step(self, batch: Batch) -> dict[str, float]:
-        outputs = self.model(batch[0])
-        total, parts = self.loss(outputs, batch[1])
+        scaler = self.precision.scaler
+        outputs, identities = self.group.joined((self.precision.forward(self.model, batch[0]), batch[1]))
+        total, parts = self.loss(outputs, identities)
         self._check_finite("loss", float(parts["loss"]))
         self.optimizer.zero_grad()
-        total.backward()
+        scaler.scale(total).backward()
+        self._reduce_gradients(self.model.parameters())
+        scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip or math.inf)
-        self._check_finite("gradient", float(norm))
-        self.optimizer.step()
-        return step_figures(parts, outputs[0], batch[1])
+        if not scaler.is_enabled():  # a scaler passes over such a step and lowers its scale
+            self._check_finite("gradient", float(norm))
+        scaler.step(self.optimizer)
+        scaler.update()
+        self._average_buffers()
+        return step_figures(parts, outputs[0], identities)
 
     # -- what the loop asks for ---------------------------------------------------------------------------------------
 
@@ -177,7 +189,10 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _state(self) -> dict[str, Any]:
         best = None if self.best is None else [self.best[0], self.best[1].to_dict()]
-        return {"candidates": {"index": self.index, "best": best, "limits": self._limits()}}
+        return {
+            "candidates": {"index": self.index, "best": best, "limits": self._limits()},
+            "scaler": self.precision.scaler.state_dict(),
+        }
 
     def _limits(self) -> dict[str, float]:
         return {} if self.budget is None else self.budget.limits
@@ -197,3 +212,5 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         best = state["candidates"]["best"]
         self.best = None if best is None else (float(best[0]), Genotype.from_dict(best[1]))
+        if self.precision.scaler.is_enabled() and state.get("scaler"):
+            self.precision.scaler.load_state_dict(state["scaler"])

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import SharedError, UserError
+
+#: how long a process waits for another, which may be reading a dataset first
+TIMEOUT = timedelta(minutes=30)
 
 
 class OneProcess:
@@ -89,7 +93,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         device: ``cuda`` gives each process the GPU of its local rank and joins them by NCCL, ``cpu`` by gloo.
 
     Raises:
-        UserError: if a process has no GPU of its own.
+        UserError: if there are fewer GPUs than processes on this machine; in all of them, and the first one tells it.
 
     >>> with torchrun_processes("cpu") as world:
     ...     world.rank, world.size
@@ -99,14 +103,14 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         yield OneProcess()
         return
     if device == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"torchrun has started more processes here than the {torch.cuda.device_count()} GPUs; "
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > found:
+            raise (SharedError if local else UserError)(
+                f"torchrun has started more processes here than the {found} GPUs; "
                 "set --nproc_per_node to their number, or use the CPU"
             )
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield processes(distributed=True)
     finally:
@@ -115,9 +119,14 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
 
 @contextmanager
 def first_process_first(world: OneProcess) -> Iterator[None]:
-    """What the first process makes in the block (a dataset, a folder), the others find there."""
+    """What the first process makes in the block (a dataset, a folder), the others find there.
+
+    If the first one fails, the others go on, and will find out for themselves.
+    """
     if world.size > 1 and world.rank > 0:
         torch.distributed.barrier()
-    yield
-    if world.size > 1 and world.rank == 0:
-        torch.distributed.barrier()
+    try:
+        yield
+    finally:
+        if world.size > 1 and world.rank == 0:
+            torch.distributed.barrier()
