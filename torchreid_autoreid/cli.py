@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shutil
@@ -16,10 +17,12 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from .checkpoint import LATEST, newest_checkpoint
 from .config import load_config
 from .errors import Interrupted, UserError
 
 __all__ = [
+    "RESUME_HELP",
     "StepBar",
     "base_parser",
     "check_single_process",
@@ -32,6 +35,16 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+
+AUTO = "auto"
+RESUME_HELP = (
+    "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
+    "data.save_dir, and from the beginning if there is none yet, so that one command serves the first start and every "
+    "restart (torchrun --max-restarts, a pre-emptible queue)"
+)
+
+#: what a file system says when it takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
@@ -94,8 +107,9 @@ def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a command and gives its exit status.
 
-    0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything
-    else is a fault of the program's and keeps its traceback. All of them are in the log file as well.
+    0 done; 2 the user's mistake, or the machine's (a full disk, a loader process that was killed), told in one line on
+    stderr; 130 interrupted, with the path to resume from. Anything else is a fault of the program's and keeps its
+    traceback. All of them are in the log file as well.
 
     >>> run(lambda: None)
     0
@@ -103,17 +117,25 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        return _ended(f"error: {' '.join(str(error).split())}", 2)
+        return _ended(f"error: {error}", 2)
     except Interrupted as stop:
         return _ended(str(stop), 130)
     except KeyboardInterrupt:
         return _ended("interrupted; what has been written is kept", 130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = f" {error.filename}" if error.filename else ""
+            return _ended(f"error: cannot write{where}: {error.strerror}; make room, then go on with --resume", 2)
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
+            return _ended(f"error: a loader process has died ({str(error).rstrip('.')}); {hint}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
 
 
 def _ended(line: str, status: int) -> int:
+    # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
     _LOGGER.debug("%s", line)  # into the log file only
     print(line, file=sys.stderr)
     return status
@@ -133,7 +155,7 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
     """
     try:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(Path(save_dir) / f"{name}.log", encoding="utf-8")
+        to_file = _ToFile(Path(save_dir) / f"{name}.log", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the log into data.save_dir {save_dir}: {error.strerror}") from None
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -170,16 +192,30 @@ def check_single_process(command: str) -> None:
         raise UserError(f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}")
 
 
-def checkpoint_path(resume: str) -> Path | None:
-    """The file that ``--resume`` means: itself, or the latest one of a log folder.
+def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
+    """The file that ``--resume`` means: itself, or the newest whole one of a log folder; ``None``: start afresh.
+
+    Where the newest one is torn, the one before it is taken, with a warning on stderr.
+
+    Args:
+        resume: the option; ``auto`` means whatever ``save_dir`` has.
+        save_dir: log folder of this run.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or all are torn.
     """
     if not resume:
         return None
-    path = Path(resume)
-    path = path / "checkpoint.pth" if path.is_dir() else path
+    path = Path(save_dir if resume == AUTO else resume)
+    if path.is_dir() or resume == AUTO:
+        found = newest_checkpoint(path)
+        if found is not None:
+            if found[1]:
+                print(f"warning: {found[1]}", file=sys.stderr)
+            return found[0]
+        if resume == AUTO:
+            return None
+        path /= LATEST
     if not path.is_file():
         raise UserError(f"--resume {resume}: there is no checkpoint at {path}; leave --resume out to start afresh")
     return path
@@ -187,7 +223,7 @@ def checkpoint_path(resume: str) -> Path | None:
 
 def keep_earlier_run(save_dir: Path) -> None:
     """Moves a log folder that holds an earlier run out of the way, so that nothing is lost."""
-    if not (save_dir / "history.jsonl").exists() and not (save_dir / "checkpoint.pth").exists():
+    if not (save_dir / "history.jsonl").exists() and not (save_dir / LATEST).exists():
         return
     number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
     kept = save_dir.with_name(f"{save_dir.name}-{number}")
@@ -231,6 +267,14 @@ class StepBar:
         self.bar.refresh()
         if self.bar.n >= self.bar.total:
             self.bar.close()
+
+
+class _ToFile(logging.FileHandler):
+    """A log that a full disk does not fill the terminal with tracebacks: the run's own files will tell."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _ToTerminal(logging.Handler):

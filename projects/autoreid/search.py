@@ -25,6 +25,7 @@ import torchreid
 from torchreid_autoreid import Genotype
 from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
+    RESUME_HELP,
     StepBar,
     base_parser,
     check_single_process,
@@ -60,20 +61,19 @@ examples:
   # your own images in DIR/train, DIR/query and DIR/gallery, second order, another log folder
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml -s folder -t folder --root DIR \\
       search.order 2 data.save_dir log/mine
-  # go on after an interruption
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search/checkpoint.pth
+  # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
+  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search
+  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume auto
 
 The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
-epoch), checkpoint.pth (latest), checkpoint-best.pth (best retrieval on the held-out half), config.yaml, search.log and
-TensorBoard events.
+epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
+held-out half), config.yaml, search.log and TensorBoard events.
 """
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = base_parser(__doc__, EPILOG)
-    parser.add_argument(
-        "--resume", metavar="PATH", default="", help="go on from this checkpoint (or the log folder that holds it)"
-    )
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
     return parser.parse_args(argv)
 
 
@@ -82,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     check_single_process("search.py")
     cfg = config_from_args(args)
     check_search_config(cfg)
-    resume = checkpoint_path(args.resume)
     save_dir = Path(cfg.data.save_dir)
+    resume = checkpoint_path(args.resume, save_dir)
     if resume is None:
         keep_earlier_run(save_dir)
     setup_logging(save_dir, "search")

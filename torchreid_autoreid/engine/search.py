@@ -13,7 +13,7 @@ import torchreid
 from torch import Tensor
 
 from ..architect import Architect
-from ..checkpoint import write_atomically
+from ..checkpoint import load_optimizer, write_atomically
 from ..errors import UserError
 from ..genotype import Genotype
 from ..losses import RetrievalLoss
@@ -221,7 +221,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return {"alpha_optimizer": self.alpha_optimizer.state_dict()}
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
 
     def genotype(self) -> Genotype:
         """The genotype that the present alphas stand for."""
