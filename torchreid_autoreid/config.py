@@ -166,7 +166,7 @@ def get_default_config() -> CfgNode:
     cfg.recipe.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
     cfg.recipe.flip_test = False  # the feature of testing is the mean over an image and its mirror image
     cfg.recipe.held_out = 0.0  # share of training identities kept for choosing the best epoch; 0: the targets choose
-    cfg.recipe.keep_last = 1  # newest checkpoints kept besides the best; 0: the best only, which cannot be resumed
+    cfg.recipe.keep_last = 1  # 1: latest, the one before, and the best; N: the newest N by number too; 0: best only
 
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()

@@ -204,7 +204,14 @@ def test_gradient_clipping_bounds_the_norm(root):
     assert float(total) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("keep", "names"), [(0, set()), (1, {"checkpoint.pth"}), (2, {"checkpoint.pth", 2, 3})])
+@pytest.mark.parametrize(
+    ("keep", "names"),
+    [
+        (0, set()),
+        (1, {"checkpoint.pth", "checkpoint-previous.pth"}),
+        (2, {"checkpoint.pth", "checkpoint-previous.pth", 2, 3}),
+    ],
+)
 def test_the_newest_checkpoints_are_kept(root, tmp_path, keep, names):
     run(build(root, recipe=Recipe(keep_last=keep)), tmp_path, max_epoch=3)
     wanted = {f"checkpoint-{name}.pth" if isinstance(name, int) else name for name in names}
