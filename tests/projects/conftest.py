@@ -1,4 +1,4 @@
-"""Makes the module beside this file importable, and a server that starts commands without importing PyTorch each time."""
+"""Makes the module beside this file importable, and brings its server."""
 
 import sys
 from pathlib import Path

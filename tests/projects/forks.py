@@ -1,4 +1,4 @@
-"""Starts the commands of ``projects/autoreid`` many times over: a process that has PyTorch loaded forks a new one for each.
+"""Starts the commands of ``projects/autoreid`` many times over: a process that has PyTorch loaded forks each of them.
 
 A child is the leader of a session of its own, so that all processes it starts can be found by its id.
 """
@@ -84,12 +84,10 @@ def wait_until(condition, run=None):
 
 
 def serve():
-    import matplotlib.figure
-    import torch.utils.tensorboard
-    import torchreid  # noqa: F401
+    import torch
 
     import torchreid_autoreid.engine
-    import torchreid_autoreid.report  # noqa: F401
+    import torchreid_autoreid.report  # noqa: F401  and so matplotlib
 
     torch.set_num_threads(1)
     pid = 0

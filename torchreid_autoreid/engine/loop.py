@@ -50,8 +50,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
             write a checkpoint and raise :class:`~torchreid_autoreid.errors.Interrupted`.
         on_step: called with (epoch, batch, batches, figures) after each step; epochs and batches from 0.
         on_epoch: called with the record of the history after each epoch.
-        keep_last: 1 keeps the latest checkpoint and the one before besides the best, N the newest N by number too; 0 keeps
-            the best only and cannot be resumed.
+        keep_last: 1 keeps the latest checkpoint and the one before besides the best, N the newest N by number too; 0
+            keeps the best only and cannot be resumed.
         checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
     """
 

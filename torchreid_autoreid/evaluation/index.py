@@ -101,6 +101,8 @@ class RetrievalIndex:
     ) -> RetrievalIndex:
         """An index that `save` or faiss wrote.
 
+        The file is not trusted: see `_read`.
+
         Args:
             path: the file.
             dimension: what the features have, to be checked.
@@ -108,16 +110,14 @@ class RetrievalIndex:
             device: 'cpu' or 'cuda'.
 
         Raises:
-            UserError: no such file, not a faiss index, another dimension or metric.
+            UserError: no such file, not a faiss index, sizes that the file cannot hold, vectors kept in another file,
+                another dimension or metric.
         """
         check_metric(metric)
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no index file {path}; build one and save it first")
-        try:
-            index = faiss.read_index(os.fspath(path))
-        except RuntimeError as error:
-            raise UserError(f"{path} is not a faiss index; give a file that RetrievalIndex.save wrote") from error
+        index = _read(path)
         if dimension is not None and index.d != dimension:
             raise UserError(f"the index {path} has {index.d} dimensions, the features {dimension}; build it anew")
         if index.metric_type != FAISS_METRICS[metric]:
@@ -212,6 +212,36 @@ class RetrievalIndex:
         return positions, distances
 
 
+def _read(path: Path) -> faiss.Index:
+    """An index file from elsewhere, with faiss's own checks made as tight as the file allows.
+
+    faiss (1.14.3 and later) checks the numbers of a header against one another and against limits, which by default let
+    a file of a hundred bytes claim a terabyte. No vector can be longer than the file, and no loop over items of it can
+    have more rounds than it has bytes. An index may also name another file to map into memory, which is not followed.
+    """
+    size = max(1, path.stat().st_size)
+    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(min(limits[0], size + 1))  # the limit itself is refused
+    faiss.set_deserialization_loop_limit(size)
+    try:
+        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"{path} is not a faiss index ({_reason(error)[:160]}); give a file that RetrievalIndex.save wrote"
+        ) from error
+    finally:
+        faiss.set_deserialization_vector_byte_limit(limits[0])
+        faiss.set_deserialization_loop_limit(limits[1])
+    inner = _innermost(index)
+    if isinstance(inner, faiss.IndexIVF) and isinstance(
+        faiss.downcast_InvertedLists(inner.invlists), faiss.OnDiskInvertedLists
+    ):
+        raise UserError(
+            f"{path} keeps its vectors in another file, which is not read; write the index with faiss.write_index"
+        )
+    return index
+
+
 def _reason(error: Exception) -> str:
     """The last words of a faiss exception, without its C++ location."""
     return str(error).strip().splitlines()[-1].split("Error: ")[-1].strip() or type(error).__name__
@@ -224,10 +254,16 @@ def _unit(features: np.ndarray, metric: str) -> np.ndarray:
 
 def _num_clusters(index: faiss.Index) -> int:
     """Clusters of an inverted-file index, 0 for others."""
+    inner = _innermost(index)
+    return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
+
+
+def _innermost(index: faiss.Index) -> faiss.Index:
+    """The index that holds the vectors, out of its transforms, maps and refinements."""
     inner = faiss.downcast_index(index)
     while isinstance(inner, faiss.IndexPreTransform | faiss.IndexIDMap | faiss.IndexRefine):
         inner = faiss.downcast_index(inner.base_index if isinstance(inner, faiss.IndexRefine) else inner.index)
-    return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
+    return inner
 
 
 def _training_sample(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
