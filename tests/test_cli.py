@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from torchreid_autoreid.cli import base_parser, check_single_process, config_from_args, run, setup_logging
-from torchreid_autoreid.errors import Interrupted, UserError
+from torchreid_autoreid.cli import base_parser, config_from_args, quieten, run, setup_logging, told_once
+from torchreid_autoreid.errors import Interrupted, SharedError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -222,10 +222,39 @@ def test_a_log_folder_that_cannot_be_is_told(tmp_path):
         setup_logging(tmp_path / "file" / "below", "search")
 
 
-def test_several_processes_are_refused_where_they_would_write_over_each_other(monkeypatch):
-    check_single_process("train.py")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    check_single_process("train.py")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"train.py runs in one process, and torchrun has started 4"):
-        check_single_process("train.py")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "status"), [(SharedError("nothing\nat all"), 2), (Interrupted("log/checkpoint.pth"), 130)]
+)
+def test_of_what_all_processes_end_with_the_first_one_tells(rank, error, status, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", str(rank))
+    assert run(raising(error)) == status
+    assert len(capsys.readouterr().err.splitlines()) == (0 if rank else 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_every_process_reads_by_itself_is_told_once(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+
+    def main():
+        with told_once():
+            print("help", file=sys.stderr)
+            raise UserError("a bad key")
+
+    assert run(main) == 2
+    assert capsys.readouterr().err == ("" if rank else "help\nerror: a bad key\n")
+
+
+def test_processes_other_than_the_first_say_nothing(capsys):
+    logger = logging.getLogger("torchreid_autoreid.something")
+    undo = quieten()
+    try:
+        print("a line")
+        logger.warning("a warning of ours")
+        warnings.warn("a warning of another", stacklevel=1)
+    finally:
+        undo()
+    assert capsys.readouterr() == ("", "")
+    print("again")
+    assert capsys.readouterr().out == "again\n"

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "__init__": {"data", "plugin", "errors", "genotype"},
     "errors": set(),
     "part_aware": {"errors"},
-    "ops": {"part_aware", "genotype", "errors"},
+    "distributed": {"errors"},
+    "ops": {"distributed", "part_aware", "genotype", "errors"},
     "strategies": {"errors"},
     "genotype": {"errors"},
     "cells": {"ops", "part_aware", "genotype", "errors"},
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "cli": {"config", "errors"},
     "engine": {
+        "distributed",
         "networks",
         "losses",
         "architect",

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-__all__ = ["Architect", "SearchableNetwork"]
+__all__ = ["Architect", "SearchableNetwork", "gradients"]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
+Gradient = Callable[[Tensor, Sequence[nn.Parameter]], list[Tensor]]
 
 
 class SearchableNetwork(Protocol):
@@ -58,6 +59,11 @@ class Architect:
         val_loss: the loss on the validation batch where it differs from ``loss``.
         displacement: ``eps * |u|``, how far the weights are moved for the difference; DARTS takes 0.01. A network with
             ReLU and max pooling has kinks, and a smaller step crosses fewer, but needs more digits.
+        forward: the network in mixed precision; the network itself by default. The displaced passes never use it: what
+            they differ by would be lost among the rounding errors of 16 bits.
+        gradient: :func:`gradients`, or another that means it over several processes, for instance. It is asked for
+            every gradient of a loss that enters the result: of the weights before the virtual step, at ``w'``, and of
+            the displaced passes.
 
     Raises:
         UserError: if ``order`` is neither 1 nor 2, or the second order is asked of an optimiser other than SGD.
@@ -71,6 +77,8 @@ class Architect:
         order: int = 1,
         val_loss: Loss | None = None,
         displacement: float = 0.01,
+        forward: Callable[[Tensor], Any] | None = None,
+        gradient: Gradient | None = None,
     ) -> None:
         if order not in (1, 2):
             raise UserError(f"the order of the architecture gradient is 1 or 2, not {order!r}")
@@ -85,6 +93,8 @@ class Architect:
         self.weight_optimizer = weight_optimizer
         self.order = order
         self.displacement = displacement
+        self.forward = forward or network
+        self.gradient = gradient or gradients
 
     def backward(self, train_batch: Batch, val_batch: Batch) -> Tensor:
         """Sets ``.grad`` of every alpha; returns the detached loss on the validation batch.
@@ -95,34 +105,34 @@ class Architect:
         """
         with _unchanged_buffers(self.network):
             if self.order == 1:
-                value, gradients = self._first_order(val_batch)
+                value, found = self._first_order(val_batch)
             else:
-                value, gradients = self._second_order(train_batch, val_batch)
-        for alpha, gradient in zip(self.network.alphas(), gradients, strict=True):
+                value, found = self._second_order(train_batch, val_batch)
+        for alpha, gradient in zip(self.network.alphas(), found, strict=True):
             alpha.grad = gradient
         return value
 
     def _first_order(self, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        value = self._value(self.val_loss, val_batch)
-        return value.detach(), _gradients(value, self.network.alphas())
+        value = self._value(self.forward, self.val_loss, val_batch)
+        return value.detach(), self.gradient(value, self.network.alphas())
 
     def _second_order(self, train_batch: Batch, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
         weights, alphas = self.network.weights(), self.network.alphas()
         saved = [w.detach().clone() for w in weights]
         try:
-            train_gradients = _gradients(self._value(self.loss, train_batch), weights)
+            train_gradients = self.gradient(self._value(self.forward, self.loss, train_batch), weights)
             rates = self._virtual_step(weights, train_gradients)
-            value = self._value(self.val_loss, val_batch)
-            both = _gradients(value, [*alphas, *weights])
-            gradients, at_virtual = both[: len(alphas)], both[len(alphas) :]
+            value = self._value(self.forward, self.val_loss, val_batch)
+            both = self.gradient(value, [*alphas, *weights])
+            found, at_virtual = both[: len(alphas)], both[len(alphas) :]
             direction = [rate * gradient for rate, gradient in zip(rates, at_virtual, strict=True)]  # u
             norm = torch.stack([u.double().pow(2).sum() for u in direction]).sum().sqrt()
             if norm > 0:
                 product = self._hessian_product(train_batch, weights, saved, direction, self.displacement / norm.item())
-                gradients = [g - p for g, p in zip(gradients, product, strict=True)]
+                found = [g - p for g, p in zip(found, product, strict=True)]
         finally:
             _copy(weights, saved)  # copies, never arithmetic: bit for bit
-        return value.detach(), gradients
+        return value.detach(), found
 
     @torch.no_grad()
     def _virtual_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[float]:
@@ -163,20 +173,21 @@ class Architect:
                 for w, start, u in zip(weights, saved, direction, strict=True):
                     w.copy_(start + sign * epsilon * u)
             with _same_randomness(weights, keep=sign < 0):
-                displaced.append(_gradients(self._value(self.loss, train_batch), self.network.alphas()))
+                value = self._value(self.network, self.loss, train_batch)
+                displaced.append(self.gradient(value, self.network.alphas()))
         return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
 
-    def _value(self, loss: Loss, batch: Batch) -> Tensor:
+    def _value(self, forward: Callable[[Tensor], Any], loss: Loss, batch: Batch) -> Tensor:
         images, identities = batch
-        return loss(self.network(images), identities)
+        return loss(forward(images), identities)
 
 
-def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Gradients without touching ``.grad``; zeros for what the value does not depend on or what is frozen."""
     active = [p for p in parameters if p.requires_grad]
     found = dict(zip(map(id, active), torch.autograd.grad(value, active, allow_unused=True), strict=True))
-    gradients = [found.get(id(p)) for p in parameters]
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    listed = [found.get(id(p)) for p in parameters]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, listed, strict=True)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -10,7 +11,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,19 +20,20 @@ from yacs.config import CfgNode
 
 from .checkpoint import LATEST, newest_checkpoint
 from .config import load_config
-from .errors import Interrupted, UserError
+from .errors import Interrupted, SharedError, UserError
 
 __all__ = [
     "RESUME_HELP",
     "StepBar",
     "base_parser",
-    "check_single_process",
     "checkpoint_path",
     "config_from_args",
     "keep_earlier_run",
+    "quieten",
     "run",
     "setup_logging",
     "stop_on_signals",
+    "told_once",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -109,17 +111,20 @@ def run(main: Callable[[], int | None]) -> int:
 
     0 done; 2 the user's mistake, or the machine's (a full disk, a loader process that was killed), told in one line on
     stderr; 130 interrupted, with the path to resume from. Anything else is a fault of the program's and keeps its
-    traceback. All of them are in the log file as well.
+    traceback. All of them are in the log file as well. Of what all processes of torchrun end with together, the first
+    one tells.
 
     >>> run(lambda: None)
     0
     """
     try:
         return main() or 0
+    except SharedError as error:
+        return _ended("" if _rank() else f"error: {error}", 2)
     except UserError as error:
         return _ended(f"error: {error}", 2)
     except Interrupted as stop:
-        return _ended(str(stop), 130)
+        return _ended("" if _rank() else str(stop), 130)
     except KeyboardInterrupt:
         return _ended("interrupted; what has been written is kept", 130)
     except Exception as error:
@@ -134,11 +139,32 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _ended(line: str, status: int) -> int:
-    # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
-    _LOGGER.debug("%s", line)  # into the log file only
-    print(line, file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # It ends the other processes as soon as one has ended, and all of them are to end with their own status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if line:
+        # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
+        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
+        _LOGGER.debug("%s", line)  # into the log file only
+        print(line, file=sys.stderr)
     return status
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except UserError as error:
+        raise SharedError(str(error)) from None
 
 
 def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
@@ -182,14 +208,27 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
     return undo
 
 
-def check_single_process(command: str) -> None:
-    """Processes of torchrun that know nothing of one another would write over each other's files.
+def quieten() -> Callable[[], None]:
+    """For the processes of torchrun other than the first: they print, warn and log nothing but their own faults.
 
-    Raises:
-        UserError: if torchrun has started several.
+    Returns:
+        A function that puts everything back.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{command} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}")
+    stdout, showwarning = sys.stdout, warnings.showwarning
+    logger = logging.getLogger(__name__.split(".", 1)[0])
+    handler, propagated = logging.NullHandler(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    nowhere = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process lives
+    warnings.showwarning = lambda *_, **__: None
+
+    def undo() -> None:
+        sys.stdout, warnings.showwarning = stdout, showwarning
+        logger.propagate = propagated
+        logger.removeHandler(handler)
+        nowhere.close()
+
+    return undo
 
 
 def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
@@ -210,7 +249,7 @@ def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
     if path.is_dir() or resume == AUTO:
         found = newest_checkpoint(path)
         if found is not None:
-            if found[1]:
+            if found[1] and not _rank():
                 print(f"warning: {found[1]}", file=sys.stderr)
             return found[0]
         if resume == AUTO:
@@ -238,7 +277,8 @@ def stop_on_signals(engine: Any) -> None:
         if engine.stop_requested:
             raise KeyboardInterrupt
         engine.stop_requested = True
-        print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
+        if _rank() == 0:
+            print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop)

@@ -97,7 +97,7 @@ def get_default_config() -> CfgNode:
     cfg.train.weight_decay = 5e-4
     cfg.train.max_epoch = 60  # in search.py: of the search
     cfg.train.start_epoch = 0
-    cfg.train.batch_size = 32
+    cfg.train.batch_size = 32  # images of a step; under torchrun of all processes together
     cfg.train.fixbase_epoch = 0  # epochs that train open_layers only
     cfg.train.open_layers = ["classifier"]
     cfg.train.staged_lr = False
@@ -164,6 +164,7 @@ def get_default_config() -> CfgNode:
     cfg.recipe.neck = "none"  # batch-norm neck; the feature of testing is taken `before` or `after` it
     cfg.recipe.ema_decay = 0.0  # of a moving average of the weights, which is what is tested and saved; 0: off
     cfg.recipe.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
+    cfg.recipe.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes
     cfg.recipe.flip_test = False  # the feature of testing is the mean over an image and its mirror image
     cfg.recipe.held_out = 0.0  # share of training identities kept for choosing the best epoch; 0: the targets choose
     cfg.recipe.keep_last = 1  # 1: latest, the one before, and the best; N: the newest N by number too; 0: best only
@@ -184,6 +185,9 @@ def get_default_config() -> CfgNode:
     cfg.search.real_alpha_every = 1  # epochs from one use of the alpha half to the next; the w half stands in between
     cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it
+    cfg.search.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
+    cfg.search.grad_sync = "mean"  # under torchrun: mean or sum of the gradients of all processes
+    cfg.search.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes
     cfg.search.checkpoint_every = 0  # epochs between checkpoints that are kept; 0: latest and best only
     return cfg
 
@@ -482,6 +486,8 @@ def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "real_alpha_every": cfg.search.real_alpha_every,
         "derive_renormalised": cfg.search.derive_renormalised,
         "checkpoint_every": cfg.search.checkpoint_every,
+        "amp": cfg.search.amp,
+        "grad_sync": cfg.search.grad_sync,
     }
 
 
@@ -580,6 +586,7 @@ _SPACES = ("reid", "standard")
 _SPLITS = ("image", "identity")
 _NECKS = ("none", "before", "after")
 _PRECISIONS = ("none", "bfloat16", "float16")
+_GRAD_SYNCS = ("mean", "sum")
 
 #: the stem and three reductions make it a pixel before the fourth stage
 _LEAST_SIZE = 16
@@ -751,6 +758,8 @@ def _check_network(cfg: CfgNode) -> None:
 def _check_search(cfg: CfgNode) -> None:
     for name, values in (("strategy", _STRATEGIES), ("order", (1, 2)), ("space", _SPACES), ("split", _SPLITS)):
         _one_of(cfg, f"search.{name}", values)
+    _one_of(cfg, "search.amp", _PRECISIONS)
+    _one_of(cfg, "search.grad_sync", _GRAD_SYNCS)
     _in_range(cfg, "search.alpha_fraction", 0, 1, above=True, below=True)
     _in_range(cfg, "search.loss_lambda", 0, 1)
     _in_range(cfg, "search.alpha_lr", 0, above=True)

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """A mistake that all processes of a group raise together; the first one tells it."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop and has written a checkpoint; exit status 130.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .distributed import draw_rows
 from .genotype import OPERATION_NAMES
 from .part_aware import PartAware, ReluConvNorm
 
@@ -41,7 +42,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1.0 - self.p)
+        keep = draw_rows(lambda rows: x.new_empty(rows, 1, 1, 1).bernoulli_(1.0 - self.p), x.shape[0])
         return x * keep / (1.0 - self.p)
 
 

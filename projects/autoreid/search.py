@@ -28,13 +28,14 @@ from torchreid_autoreid.cli import (
     RESUME_HELP,
     StepBar,
     base_parser,
-    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
+    quieten,
     run,
     setup_logging,
     stop_on_signals,
+    told_once,
 )
 from torchreid_autoreid.config import (
     check_search_config,
@@ -45,7 +46,9 @@ from torchreid_autoreid.config import (
     searchdata_kwargs,
 )
 from torchreid_autoreid.data import SearchDataManager
+from torchreid_autoreid.distributed import group, synchronise_batch_norm
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, build_scheduler
+from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
 from torchreid_autoreid.report import write_report
@@ -61,6 +64,9 @@ examples:
   # your own images in DIR/train, DIR/query and DIR/gallery, second order, another log folder
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml -s folder -t folder --root DIR \\
       search.order 2 data.save_dir log/mine
+  # on four GPUs: each takes its share of every batch, and the search is that of one GPU
+  torchrun --nproc_per_node 4 projects/autoreid/search.py --config-file configs/autoreid_search_market1501.yaml \\
+      --root DIR search.amp bfloat16
   # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume auto
@@ -78,26 +84,32 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    check_single_process("search.py")
-    cfg = config_from_args(args)
-    check_search_config(cfg)
-    save_dir = Path(cfg.data.save_dir)
-    resume = checkpoint_path(args.resume, save_dir)
-    if resume is None:
-        keep_earlier_run(save_dir)
-    setup_logging(save_dir, "search")
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    with told_once():
+        args = parse_args(argv)
+        cfg = config_from_args(args)
+        check_search_config(cfg)
+        resume = checkpoint_path(args.resume, cfg.data.save_dir)
+    device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
+    with torchrun_processes(device) as world:
+        search(cfg, resume, torch.device(device), world)
+    return 0
 
-    torchreid.utils.set_random_seed(cfg.train.seed)
-    torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-    datamanager = SearchDataManager(**searchdata_kwargs(cfg))
-    engine = build_engine(cfg, datamanager)
-    start_epoch = engine.resume(resume) if resume else 0
+
+def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+    """Searches in all processes; the first one writes and tells."""
+    everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
+    with everyone.together():  # a mistake that one of them finds ends them all
+        with first_process_first(world):
+            open_log(cfg, save_dir, resume, world)
+            torchreid.utils.set_random_seed(cfg.train.seed)
+            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
+            datamanager = SearchDataManager(**searchdata_kwargs(cfg), share=(world.rank, world.size))
+        engine = build_engine(cfg, datamanager, device, world)
+        start_epoch = engine.resume(resume) if resume else 0
     on_terminal = sys.stderr.isatty()
-    if on_terminal:
-        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
-    engine.on_epoch = log_epoch
+    if world.rank == 0:
+        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
+        engine.on_epoch = log_epoch
     stop_on_signals(engine)
     genotype = engine.run(
         save_dir=str(save_dir),
@@ -109,16 +121,32 @@ def main(argv: list[str] | None = None) -> int:
         dist_metric=cfg.test.dist_metric,
         normalize_feature=cfg.test.normalize_feature,
     )
-    report = write_report(save_dir)
-    _LOGGER.info("%s", summary(genotype, save_dir, report))
-    return 0
+    with everyone.together():
+        if world.rank == 0:
+            report = write_report(save_dir)
+            _LOGGER.info("%s", summary(genotype, save_dir, report))
 
 
-def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearchEngine:
-    device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
+    if world.rank:
+        quieten()
+        return
+    if resume is None:
+        keep_earlier_run(save_dir)
+    setup_logging(save_dir, "search")
+    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    if world.size > 1:
+        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
+
+
+def build_engine(
+    cfg: Any, datamanager: SearchDataManager, device: torch.device, world: OneProcess
+) -> ImageAutoReIDSearchEngine:
     model = AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)).to(device)
     if device.type == "cpu":  # 1.4 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
+    if world.size > 1 and cfg.search.sync_batch_norm:
+        synchronise_batch_norm(model)
     # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
     optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
     alpha_optimizer = torch.optim.Adam(
@@ -136,6 +164,7 @@ def build_engine(cfg: Any, datamanager: SearchDataManager) -> ImageAutoReIDSearc
         loss=RetrievalLoss(
             cfg.search.loss_lambda, cfg.loss.triplet.margin, 0.1 if cfg.loss.softmax.label_smooth else 0.0
         ),
+        distributed=world.size > 1,
         use_gpu=cfg.use_gpu,
         **search_kwargs(cfg),
     )

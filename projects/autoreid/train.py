@@ -26,13 +26,14 @@ from torchreid_autoreid.cli import (
     RESUME_HELP,
     StepBar,
     base_parser,
-    check_single_process,
     checkpoint_path,
     config_from_args,
     keep_earlier_run,
+    quieten,
     run,
     setup_logging,
     stop_on_signals,
+    told_once,
 )
 from torchreid_autoreid.config import (
     check_train_config,
@@ -43,12 +44,14 @@ from torchreid_autoreid.config import (
 )
 from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.description import Description
+from torchreid_autoreid.distributed import group, synchronise_batch_norm
 from torchreid_autoreid.engine import (
     ImageSoftmaxTrainingEngine,
     ImageTripletTrainingEngine,
     Recipe,
     build_scheduler,
 )
+from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 
 _LOGGER = logging.getLogger("torchreid_autoreid.train")
 
@@ -61,6 +64,9 @@ examples:
       --genotype retrieval autoreid.pretrained pretrained.pth
   # ResNet-50 by the same recipe, for comparison
   python projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml --root DIR model.name resnet50
+  # on four GPUs: each takes its share of every batch, and the training is that of one GPU
+  torchrun --nproc_per_node 4 projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml \\
+      --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
   # go on after an interruption; test a trained network
   python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --resume log/train
   python projects/autoreid/evaluate.py --config-file configs/autoreid_train.yaml --weights log/train/checkpoint-best.pth
@@ -81,37 +87,43 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    check_single_process("train.py")
-    cfg = config_from_args(args)
-    if args.genotype:
-        if not cfg.model.name.startswith("autoreid"):
-            raise UserError(
-                f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
-                "set model.name autoreid"
-            )
-        cfg.autoreid.genotype = args.genotype
-    check_train_config(cfg)
-    description = Description.of_config(cfg)
-    save_dir = Path(cfg.data.save_dir)
-    resume = checkpoint_path(args.resume, save_dir)
-    if resume is None and not cfg.test.evaluate:
-        keep_earlier_run(save_dir)
-    setup_logging(save_dir, "train")
-    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    with told_once():
+        args = parse_args(argv)
+        cfg = config_from_args(args)
+        if args.genotype:
+            if not cfg.model.name.startswith("autoreid"):
+                raise UserError(
+                    f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
+                    "set model.name autoreid"
+                )
+            cfg.autoreid.genotype = args.genotype
+        check_train_config(cfg)
+        description = Description.of_config(cfg)
+        resume = checkpoint_path(args.resume, cfg.data.save_dir)
+    device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
+    with torchrun_processes(device) as world:
+        train(cfg, description, resume, torch.device(device), world)
+    return 0
 
-    torchreid.utils.set_random_seed(cfg.train.seed)
-    torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-    datamanager = TrainDataManager(**traindata_kwargs(cfg))
-    engine = build_engine(cfg, datamanager, description)
+
+def train(cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+    """Trains in all processes, and tests; the first one writes and tells."""
+    everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
+    with everyone.together():  # a mistake that one of them finds ends them all
+        with first_process_first(world):
+            open_log(cfg, save_dir, resume, world)
+            torchreid.utils.set_random_seed(cfg.train.seed)
+            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
+            datamanager = TrainDataManager(**traindata_kwargs(cfg), share=(world.rank, world.size))
+            engine = build_engine(cfg, datamanager, description, device, world)  # it may have weights to fetch
+        start_epoch = engine.resume(resume) if resume and not cfg.test.evaluate else 0
     if cfg.test.evaluate:
         write_results(engine, cfg, save_dir)
-        return 0
-    start_epoch = engine.resume(resume) if resume else 0
+        return
     on_terminal = sys.stderr.isatty()
-    if on_terminal:
-        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch)
-    engine.on_epoch = log_epoch
+    if world.rank == 0:
+        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
+        engine.on_epoch = log_epoch
     stop_on_signals(engine)
     options = engine_run_kwargs(cfg)
     engine.run(
@@ -125,17 +137,28 @@ def main(argv: list[str] | None = None) -> int:
             for name in ("fixbase_epoch", "open_layers", "start_eval", "eval_freq", "dist_metric", "normalize_feature")
         },
     )
-    load_weights(engine.model, save_dir / "checkpoint-best.pth")
+    with everyone.together():
+        load_weights(engine.model, save_dir / "checkpoint-best.pth")
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
-    return 0
+
+
+def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
+    if world.rank:
+        quieten()
+        return
+    if resume is None and not cfg.test.evaluate:
+        keep_earlier_run(save_dir)
+    setup_logging(save_dir, "train")
+    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+    if world.size > 1:
+        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
 
 
 def build_engine(
-    cfg: Any, datamanager: TrainDataManager, description: Description
+    cfg: Any, datamanager: TrainDataManager, description: Description, device: torch.device, world: OneProcess
 ) -> ImageSoftmaxTrainingEngine | ImageTripletTrainingEngine:
-    device = torch.device("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
     model = description.build(
         datamanager.num_train_pids,
         cfg.autoreid.drop_path,
@@ -147,6 +170,8 @@ def build_engine(
     model = model.to(device)
     if device.type == "cpu":  # up to 1.6 times as fast there, with the same result up to rounding
         model = model.to(memory_format=torch.channels_last)
+    if world.size > 1 and cfg.recipe.sync_batch_norm:
+        synchronise_batch_norm(model)
     check_layers(cfg, model)
     optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
     scheduler = build_scheduler(
@@ -156,7 +181,7 @@ def build_engine(
         warmup_factor=cfg.recipe.warmup_factor,
         **scheduler_kwargs(cfg),
     )
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
+    if device.type == "cuda" and world.size == 1 and torch.cuda.device_count() > 1:
         model = torch.nn.DataParallel(model)
     recipe = Recipe(
         cfg.recipe.grad_clip,
@@ -168,6 +193,7 @@ def build_engine(
         description=description.to_dict() | {"num_classes": datamanager.num_train_pids},
     )
     common = {"scheduler": scheduler, "use_gpu": cfg.use_gpu, "label_smooth": cfg.loss.softmax.label_smooth}
+    common |= {"distributed": world.size > 1}
     if cfg.loss.name == "softmax":
         return ImageSoftmaxTrainingEngine(datamanager, model, optimizer, recipe=recipe, **common)
     triplet = cfg.loss.triplet
@@ -199,7 +225,11 @@ def write_results(engine: Any, cfg: Any, save_dir: Path) -> None:
     names = ("dist_metric", "normalize_feature", "visrank", "visrank_topk", "use_metric_cuhk03", "ranks", "rerank")
     engine.test(save_dir=str(save_dir), **{name: options[name] for name in names})
     text = json.dumps({name: result.to_dict() for name, result in engine.results.items()}, indent=1)
-    write_atomically(save_dir / "results.json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+    with engine.group.together():
+        if engine.group.rank == 0:
+            write_atomically(
+                save_dir / "results.json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8")
+            )
 
 
 def log_epoch(record: Mapping[str, Any]) -> None:

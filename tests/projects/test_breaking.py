@@ -162,6 +162,9 @@ def assert_one_line(text, *words):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_stops_with_a_checkpoint_and_ends_the_same(server, options, tmp_path, kind):
+    training = tmp_path / "train.yaml"
+    training.write_text(TINY.replace("blocks: 1", "parts: 2") + "model: {name: autoreid, pretrained: false}\n")
+    options = ["--config-file", training, *options[2:]]
     pairs = ["train.max_epoch", 3, "recipe.ema_decay", "0.9"]
     logs = [tmp_path / name for name in ("through", "stopped")]
     runs = [server.start("train.py", arguments(options, logs[0], *pairs), logs[0].with_suffix(".out"))]
@@ -185,10 +188,8 @@ def small_disk(tmp_path):
     """A file system of four megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False).returncode
-    ):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("no right to mount a file system")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -273,10 +274,7 @@ def test_a_killed_loader_process_ends_the_search_with_its_state_kept(server, opt
 @pytest.mark.parametrize("end", ["killed", "interrupted", "an error", "the end"])
 def test_all_loader_processes_end_with_the_run(server, options, tmp_path, end):
     log = tmp_path / "log"
-    # of a weight of 1e30 the loss is not finite in the second step
-    pairs = (
-        ["train.lr", "1e30", "search.grad_clip", 0, "train.lr_scheduler", "single_step"] if end == "an error" else []
-    )
+    pairs = ["train.lr", "1e30", "search.grad_clip", 0] if end == "an error" else []  # the loss becomes infinite
     run = start(server, options, log, "data.workers", 2, *pairs)
     assert wait_until(lambda: len(run.family()) > 1, run)
     if end in ("killed", "interrupted"):

@@ -119,9 +119,13 @@ class SearchLoader:
         pin_memory: as in PyTorch.
         seed: of the run.
         stream: a name; loaders of other streams over the same images give other batches.
+        share: ``(part, parts)``: give this part of every batch only, that of one of several processes. The parts, one
+            after the other, are the batch that a loader of one part gives, images and all. By identity, a part holds
+            whole identities.
 
     Raises:
-        UserError: if the sampler cannot make a batch of these images. While loading: if an image cannot be read.
+        UserError: if the sampler cannot make a batch of these images, or a batch does not divide into parts. While
+            loading: if an image cannot be read.
     """
 
     def __init__(
@@ -136,8 +140,11 @@ class SearchLoader:
         pin_memory: bool = False,
         seed: int = 1,
         stream: str = "train",
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.images = images
+        self.share = share
+        _check_share(batch_size, num_instances if train_sampler == "RandomIdentitySampler" else 1, share[1])
         self.batch_size = batch_size
         self.train_sampler = train_sampler
         self.workers = workers
@@ -188,7 +195,10 @@ class SearchLoader:
         return self._load(list(islice(endless, start, start + count)))
 
     def _load(self, keys: list[list[Key]]) -> Iterator[dict[str, Any]]:
-        return _load(_Reproducible(self.images), keys, self.workers, self.pin_memory)
+        part, parts = self.share
+        size = self.batch_size // parts
+        own = [batch[part * size : (part + 1) * size] for batch in keys]
+        return _load(_Reproducible(self.images), own, self.workers, self.pin_memory)
 
     def _order(self, epoch: int, part: int) -> list[list[Key]]:
         """The keys of all batches of one pass over the images."""
@@ -219,6 +229,17 @@ class SearchLoader:
     def _digest(self, *words: object) -> int:
         text = "/".join(map(str, (self.seed, self.stream, *words)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def _check_share(batch_size: int, num_instances: int, parts: int) -> None:
+    units = batch_size // num_instances
+    if units % parts:
+        what = f"{units} identities" if num_instances > 1 else f"{units} images"
+        least = parts * num_instances
+        raise UserError(
+            f"a batch of {what} cannot be shared by {parts} processes evenly; set train.batch_size, which counts the "
+            f"images of all processes, to a multiple of {least}, or start another number of processes"
+        )
 
 
 class InOrderLoader:

@@ -84,6 +84,8 @@ class SearchDataManager(ReadableDataManager):
             identities into one half or the other, which is what re-identification meets in testing (MSINet, CVPR 2023).
         alpha_fraction: share of the alpha half, in (0, 1).
         seed: of the split and of all batches.
+        share: ``(part, parts)`` of every batch that this process takes, see :class:`SearchLoader`. Batch sizes count
+            the images of all processes.
 
     Attributes:
         train_loader: :class:`SearchLoader` of ``D_w``.
@@ -116,6 +118,7 @@ class SearchDataManager(ReadableDataManager):
         split: str = "image",
         alpha_fraction: float = 0.5,
         seed: int = 1,
+        share: tuple[int, int] = (0, 1),
         batch_size_train: int = 32,
         batch_size_test: int = 32,
         workers: int = 4,
@@ -172,6 +175,7 @@ class SearchDataManager(ReadableDataManager):
                 self.use_gpu,
                 seed,
                 stream,
+                share,
             )
 
         def test_loader(part: Sequence[Item]) -> InOrderLoader:
@@ -207,6 +211,7 @@ class TrainDataManager(ReadableDataManager):
         root, sources, targets, …: torchreid's own, unchanged.
         held_out: share of the training identities that are kept out of the training, in [0, 1).
         seed: of the choice of those and of all batches.
+        share: ``(part, parts)`` of every batch that this process takes, see :class:`SearchLoader`.
 
     Attributes:
         train_loader: :class:`SearchLoader` of the training images, drawn by any of torchreid's samplers.
@@ -232,6 +237,7 @@ class TrainDataManager(ReadableDataManager):
         *,
         held_out: float = 0.0,
         seed: int = 1,
+        share: tuple[int, int] = (0, 1),
         batch_size_train: int = 32,
         batch_size_test: int = 32,
         workers: int = 4,
@@ -275,6 +281,7 @@ class TrainDataManager(ReadableDataManager):
             self.use_gpu,
             seed,
             "train",
+            share,
         )
         if held_out:
             self.validation_loaders = {

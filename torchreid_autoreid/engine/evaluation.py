@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from ..data.loader import InOrderLoader
+from ..distributed import group
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..evaluation.blocks import Progress
@@ -106,10 +107,11 @@ class FaissEvaluationMixin:
             query_loader if query_alone else share_of_loader(query_loader, world),
             share_of_loader(gallery_loader, world),
         )
-        query, gallery = (
-            self.extract_embeddings(loader, normalize_feature, progress, name)
-            for name, loader in zip(("query", "gallery"), loaders, strict=True)
-        )
+        with group(self.distributed).together(UserError):  # an image that one process cannot read
+            query, gallery = (
+                self.extract_embeddings(loader, normalize_feature, progress, name)
+                for name, loader in zip(("query", "gallery"), loaders, strict=True)
+            )
         if not query_alone:
             query = Embeddings(*(world.concatenate(part) for part in (query.features, query.pids, query.camids)))
         return query, gallery

@@ -27,6 +27,7 @@ from ..checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from ..distributed import group, unsynchronised_buffers
 from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
 from .evaluation import FaissEvaluationMixin
@@ -45,7 +46,14 @@ class ReproducibleLoop(FaissEvaluationMixin):
     of the epoch and the position. A subclass brings :meth:`_step`, :meth:`_validation_loaders`, and what it adds to the
     history and to the checkpoint.
 
+    Args:
+        distributed: run with all processes of ``torch.distributed``: each builds the same engine over its share of the
+            batches, all take the same steps, and the first one alone writes.
+        grad_sync: ``mean`` or ``sum`` of the gradients of all processes.
+        …: torchreid's own.
+
     Attributes:
+        group: the processes.
         stop_requested: set it, in a signal handler for instance, to finish the step, or the batch of an evaluation,
             write a checkpoint and raise :class:`~torchreid_autoreid.errors.Interrupted`.
         on_step: called with (epoch, batch, batches, figures) after each step; epochs and batches from 0.
@@ -74,8 +82,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
     #: keys that lower a loss which is not finite
     rates = "train.lr"
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
+    def __init__(self, *args: Any, distributed: bool = False, grad_sync: str = "mean", **keywords: Any) -> None:
         super().__init__(*args, **keywords)
+        self.distributed = distributed
+        self.group = group(distributed, grad_sync)
         self.stop_requested = False
         self.on_step: Callable[[int, int, int, Mapping[str, float]], None] | None = None
         self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
@@ -97,9 +107,13 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     # -- what a subclass brings ---------------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Any) -> dict[str, float]:
         """One step of training; returns its figures."""
         raise NotImplementedError
+
+    def _batch(self, data: Any) -> Any:
+        """What :meth:`_step` takes; loads what it needs besides the loader's batch."""
+        return self._to_device(data)
 
     def _validation_loaders(self) -> dict[str, Any]:
         """``{'query': loader, 'gallery': loader}`` by which the best checkpoint is chosen."""
@@ -151,10 +165,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
         **options: Any,
     ) -> None:
         self.save_dir = Path(save_dir)
-        self.save_dir.mkdir(parents=True, exist_ok=True)
         self._eval_epochs, self._test_options = (eval_freq, start_eval), (dist_metric, normalize_feature)
-        forget_half_written(self.save_dir)
-        self._forget_later_epochs(start_epoch)
+        with self.group.together():
+            if self.group.rank == 0:
+                self.save_dir.mkdir(parents=True, exist_ok=True)
+                forget_half_written(self.save_dir)
+                self._forget_later_epochs(start_epoch)
+            else:
+                self.writer = _NoBoard()
+        self.group.check_same("at the start", **self._shared())
         if start_epoch >= max_epoch:
             return
         if not self._steps_done:
@@ -176,7 +195,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._epoch_started = time.monotonic() - self._seconds
         self.train_loader.set_epoch(self.epoch, self._first_batch)
         self._begin_epoch()
-        super().train(print_freq, fixbase_epoch, open_layers)  # type: ignore[misc]
+        with self.group.together(UserError):  # an image that one process cannot read
+            super().train(print_freq, fixbase_epoch, open_layers)  # type: ignore[misc]
         self._end_steps()
         self._steps_done = True
         self._finish_epoch(time.monotonic() - self._epoch_started)
@@ -187,19 +207,21 @@ class ReproducibleLoop(FaissEvaluationMixin):
         # torchreid counts the batches of this pass; after a resume the epoch has begun elsewhere.
         self.num_batches += self._first_batch if self.batch_idx == 0 else 0
         self.batch_idx += self._first_batch
-        summary = self._step(self._to_device(data))
+        batch = self._batch(data)
+        self.group.agree()
+        summary = self._step(batch)
         for name, value in summary.items():
             total = self._sums.setdefault(name, [0.0, 0])
             total[0] += value
             total[1] += 1
         if self.on_step is not None:
             self.on_step(self.epoch, self.batch_idx, self.num_batches, summary)
-        if self.stop_requested:
+        if self.group.any(self.stop_requested):
             self._interrupt(self.batch_idx + 1)
         return summary
 
     def _features_of(self, images: Tensor) -> Tensor:
-        if self.stop_requested and not self.distributed:  # the others of a group would wait for this process's part
+        if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
             self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
         return super()._features_of(images)
 
@@ -211,7 +233,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Writes the latest checkpoint, and the best or a periodic one where it is due."""
-        if epoch != self._saved_epoch:  # torchreid saves the last epoch once more
+        if self.group.rank == 0 and epoch != self._saved_epoch:  # torchreid saves the last epoch once more
             self._save(epoch + 1, 0, rank1, is_best)
             self._saved_epoch = epoch
 
@@ -220,6 +242,22 @@ class ReproducibleLoop(FaissEvaluationMixin):
             return
         self._epoch_rate = self.get_current_lr()
         super().update_lr(names)  # type: ignore[misc]
+
+    def _reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Makes the gradients those of all processes."""
+        if self.group.size > 1:
+            found = [p.grad for p in parameters if p.grad is not None]
+            for gradient, reduced in zip(found, self.group.reduced(found), strict=True):
+                gradient.copy_(reduced)
+
+    def _average_buffers(self) -> None:
+        """Keeps the state of all processes the same where each has batch-norm statistics of its own."""
+        if self.group.size > 1 and (buffers := unsynchronised_buffers(self._network())):
+            self.group.average(buffers)
+
+    def _shared(self) -> dict[str, Any]:
+        """What all processes must hold bit for bit, by name."""
+        return {"weights": self._network().state_dict().values()}
 
     def _to_device(self, data: Any) -> Batch:
         images, identities = self.parse_data_for_train(data)
@@ -260,16 +298,22 @@ class ReproducibleLoop(FaissEvaluationMixin):
         is_best = result is not None and result.mAP > self._best_map
         if result is not None and is_best:
             self._best_map = float(result.mAP)
+        self.group.check_same(f"after epoch {number}", **self._shared())
+        with self.group.together():
+            if self.group.rank == 0:
+                self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best)
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+
+    def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
         self._write_results()
-        self.save_model(number - 1, float(result.cmc[0]) if result else 0.0, str(self.save_dir), is_best)
+        self.save_model(record["epoch"] - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
             self._write_board(record)
-        if self.on_epoch is not None:
-            self.on_epoch(record)
 
     def _retrieval(self) -> RetrievalResult:
         if self._last_test is None or self._last_test[0] != self.epoch:
@@ -319,9 +363,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _interrupt(self, batch: int) -> None:
         """Stops before this batch of the epoch; after the last epoch, in the test, there is nothing new to write."""
-        if batch:
-            self._save(self.epoch, batch, rank1=0.0)
-        if not (self.save_dir / LATEST).exists():
+        with self.group.together():  # none of them ends before the checkpoint is written
+            if batch and self.group.rank == 0:
+                self._save(self.epoch, batch, rank1=0.0)
+        if not batch and not (self.save_dir / LATEST).exists():
             raise KeyboardInterrupt
         raise Interrupted(str(self.save_dir / LATEST))
 
@@ -348,6 +393,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
             if not (self._first_batch >= 0 and state["epoch"] >= 0):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
             restore_random_state(state["random"])
+            if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
+                # The first process wrote it, and used its first GPU alone.
+                torch.cuda.set_rng_state(state["random"]["cuda"][0])
             epoch = int(state["epoch"])
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             if isinstance(error, UserError):
@@ -371,6 +419,16 @@ class ReproducibleLoop(FaissEvaluationMixin):
             except (ValueError, KeyError, TypeError, RecursionError):
                 break  # a torn line is the last one
         write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
+
+
+class _NoBoard:
+    """A TensorBoard writer for processes that write nothing."""
+
+    def add_scalar(self, *_: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @torch.no_grad()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchreid
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..architect import Architect
-from ..checkpoint import load_optimizer, write_atomically
+from ..architect import Architect, gradients
+from ..checkpoint import load_like, load_optimizer, write_atomically
 from ..errors import UserError
 from ..genotype import Genotype
 from ..losses import RetrievalLoss
 from ..networks import AutoReIDSearchNetwork
 from .board import write_epoch
 from .loop import Batch, ReproducibleLoop, classification_figures
+from .precision import MixedPrecision
 
 __all__ = ["ImageAutoReIDSearchEngine"]
 
@@ -47,6 +50,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             and fresh batches of ``D_w`` on the others.
         derive_renormalised: derive genotypes from strengths renormalised without ``none``.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither the
+            alphas nor the weights take their step, and the scale is halved). The finite differences of the second order
+            stay in float32.
+        distributed: search with all processes of ``torch.distributed``, each of which builds the same engine over its
+            share of the batches (``SearchDataManager(share=…)``). Features and logits are joined before the loss. The
+            step is that of one process on the whole batch if batch norm is synchronised
+            (:func:`~torchreid_autoreid.distributed.synchronise_batch_norm`).
+        grad_sync: ``mean`` or ``sum`` of the gradients of all processes, of the weights and of the alphas.
         use_gpu: use the GPU if there is one.
 
     Raises:
@@ -70,9 +81,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         real_alpha_every: int = 1,
         derive_renormalised: bool = False,
         checkpoint_every: int = 0,
+        amp: str = "none",
+        distributed: bool = False,
+        grad_sync: str = "mean",
         use_gpu: bool = True,
     ) -> None:
-        super().__init__(datamanager, use_gpu)
+        super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
         _check_parameters("optimizer", optimizer, model.weights())
         _check_parameters("alpha_optimizer", alpha_optimizer, model.alphas())
         if real_alpha_every < 1:
@@ -83,6 +97,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.alpha_optimizer = alpha_optimizer
         self.register_model("model", model, optimizer, scheduler)
         self.loss = loss or RetrievalLoss()
+        self.precision = MixedPrecision(amp, next(model.parameters()).device.type, "search.amp")
         self.grad_clip = grad_clip
         self.warmup_epochs = warmup_epochs
         self.real_alpha_every = real_alpha_every
@@ -93,10 +108,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             val_loss = RetrievalLoss(0.0, self.loss.margin)
         self.architect = Architect(
             model,
-            lambda outputs, identities: self.loss(outputs, identities)[0],
+            lambda outputs, identities: self.loss(*self.group.joined((outputs, identities)))[0],
             optimizer,
             order,
             val_loss=lambda outputs, identities: self._alpha_loss(val_loss, outputs, identities),
+            forward=self._forward,
+            gradient=self._gradient,
         )
         self._alpha_batches: Iterator[Any] | None = None
         self._alpha_parts: dict[str, float] = {}
@@ -139,34 +156,91 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        summary = {}
-        if self._alpha_batches is not None:
-            alpha_summary = self._step_alphas(batch, self._to_device(next(self._alpha_batches)))
-            summary = {f"alpha_{name}": value for name, value in alpha_summary.items()}
-        return summary | self._step_weights(batch)
+    def _batch(self, data: Any) -> tuple[Batch, Batch | None]:
+        alpha_batch = None if self._alpha_batches is None else self._to_device(next(self._alpha_batches))
+        return self._to_device(data), alpha_batch
 
-    def _step_alphas(self, train_batch: Batch, alpha_batch: Batch) -> dict[str, float]:
+    def _step(self, batches: tuple[Batch, Batch | None]) -> dict[str, float]:
+        batch, alpha_batch = batches
+        scaler = self.precision.scaler
+        before = None
+        sound, summary = True, {}
+        if alpha_batch is not None:
+            if scaler.is_enabled():
+                before = copy.deepcopy((self.model.alphas(), self.alpha_optimizer.state_dict()))
+            sound, summary = self._step_alphas(batch, alpha_batch)
+        sound, weight_summary = self._step_weights(batch, sound)
+        if before is not None and not sound:
+            self._set_alphas(*before)
+        scaler.update()
+        self._average_buffers()
+        return summary | weight_summary
+
+    def _step_alphas(self, train_batch: Batch, alpha_batch: Batch) -> tuple[bool, dict[str, float]]:
+        """Whether the step has been taken, and its figures."""
+        alphas, scaler = self.model.alphas(), self.precision.scaler
         self.alpha_optimizer.zero_grad()
         value = self.architect.backward(train_batch, alpha_batch)
-        self._check_finite("alpha loss", float(value))
-        norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in self.model.alphas() if alpha.grad is not None])
-        self._check_finite("alpha gradient", float(norm))
+        if not scaler.is_enabled():  # else an overflow before the virtual step is the likely cause
+            self._check_finite("alpha loss", float(value))
+        if scaler.is_enabled():  # it must see the gradient in its own unit, to notice an overflow
+            for alpha in alphas:
+                alpha.grad = scaler.scale(alpha.grad)
+            scaler.unscale_(self.alpha_optimizer)
+        norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in alphas if alpha.grad is not None])
+        if not self._sound("alpha gradient", float(norm), alphas):
+            return False, {}
         self.alpha_optimizer.step()
-        return self._alpha_parts
+        return True, {f"alpha_{name}": value for name, value in self._alpha_parts.items()}
 
-    def _step_weights(self, batch: Batch) -> dict[str, float]:
-        outputs = self.model(batch[0])
-        total, parts = self.loss(outputs, batch[1])
+    def _step_weights(self, batch: Batch, alphas_stepped: bool) -> tuple[bool, dict[str, float]]:
+        """Whether the step has been taken (never without that of the alphas), and its figures."""
+        weights, scaler = self.model.weights(), self.precision.scaler
+        outputs, identities = self.group.joined((self._forward(batch[0]), batch[1]))
+        total, parts = self.loss(outputs, identities)
         self._check_finite("weight loss", float(parts["loss"]))
         self.optimizer.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.weights(), self.grad_clip or math.inf)
-        self._check_finite("weight gradient", float(norm))
-        self.optimizer.step()
-        return _summary(parts, outputs[0], batch[1])
+        scaler.scale(total).backward()
+        self._reduce_gradients(weights)
+        scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.grad_clip or math.inf)
+        sound = self._sound("weight gradient", float(norm), weights) and alphas_stepped
+        if sound:
+            self.optimizer.step()
+        return sound, _summary(parts, outputs[0], identities)
+
+    def _forward(self, images: Tensor) -> Any:
+        return self.precision.forward(self.model, images)
+
+    def _gradient(self, value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """The gradient over all processes; in float16 of the scaled loss, and then divided by the scale."""
+        scaler = self.precision.scaler
+        found = self.group.reduced(gradients(scaler.scale(value), parameters))
+        scale = scaler.get_scale()
+        return found if scale == 1 else [gradient / scale for gradient in found]
+
+    def _sound(self, what: str, norm: float, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether a gradient can be followed: not if it has overflowed in float16, which a smaller scale cures.
+
+        Raises:
+            UserError: if it is not finite for another reason.
+        """
+        if math.isfinite(norm):
+            return True
+        found = [p.grad for p in parameters if p.grad is not None]
+        overflow = self.precision.scaler.get_scale() > 1 and not all(bool(g.isfinite().all()) for g in found)
+        if not overflow:
+            self._check_finite(what, norm)
+        return False
+
+    @torch.no_grad()
+    def _set_alphas(self, values: Sequence[Tensor], optimizer: dict[str, Any]) -> None:
+        for alpha, value in zip(self.model.alphas(), values, strict=True):
+            alpha.copy_(value)
+        self.alpha_optimizer.load_state_dict(optimizer)
 
     def _alpha_loss(self, loss: RetrievalLoss, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
+        outputs, identities = self.group.joined((outputs, identities))
         total, parts = loss(outputs, identities)
         self._alpha_parts = _summary(parts, outputs[0], identities)
         return total
@@ -218,10 +292,22 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         write_epoch(self.writer, record)
 
     def _state(self) -> dict[str, Any]:
-        return {"alpha_optimizer": self.alpha_optimizer.state_dict()}
+        return {
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+        }
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        if self.precision.scaler.is_enabled() and state.get("scaler"):
+            load_like(self.precision.scaler, state["scaler"])
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "alphas": self.model.alphas(),
+            "genotype": json.dumps(self.genotype().to_dict()),
+            **super()._shared(),
+        }
 
     def genotype(self) -> Genotype:
         """The genotype that the present alphas stand for."""

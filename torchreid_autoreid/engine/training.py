@@ -18,10 +18,9 @@ from ..checkpoint import load_like, load_state
 from ..errors import UserError
 from ..losses import batch_hard_triplet
 from .loop import Batch, ReproducibleLoop, classification_figures
+from .precision import MixedPrecision, check_precision
 
 __all__ = ["ImageSoftmaxTrainingEngine", "ImageTripletTrainingEngine", "Recipe", "build_scheduler"]
-
-_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Recipe:
             raise UserError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay!r}")
         if min(self.grad_clip, self.auxiliary_weight, self.keep_last, self.checkpoint_every) < 0:
             raise UserError("grad_clip, auxiliary_weight, keep_last and checkpoint_every must not be negative")
-        if self.amp != "none" and self.amp not in _PRECISIONS:
-            raise UserError(f"unknown precision {self.amp!r}; choose none, {', '.join(_PRECISIONS)}")
+        check_precision(self.amp)
 
 
 class _Training(ReproducibleLoop):
@@ -65,6 +63,8 @@ class _Training(ReproducibleLoop):
 
     Args:
         recipe: see :class:`Recipe`.
+        distributed: train with all processes of ``torch.distributed``, each of which builds the same engine over its
+            share of the batches. The step is that of one process on the whole batch if batch norm is synchronised.
         …: torchreid's own; ``datamanager`` is a :class:`~torchreid_autoreid.data.TrainDataManager`.
     """
 
@@ -75,12 +75,8 @@ class _Training(ReproducibleLoop):
         self.recipe = recipe = recipe or Recipe()
         self.flip_test = recipe.flip_test
         self.keep_last, self.checkpoint_every = recipe.keep_last, recipe.checkpoint_every
-        self.device_type = next(self.model.parameters()).device.type
-        if recipe.amp == "float16" and self.device_type != "cuda":
-            raise UserError(
-                f"float16 needs a GPU, and the network is on the {self.device_type}; set recipe.amp bfloat16"
-            )
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=recipe.amp == "float16")
+        self.precision = MixedPrecision(recipe.amp, next(self.model.parameters()).device.type, "recipe.amp")
+        self.scaler = self.precision.scaler
         self.average: AveragedModel | None = None
         if recipe.ema_decay:
             average = get_ema_multi_avg_fn(recipe.ema_decay)
@@ -133,22 +129,22 @@ class _Training(ReproducibleLoop):
 
     def _step(self, batch: Batch) -> dict[str, float]:
         images, identities = batch
-        auxiliary = None
-        with self._autocast():
-            if self.recipe.auxiliary_weight:
-                outputs, auxiliary = self.model(images, return_auxiliary=True)
-            else:
-                outputs = self.model(images)
-        total, logits, parts = self._losses(_in_float32(outputs), identities)
+        options = {"return_auxiliary": True} if self.recipe.auxiliary_weight else {}
+        # The loss is that of the whole batch, in every process.
+        outputs, identities = self.group.joined((self.precision.forward(self.model, images, **options), identities))
+        outputs, auxiliary = outputs if options else (outputs, None)
+        total, logits, parts = self._losses(outputs, identities)
         if auxiliary is not None:
-            parts["loss_auxiliary"] = self._cross_entropy(auxiliary.float(), identities)
+            parts["loss_auxiliary"] = self._cross_entropy(auxiliary, identities)
             total = total + self.recipe.auxiliary_weight * parts["loss_auxiliary"]
         self._check_finite("loss", total.item())
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
+        self._reduce_gradients(self.model.parameters())
         self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._average_buffers()
         if self.average is not None:
             self.average.update_parameters(self._network())
         figures = {"loss": total.item()} | {name: part.item() for name, part in parts.items()}
@@ -164,11 +160,6 @@ class _Training(ReproducibleLoop):
 
     def _cross_entropy(self, logits: Any, identities: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _autocast(self) -> Any:
-        if self.recipe.amp == "none":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device_type, _PRECISIONS[self.recipe.amp])
 
     # -- what the loop asks for ---------------------------------------------------------------------------------------
 
@@ -202,6 +193,10 @@ class _Training(ReproducibleLoop):
             yield
         finally:
             self.model = trained
+
+    def _shared(self) -> dict[str, Any]:
+        average = {} if self.average is None else {"averaged_weights": self.average.module.state_dict().values()}
+        return super()._shared() | average
 
     def _state(self) -> dict[str, Any]:
         training: dict[str, Any] = {"scaler": self.scaler.state_dict(), "averaged": 0}
@@ -289,13 +284,6 @@ def build_scheduler(
         return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [warmup_epochs])
     main = torchreid.optim.build_lr_scheduler(optimizer, name, stepsize=stepsize, gamma=gamma, max_epoch=max_epoch)
     return main if warmup is None else torch.optim.lr_scheduler.ChainedScheduler([warmup, main])
-
-
-def _in_float32(outputs: Any) -> Any:
-    """Losses are taken in full precision whatever the network ran in."""
-    if isinstance(outputs, Tensor):
-        return outputs.float()
-    return type(outputs)(_in_float32(output) for output in outputs)
 
 
 def _first(logits: Any) -> Tensor:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 
 from ..errors import UserError
+
+
+#: how long a process waits for another, which may be reading a dataset first
+TIMEOUT = timedelta(minutes=30)
 
 
 class OneProcess:
@@ -106,7 +111,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
                 "set --nproc_per_node to their number, or use the CPU"
             )
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield processes(distributed=True)
     finally:
@@ -115,9 +120,14 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
 
 @contextmanager
 def first_process_first(world: OneProcess) -> Iterator[None]:
-    """What the first process makes in the block (a dataset, a folder), the others find there."""
+    """What the first process makes in the block (a dataset, a folder), the others find there.
+
+    If the first one fails, the others go on, and will find out for themselves.
+    """
     if world.size > 1 and world.rank > 0:
         torch.distributed.barrier()
-    yield
-    if world.size > 1 and world.rank == 0:
-        torch.distributed.barrier()
+    try:
+        yield
+    finally:
+        if world.size > 1 and world.rank == 0:
+            torch.distributed.barrier()

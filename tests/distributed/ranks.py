@@ -1,0 +1,312 @@
+"""What the tests run in one process and in each of two."""
+
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchreid
+from PIL import Image
+from torch import nn
+
+from torchreid_autoreid.checkpoint import load_checkpoint
+from torchreid_autoreid.data import SearchDataManager, TrainDataManager
+from torchreid_autoreid.distributed import Group, draw_rows, group, synchronise_batch_norm, unsynchronised_buffers
+from torchreid_autoreid.engine import (
+    ImageAutoReIDSearchEngine,
+    ImageSoftmaxTrainingEngine,
+    ImageTripletTrainingEngine,
+    Recipe,
+    build_scheduler,
+)
+from torchreid_autoreid.errors import Interrupted, SharedError
+from torchreid_autoreid.losses import RetrievalLoss
+from torchreid_autoreid.neck import add_neck
+from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
+
+PROCESSES = 2
+EPOCHS = 2
+
+
+def write_images(folder):
+    """Eight identities, each a colour, with eight noisy images from two cameras."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        (folder / part).mkdir(parents=True)
+        for pid in range(1, 9):
+            colour = rng.integers(40, 215, size=3)
+            for index in range(8):
+                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+
+
+DATA = {
+    "height": 32,
+    "width": 16,
+    "transforms": ["random_flip", "random_crop"],
+    "batch_size_train": 8,
+    "batch_size_test": 16,
+    "num_instances": 2,
+    "train_sampler": "RandomIdentitySampler",
+    "workers": 0,
+    "use_gpu": False,
+    "seed": 3,
+}
+
+
+class InFloat64:
+    """Before an engine: the images of training as the network has them, so that nothing but rounding is left."""
+
+    def _to_device(self, data):
+        images, identities = super()._to_device(data)
+        return images.to(next(self.model.parameters()).dtype), identities
+
+    def _features_of(self, images):
+        return super()._features_of(images.to(next(self.model.parameters()).dtype))
+
+
+class Search(InFloat64, ImageAutoReIDSearchEngine):
+    pass
+
+
+def search_engine(root, rank, size, sync=True, dtype=torch.float64, strategy="darts", **options):
+    torchreid.utils.set_random_seed(3)
+    datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
+    model = AutoReIDSearchNetwork(
+        datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=2, strategy=strategy
+    ).to(dtype)
+    if size > 1 and sync:
+        synchronise_batch_norm(model)
+    optimizer = torch.optim.SGD(model.weights(), lr=0.05, momentum=0.9, weight_decay=5e-5)
+    return Search(
+        datamanager,
+        model,
+        optimizer,
+        torch.optim.Adam(model.alphas(), lr=0.02, betas=(0.5, 0.999)),
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS, 1e-3),
+        loss=RetrievalLoss(label_smooth=0.1),
+        distributed=size > 1,
+        use_gpu=False,
+        **options,
+    )
+
+
+def searched(root, folder, rank, size, **options):
+    """A whole search: the gradients that were followed, and how it ended."""
+    engine = search_engine(root, rank, size, **options)
+    seen = {"alphas": [], "weights": []}
+    for name, optimizer in (("alphas", engine.alpha_optimizer), ("weights", engine.optimizer)):
+        optimizer.register_step_pre_hook(
+            lambda own, *_, name=name: seen[name].append(
+                [p.grad.clone() for group in own.param_groups for p in group["params"]]
+            )
+        )
+    figures = []
+    engine.on_step = lambda *args: figures.append(args[3])
+    genotype = engine.run(str(folder), EPOCHS, print_freq=100)
+    return {
+        "gradients": seen,
+        "figures": figures,
+        "state": engine.model.state_dict(),
+        "genotype": genotype.to_dict(),
+        "written": sorted(path.name for path in Path(folder).glob("*")) if rank == 0 else [],
+    }
+
+
+def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **recipe):
+    """A whole training."""
+    torchreid.utils.set_random_seed(3)
+    datamanager = TrainDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
+    engine_of = {"softmax": ImageSoftmaxTrainingEngine, "triplet": ImageTripletTrainingEngine}[kind]
+    model = AutoReIDNetwork(
+        datamanager.num_train_pids, kind, channels=2, layers=(1, 1, 1, 1), drop_path=0.2,
+        auxiliary="auxiliary_weight" in recipe,
+    )  # fmt: skip
+    add_neck(model, neck)
+    model.to(dtype)
+    if size > 1:
+        synchronise_batch_norm(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    engine = type("Training", (InFloat64, engine_of), {})(
+        datamanager,
+        model,
+        optimizer,
+        scheduler=build_scheduler(optimizer, "cosine", EPOCHS, warmup_epochs=1),
+        use_gpu=False,
+        label_smooth=True,
+        distributed=size > 1,
+        recipe=Recipe(**recipe),
+        **({"weight_x": 0.5} if kind == "triplet" else {}),
+    )
+    figures = []
+    engine.on_step = lambda *args: figures.append(args[3])
+    engine.run(str(folder), EPOCHS, print_freq=100, eval_freq=1)
+    averaged = engine.average.module.state_dict() if engine.average else {}
+    return {"figures": figures, "state": engine.model.state_dict(), "averaged": averaged}
+
+
+#: name -> what to run and its options; of each, two processes are to do what one does
+RUNS = {
+    "first order": (searched, {}),
+    "second order": (searched, {"order": 2}),
+    "softmax": (trained, {"kind": "softmax", "auxiliary_weight": 0.4, "grad_clip": 0.5}),
+    "triplet": (trained, {"kind": "triplet", "neck": "after", "ema_decay": 0.5}),
+}
+#: the same in two processes only
+OTHER_RUNS = {
+    "sum": (searched, {"grad_sync": "sum"}),
+    "own statistics": (searched, {"sync": False}),
+    "bfloat16": (searched, {"order": 2, "amp": "bfloat16", "dtype": torch.float32}),
+}
+
+
+# -- the pieces -------------------------------------------------------------------------------------------------------
+
+
+def norms():
+    """Batch norms of every kind there is in our networks, in training."""
+    without_shift = nn.BatchNorm1d(3)
+    without_shift.register_parameter("bias", None)
+    return {"plain": nn.BatchNorm2d(3), "without affine": nn.BatchNorm2d(3, affine=False), "neck": without_shift}
+
+
+def normalised(rank, size):
+    """Output, gradients and statistics of two passes of each batch norm over this process's rows."""
+    answers = {}
+    for name, norm in norms().items():
+        generator = torch.Generator().manual_seed(1)
+        norm = norm.double()
+        with torch.no_grad():
+            for parameter in norm.parameters():
+                parameter.uniform_(0.5, 2.0, generator=generator)
+        network = nn.Sequential(norm)
+        if size > 1:
+            synchronise_batch_norm(network)
+        shape = (8, 3) if name == "neck" else (8, 3, 4, 2)
+        values = []
+        for _ in range(2):
+            x, factor = (torch.randn(shape, dtype=torch.float64, generator=generator) * 3 + 5 for _ in range(2))
+            rows = slice(8 // size * rank, 8 // size * (rank + 1))
+            x = x[rows].requires_grad_()
+            y = network(x)
+            (y.sin() * factor[rows]).sum().backward()
+            values += [y.detach(), x.grad]
+        answers[name] = {
+            "values": values,
+            "parameters": [p.grad for p in network.parameters()],
+            "state": network.state_dict(),
+            "eval": network.eval()(torch.ones(shape, dtype=torch.float64)).detach(),
+        }
+    return answers
+
+
+def pieces(rank, size):
+    """What the methods of a group answer."""
+    everyone, answers = group(True), {}
+    x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2).add(10 * rank).requires_grad_()
+    joined, (identities,) = everyone.joined((x, [torch.tensor([rank, rank, 7])]))
+    joined.pow(2).sum().backward()
+    answers["joined"], answers["identities"], answers["back"] = joined.detach(), identities, x.grad
+    mixed = [torch.full((2, 2), float(rank)), torch.tensor([1.0 + rank], dtype=torch.float64), torch.tensor(3.0 * rank)]
+    answers["mean"], answers["sum"] = everyone.reduced(mixed), Group("sum").reduced(mixed)
+    answers["any"] = [everyone.any(rank == 1), everyone.any(False), everyone.any(True)]
+    torch.manual_seed(4)
+    answers["drawn"], answers["next"] = draw_rows(lambda rows: torch.rand(rows, 2), 3), torch.rand(1)
+    everyone.agree()
+    everyone.check_same("now", alphas=[torch.ones(2), torch.tensor(3)], genotype="one")
+    answers["errors"] = errors = []
+    for contents in ({"alphas": [torch.full((2,), 1.0 + rank * 1e-7)]}, {"same": "x", "genotype": f"{rank}"}):
+        errors.append(caught(lambda contents=contents: everyone.check_same("after epoch 3", **contents)))
+    errors.append(caught(lambda: everyone.agree(ValueError("a fault") if rank == 1 else None)))
+
+    def block():
+        with everyone.together(), everyone.together():
+            if rank == 1:
+                raise SharedError.__base__("a mistake, é")
+
+    errors.append(caught(block))
+    everyone.agree()  # they are in step again
+    return answers
+
+
+def caught(call):
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def mishaps(root, folder, rank, size):
+    """How each process ends when one of them meets something."""
+    answers = {}
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+    read, reads = type(engine.train_loader.images).__getitem__, []
+
+    def torn(images, index):
+        reads.append(index)
+        if rank == 1 and len(reads) == 15:  # in the second step
+            return SharedError.__base__("cannot read the image x.jpg")
+        return read(images, index)
+
+    type(engine.train_loader.images).__getitem__ = torn
+    try:
+        answers["torn"] = caught(lambda: engine.run(str(folder / "torn"), EPOCHS, print_freq=100))
+    finally:
+        type(engine.train_loader.images).__getitem__ = read
+
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+
+    def drift(epoch, *_):
+        if rank == 1:
+            engine.model.architecture.normal.data[0, 0] += 1e-3
+
+    engine.on_step = drift
+    answers["drift"] = caught(lambda: engine.run(str(folder / "drift"), EPOCHS, print_freq=100))
+    answers["drift wrote"] = sorted(path.name for path in (folder / "drift").glob("*"))
+
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+
+    def stop(epoch, batch, *_):
+        engine.stop_requested = (epoch, batch) == (1, 0) and rank == 1
+
+    engine.on_step = stop
+    try:
+        engine.run(str(folder / "stopped"), EPOCHS, print_freq=100)
+    except Interrupted as interrupted:
+        answers["stopped"] = str(interrupted)
+        answers["batch"] = load_checkpoint(interrupted.path)["loop"]["batch"]
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+    torch.manual_seed(90 + rank)
+    start = engine.resume(folder / "stopped" / "checkpoint.pth")
+    engine.run(str(folder / "stopped"), EPOCHS, start, print_freq=100)
+    answers["resumed"] = engine.model.state_dict()
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+    engine.run(str(folder / "through"), EPOCHS, print_freq=100)
+    answers["through"] = engine.model.state_dict()
+
+    engine = search_engine(root, rank, size, dtype=torch.float32)
+    engine._write_results = lambda: (_ for _ in ()).throw(OSError("no space left"))
+    answers["disk full"] = caught(lambda: engine.run(str(folder / "full"), EPOCHS, print_freq=100))
+    answers["unsynchronised"] = len(unsynchronised_buffers(engine.model))
+    return answers
+
+
+def work(rank, size, root, folder):
+    """All of it in one of two processes."""
+    torch.set_num_threads(1)
+    root, folder = Path(root), Path(folder)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
+    )
+    try:
+        answers = {"norms": normalised(rank, size), "pieces": pieces(rank, size)}
+        for name, (run, options) in (RUNS | OTHER_RUNS).items():
+            answers[name] = run(root, folder / name, rank, size, **options)
+        answers["mishaps"] = mishaps(root, folder, rank, size)
+        torch.save(answers, folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        torch.distributed.destroy_process_group()

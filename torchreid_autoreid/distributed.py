@@ -1,0 +1,364 @@
+"""What search and training need of the other processes of ``torch.distributed``; alone, everything is the identity.
+
+Every process draws its own identities of one batch, the *global* batch, and all of them take the same step: the outputs
+of all are joined before the loss, so that hard positives and negatives are mined over the global batch, and gradients
+are averaged. With batch norm synchronised, a step is that of one process on the global batch, up to rounding.
+
+The random generators of all processes are in the same state at every moment: what a strategy draws for the alphas is
+drawn alike everywhere, and what is drawn for single images is drawn for the global batch (:func:`draw_rows`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import SharedError, UserError
+
+__all__ = ["Alone", "Group", "draw_rows", "group", "synchronise_batch_norm", "unsynchronised_buffers"]
+
+#: how long a process waits for another; one of them may be writing a checkpoint, or reading a dataset first
+TIMEOUT = timedelta(minutes=30)
+
+GRAD_SYNCS = ("mean", "sum")
+
+_MESSAGE_BYTES = 1000
+
+
+class Alone:
+    """A world of one."""
+
+    rank = 0
+    size = 1
+
+    def joined(self, values: Any) -> Any:
+        """The rows of all processes, in rank order, of a tensor or of each in nested lists and tuples.
+
+        Every process is to compute the same loss of them. The gradient that then comes back is multiplied by the number
+        of processes, so that the mean over the processes is the gradient of that loss.
+        """
+        return values
+
+    def reduced(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The mean (or the sum, as chosen) over all processes of each tensor."""
+        return list(gradients)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Sets each tensor to its mean over all processes."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return flag
+
+    def agree(self, error: Exception | None = None) -> None:
+        """Waits for all processes, and raises in all of them if one has brought an error.
+
+        Raises:
+            SharedError: with the message of the first process that has one; a process whose own error is no
+                ``UserError`` raises that one.
+        """
+        if error is not None:
+            raise error
+
+    @contextmanager
+    def together(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Leaves the block in all processes at the same time, and all of them by an error if one has one.
+
+        Args:
+            kinds: errors that the others are told of, all by default. In a block that itself talks to the others they
+                must be such as can only be raised where the others wait in :meth:`agree`.
+        """
+        yield
+
+    def check_same(self, when: str, **contents: Iterable[Tensor] | str) -> None:
+        """Compares checksums of tensors or texts, which must be the same in all processes bit for bit.
+
+        Raises:
+            SharedError: naming the first that differs.
+        """
+
+
+class Group(Alone):
+    """The processes of the default ``torch.distributed`` group. All of them must call every method alike.
+
+    Args:
+        grad_sync: ``mean`` or ``sum`` of the gradients. The sum is the gradient of the loss times the number of
+            processes.
+
+    Raises:
+        UserError: if ``grad_sync`` is neither.
+    """
+
+    def __init__(self, grad_sync: str = "mean") -> None:
+        if grad_sync not in GRAD_SYNCS:
+            raise UserError(f"gradients are synchronised by their {' or '.join(GRAD_SYNCS)}, not {grad_sync!r}")
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        self.mean = grad_sync == "mean"
+        self._control = _control_group()
+
+    def joined(self, values: Any) -> Any:
+        if isinstance(values, Tensor):
+            return _Join.apply(values, self.rank, self.size)
+        return type(values)(self.joined(value) for value in values)
+
+    def reduced(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        return self._reduced(gradients, self.mean)
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        for tensor, mean in zip(tensors, self._reduced(tensors, mean=True), strict=True):
+            tensor.copy_(mean)
+
+    def _reduced(self, tensors: Sequence[Tensor], mean: bool) -> list[Tensor]:
+        """One message for all tensors of a kind, since a message costs more than a number in it."""
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for index, tensor in enumerate(tensors):
+            kinds[tensor.dtype, tensor.device].append(index)
+        results = list(tensors)
+        for indices in kinds.values():
+            flat = torch.cat([tensors[index].detach().reshape(-1) for index in indices])
+            torch.distributed.all_reduce(flat)
+            if mean:
+                flat /= self.size
+            for index, part in zip(indices, flat.split([tensors[index].numel() for index in indices]), strict=True):
+                results[index] = part.view(tensors[index].shape)
+        return results
+
+    def any(self, flag: bool) -> bool:
+        return bool(self._message([int(flag)], torch.distributed.ReduceOp.MAX)[0])
+
+    def agree(self, error: Exception | None = None) -> None:
+        own = self.size if error is None else self.rank
+        (first,) = self._message([own], torch.distributed.ReduceOp.MIN).tolist()
+        if first == self.size:
+            return
+        text = " ".join(str(error).split()) if isinstance(error, UserError) else f"process {self.rank}: {error!r}"
+        content = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)
+        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        torch.distributed.broadcast(buffer, first, group=self._control)
+        if error is not None and not isinstance(error, UserError):
+            raise error
+        raise SharedError(bytes(buffer.tolist()).decode(errors="ignore").strip()) from error
+
+    @contextmanager
+    def together(self, *kinds: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except SharedError:  # all of them have it
+            raise
+        except kinds or Exception as error:
+            self.agree(error)
+        else:
+            self.agree()
+
+    def check_same(self, when: str, **contents: Iterable[Tensor] | str) -> None:
+        own = torch.tensor([_checksum(content) for content in contents.values()])
+        all_sums = [torch.empty_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(all_sums, own, group=self._control)
+        for rank, sums in enumerate(all_sums):
+            for name, one, other in zip(contents, all_sums[0].tolist(), sums.tolist(), strict=True):
+                if one != other:
+                    raise SharedError(
+                        f"the {name.replace('_', ' ')} of process {rank} and of process 0 differ {when}; use the same "
+                        "software and the same kind of device for all processes, and resume from the last checkpoint"
+                    )
+
+    def _message(self, numbers: list[int], operation: Any) -> Tensor:
+        tensor = torch.tensor(numbers)
+        torch.distributed.all_reduce(tensor, operation, group=self._control)
+        return tensor
+
+
+def group(distributed: bool, grad_sync: str = "mean") -> Alone:
+    """The processes that ``torch.distributed`` has joined, or this one alone.
+
+    Raises:
+        UserError: if ``distributed`` and nothing has joined them.
+
+    >>> group(False).size
+    1
+    """
+    if not distributed:
+        return Alone()
+    if not _joined():
+        raise UserError(
+            "distributed=True, but torch.distributed is not initialised; start with torchrun and call it first"
+        )
+    return Group(grad_sync)
+
+
+def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """This process's rows of what all processes draw alike for the global batch.
+
+    Args:
+        draw: gives a number of random rows, by the global generator.
+        rows: of this process; as many in every other.
+
+    >>> draw_rows(lambda rows: torch.zeros(rows, 2), 3).shape
+    torch.Size([3, 2])
+    """
+    if not _joined():
+        return draw(rows)
+    first = rows * torch.distributed.get_rank()
+    return draw(rows * torch.distributed.get_world_size())[first : first + rows]
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+_control_groups: dict[int, tuple[Any, Any]] = {}
+
+
+def _control_group() -> Any:
+    """A group for short messages between the CPUs, which wait for no GPU: the default one, or a gloo group beside it."""
+    default = torch.distributed.group.WORLD
+    if torch.distributed.get_backend() == "gloo":
+        return default
+    known = _control_groups.get(id(default))
+    if known is None or known[0] is not default:
+        _control_groups.clear()
+        known = _control_groups[id(default)] = default, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    return known[1]
+
+
+def _checksum(content: Iterable[Tensor] | str) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(content, str):
+        digest.update(content.encode())
+    else:
+        for tensor in content:
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+class _Join(torch.autograd.Function):
+    """See :meth:`Alone.joined`. It needs no message on the way back, since all compute the same loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rows, ctx.size = slice(rank * len(x), (rank + 1) * len(x)), size
+        return torch.cat(_gathered(x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0][ctx.rows] * ctx.size, None, None
+
+
+def _gathered(x: Tensor) -> list[Tensor]:
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x)
+    return parts
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Lets the batch norms of a network use the statistics of the global batch, in place; checkpoints stay the same.
+
+    On a GPU it is PyTorch's own, which there is none of for the CPU.
+    """
+    if any(tensor.is_cuda for tensor in network.state_dict().values()):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
+                setattr(module, name, SyncBatchNorm.of(child))
+    return network
+
+
+def unsynchronised_buffers(network: nn.Module) -> list[Tensor]:
+    """The running statistics of the batch norms that do not use the global batch, and so differ between processes."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    own = [module for module in norms if not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)]
+    return [buffer for module in own for buffer in module.buffers() if buffer.is_floating_point()]
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all processes, on any device.
+
+    PyTorch's is for GPUs alone. The same as ``nn.BatchNorm1d`` and ``2d`` without other processes, and in eval mode.
+
+    Shapes: ``(B, C, …)`` to the same.
+    """
+
+    @classmethod
+    def of(cls, norm: _BatchNorm) -> SyncBatchNorm:
+        """One with the parameters and the buffers of another batch norm, themselves."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        new._parameters, new._buffers = norm._parameters, norm._buffers
+        return new.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not _joined() or torch.distributed.get_world_size() == 1:
+            return super().forward(input)
+        normalised, mean, variance, count = _Normalise.apply(input, self.eps)
+        self._track(mean, variance * (count / (count - 1)))
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        if self.weight is not None:
+            normalised = normalised * self.weight.view(shape)
+        if self.bias is not None:
+            normalised = normalised + self.bias.view(shape)
+        return normalised.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+class _Normalise(torch.autograd.Function):
+    """``(x - mean) / sqrt(variance + eps)`` over the global batch; statistics in float32 at least.
+
+    The parts' means and sums of squares about them are joined by Chan's formula, so that nothing cancels. The gradient
+    is that of Ioffe and Szegedy (ICML 2015, section 3) with sums over all processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        count = wide.new_tensor([x.numel() / x.shape[1]])
+        mean = wide.mean(axes)
+        squares = (wide - mean.view(shape)).pow(2).sum(axes)
+        parts = torch.stack(_gathered(torch.cat([count, mean, squares])))  # (processes, 1 + 2 C)
+        counts, means, sums = parts.split([1, x.shape[1], x.shape[1]], dim=1)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (sums + counts * (means - mean).pow(2)).sum(0) / total
+        inverse = (variance + eps).rsqrt()
+        normalised = (wide - mean.view(shape)) * inverse.view(shape)
+        ctx.save_for_backward(x, mean, inverse, total)
+        ctx.axes, ctx.shape = axes, shape
+        ctx.mark_non_differentiable(mean, variance, total)
+        return normalised, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, mean, inverse, total = ctx.saved_tensors
+        gradient = gradients[0]
+        normalised = (x.to(gradient.dtype) - mean.view(ctx.shape)) * inverse.view(ctx.shape)
+        sums = torch.cat([gradient.sum(ctx.axes), (gradient * normalised).sum(ctx.axes)])
+        torch.distributed.all_reduce(sums)
+        plain, weighted = (part.view(ctx.shape) for part in (sums / total).chunk(2))
+        result = (gradient - plain - normalised * weighted) * inverse.view(ctx.shape)
+        return result.to(x.dtype), None
