@@ -15,7 +15,6 @@ import io
 import math
 import os
 import random
-import reprlib
 import tempfile
 import warnings
 import zipfile
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, short
 
 __all__ = [
     "LATEST",
@@ -303,10 +302,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     Raises:
         UserError: if keys or shapes differ; the message names the first three and counts the rest.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
     if differences := state_differences(module, state):
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{path} belongs to another network: {', '.join(differences[:3])}{more}; "
+            f"{path} belongs to another network: {', '.join(text[:200] for text in differences[:3])}{more}; "
             "give the configuration it was made with"
         )
     module.load_state_dict(dict(state))
@@ -318,7 +319,11 @@ def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[st
     found = [f"it lacks {key}" for key in own if key not in state]
     found += [f"it has {key}, which this network lacks" for key in state if key not in own]
     for key, value in own.items():
-        if key in state and tuple(state[key].shape) != tuple(value.shape):
+        if key not in state:
+            continue
+        if not isinstance(state[key], Tensor) or state[key].layout is not torch.strided or state[key].is_meta:
+            found.append(f"its {key} is no ordinary tensor")
+        elif tuple(state[key].shape) != tuple(value.shape):
             found.append(f"its {key} is {tuple(state[key].shape)}, here {tuple(value.shape)}")
     return found
 
@@ -355,12 +360,12 @@ def _check_like(own: Any, given: Any, name: str) -> None:
     """Keys, lengths and types are those of our own; numbers are finite."""
     if isinstance(own, int | float) and not isinstance(own, bool):
         if not isinstance(given, int | float) or not math.isfinite(given):
-            raise ValueError(f"{name} is {reprlib.repr(given)}, not a number")
+            raise ValueError(f"{name} is {short(given)}, not a number")
     elif own is not None and given is not None and type(own) is not type(given):
-        raise ValueError(f"{name} is {reprlib.repr(given)}")
+        raise ValueError(f"{name} is {short(given)}")
     elif isinstance(own, dict) and not isinstance(own, Counter):  # a Counter's keys are data
         if own.keys() != given.keys():
-            raise ValueError(f"{name} has other keys: {reprlib.repr(sorted(own.keys() ^ given.keys(), key=str))}")
+            raise ValueError(f"{name} has other keys: {short(sorted(own.keys() ^ given.keys(), key=str))}")
         for key in own:
             _check_like(own[key], given[key], f"{name}.{key}")
     elif isinstance(own, list | tuple):

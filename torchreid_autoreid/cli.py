@@ -144,7 +144,7 @@ def _ended(line: str, status: int) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if line:
         # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
-        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
+        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split())[:2000])
         _LOGGER.debug("%s", line)  # into the log file only
         print(line, file=sys.stderr)
     return status

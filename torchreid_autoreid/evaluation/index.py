@@ -16,6 +16,7 @@ from .embeddings import release
 
 TRAINING_VECTORS = 1 << 18
 TRAINING_PER_CLUSTER = 64
+_SEARCH_LENGTH = 1024  # candidates of a query that a file may ask for whatever its size
 ADDED_AT_ONCE = 1 << 14
 QUERIES_AT_ONCE = 1 << 8
 FAISS_METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}
@@ -202,7 +203,14 @@ class RetrievalIndex:
         positions = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
         for start, stop in ranges(len(queries), QUERIES_AT_ONCE):
-            found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
+            try:
+                found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
+            except RuntimeError as error:
+                raise UserError(
+                    f"faiss cannot search {self.factory!r} ({_reason(error)}); build the index anew"
+                ) from error
+            if near.min() < -1 or near.max() >= len(self):
+                raise UserError(f"the index {self.factory!r} names items that it does not hold; build it anew")
             far = np.where(near < 0, np.float32(np.inf), 1 - found if self.metric == "cosine" else found)
             order = np.lexsort((near, far), axis=1)
             distances[start:stop] = np.take_along_axis(far, order, 1)
@@ -239,6 +247,9 @@ def _read(path: Path) -> faiss.Index:
         raise UserError(
             f"{path} keeps its vectors in another file, which is not read; write the index with faiss.write_index"
         )
+    graph = inner.nsg.search_L if isinstance(inner, faiss.IndexNSG) else 0
+    if graph > max(_SEARCH_LENGTH, index.ntotal):
+        raise UserError(f"{path} asks for {graph} candidates of each query, more than it holds; build the index anew")
     return index
 
 
