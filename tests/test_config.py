@@ -143,7 +143,7 @@ def test_the_names_to_choose_from_are_those_that_exist():
     assert set(config._TRANSFORMS) == set(re.findall(r"if '(\w+)' in transforms", source))
     assert set(config._STRATEGIES) == set(STRATEGIES)
     assert set(config._SPACES) == set(SPACES)
-    assert config._PRECISIONS == ("none", *PRECISIONS)
+    assert ("none", *PRECISIONS) == config._PRECISIONS
     assert config._GRAD_SYNCS == GRAD_SYNCS
 
 

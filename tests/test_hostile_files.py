@@ -27,16 +27,27 @@ from torchreid_autoreid.genotype import Genotype
 
 ROOT = Path(__file__).resolve().parents[1]
 TERABYTE = 10**12
+SCALAR = np.float64(0).__reduce__()[0]
 
 
-class Payload:
-    """Makes a file where it is unpickled."""
+class Call:
+    """A pickle of it is a call, made where it is unpickled."""
 
-    def __init__(self, mark):
-        self.mark = mark
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
+        return self.call
+
+
+def Payload(mark):
+    """Makes a folder where it is unpickled."""
+    return Call(os.mkdir, str(mark))
+
+
+def test_the_payload_would_work(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
+    assert (tmp_path / "executed").is_dir()
 
 
 @pytest.fixture
@@ -127,26 +138,23 @@ def hostile_genotype(path):
 
 
 WEIGHTS = {
-    "a pickle": lambda path, mark: path.write_bytes(pickle.dumps({"state_dict": Payload(mark)})),
+    "a pickle": lambda path, mark: path.write_bytes(pickle.dumps({"state_dict": Payload(mark)}, 2)),
     "a pickle inside": lambda path, mark: torch.save({"state_dict": {}, "evil": Payload(mark)}, path),
     "an old pickle": lambda path, mark: torch.save([Payload(mark)], path, _use_new_zipfile_serialization=False),
     "an array's pickle": lambda path, mark: np.save(
         path.open("wb"), np.array([Payload(mark)], dtype=object), allow_pickle=True
     ),
-    "another name": lambda path, mark: torch_archive(path, b"cbuiltins\neval\n(S'1'\ntR."),
-    "a dtype": lambda path, mark: torch_archive(
-        path, b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(S'V9000000000'\nI00\nI01\ntRtR."
-    ),
-    "an object dtype": lambda path, mark: torch_archive(
-        path, b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\nI00\nI01\ntRS'AAAAAAAA'\ntR."
-    ),
+    "another name": lambda path, mark: torch_archive(path, b"\x80\x02cbuiltins\neval\n(X\x01\x00\x00\x001tR."),
+    "a scalar of a gigabyte": lambda path, mark: torch.save({"x": Call(SCALAR, np.dtype("V1073741824"))}, path),
+    "a scalar that is a pointer": lambda path, mark: torch.save({"x": Call(SCALAR, np.dtype("O"), b"A" * 8)}, path),
+    "a type": lambda path, mark: torch.save({"x": Call(np.dtype, [("x", "O")])}, path),
     "a path": lambda path, mark: torch_archive(path, b"}.", [("../../escaped", "x"), ("/tmp/escaped", "x")]),
     "nothing": lambda path, mark: path.touch(),
     "zeros": lambda path, mark: path.write_bytes(bytes(4096)),
     "a deep pickle": lambda path, mark: torch_archive(path, deep(b"(", b"t", 200_000) + b"."),
     "a bomb": lambda path, mark: bomb(path),
     "claims": lambda path, mark: claims(path),
-    "bytes": lambda path, mark: torch_archive(path, b"cbuiltins\nbytearray\n(L100000000000000L\ntR."),
+    "bytes": lambda path, mark: torch.save({"x": Call(bytearray, 10**14)}, path),
     "no names": lambda path, mark: torch.save({"state_dict": {1: torch.zeros(3)}}, path),
     "a list": lambda path, mark: torch.save([1, 2, 3], path),
     "views": lambda path, mark: torch.save({"conv1.conv.weight": torch.zeros(1).expand(TERABYTE)}, path),
@@ -313,15 +321,16 @@ def test_features(name, refused, mark, tmp_path):
     refused("evaluate.py", "--features", path)
 
 
-def on_disk(path, vectors):
-    """An index that keeps its vectors in another file, which it names."""
+def on_disk(path, vectors, there):
+    """An index that keeps its vectors in another file, which it names, and which may be there."""
     index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path.with_name("elsewhere")))
     index.replace_invlists(lists)
     index.add(vectors)
     faiss.write_index(index, str(path))
-    path.with_name("elsewhere").rename(path.with_name("gone"))
+    if not there:
+        path.with_name("elsewhere").unlink()
 
 
 def altered(path, vectors, factory, place, number):
@@ -339,7 +348,8 @@ INDEXES = {
     "a trillion bytes": lambda path, vectors, mark: altered(path, vectors, "Flat", 37, TERABYTE // 4),
     "ten billion bytes": lambda path, vectors, mark: altered(path, vectors, "Flat", 37, 10**10),
     "a billion lists": lambda path, vectors, mark: altered(path, vectors, "IVF4,Flat", 37, 10**9),
-    "another file": lambda path, vectors, mark: on_disk(path, vectors),
+    "another file": lambda path, vectors, mark: on_disk(path, vectors, there=True),
+    "another file that is not there": lambda path, vectors, mark: on_disk(path, vectors, there=False),
     "torn": lambda path, vectors, mark: (
         RetrievalIndex.build(vectors, "IVF4,Flat").save(path),
         path.write_bytes(path.read_bytes()[:-100]),

@@ -184,8 +184,10 @@ def _damage(path: Path) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    # PyTorch's first line advises to load the file without protection; the reason follows.
+    # PyTorch's first paragraph advises to load the file without protection; the reason follows.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if text.startswith("Weights only load failed"):
+        text = text.partition("\n\n")[2].strip()
     return (text.splitlines() or [type(error).__name__])[0][:160]
 
 

@@ -37,4 +37,4 @@ def short(value: Any) -> str:
     try:
         return reprlib.repr(value)[:200]
     except ValueError:  # Python writes out no number of more than 4300 digits
-        return f"a {type(value).__name__} that is too long to be shown"
+        return f"{type(value).__name__} too long to be shown"

@@ -147,7 +147,8 @@ def test_killed_at_random_moments_it_always_ends_the_same(server, options, unbro
 
 def wait_for_text(run, log, text):
     """Waits until the command has printed this."""
-    assert wait_until(lambda: text in log.with_suffix(".out").read_text(), run), log.with_suffix(".out").read_text()
+    output = log.with_suffix(".out")
+    assert wait_until(lambda: output.exists() and text in output.read_text(), run), output.read_text()
 
 
 def assert_one_line(text, *words):
@@ -264,7 +265,7 @@ def test_a_killed_loader_process_ends_the_search_with_its_state_kept(server, opt
     status, text = run.wait(), log.with_suffix(".out").read_text()
     if status != 0:  # else that process had loaded its last batch already
         assert status == 2
-        assert_one_line(text, "loader process has died", "Killed", "--resume")
+        assert_one_line(text, "loader process has died", "--resume")
     assert wait_until(lambda: not run.family())
     assert search(server, options, log)[0] == 0
     assert_identical(unbroken[0], log)
@@ -298,7 +299,7 @@ def test_memory_and_open_files_stay_flat_over_2000_steps(server, tmp_path, recor
     run = start(server, options, log, "data.workers", 2, "train.max_epoch", 1000)
     seen = {}
     for steps in (200, 2000):
-        while log.with_suffix(".out").read_text().count("epoch: [") < steps:
+        while not log.with_suffix(".out").exists() or log.with_suffix(".out").read_text().count("epoch: [") < steps:
             assert run.running(), log.with_suffix(".out").read_text()[-2000:]
             time.sleep(0.2)
         # the least of some moments: files and arrays come and go with every batch and evaluation

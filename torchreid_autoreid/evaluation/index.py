@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import faiss
@@ -255,7 +256,8 @@ def _read(path: Path) -> faiss.Index:
 
 def _reason(error: Exception) -> str:
     """The last words of a faiss exception, without its C++ location."""
-    return str(error).strip().splitlines()[-1].split("Error: ")[-1].strip() or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", lines[-1]).strip()
 
 
 def _unit(features: np.ndarray, metric: str) -> np.ndarray:

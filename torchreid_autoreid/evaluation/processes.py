@@ -12,7 +12,6 @@ import torch
 
 from ..errors import UserError
 
-
 #: how long a process waits for another, which may be reading a dataset first
 TIMEOUT = timedelta(minutes=30)
 
