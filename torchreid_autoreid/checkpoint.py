@@ -152,7 +152,7 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:
     for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
         if not path.is_file():
             continue
-        damage = _damage(path) or (None if zipfile.is_zipfile(path) else "it is no archive of PyTorch")
+        damage = _damage(path, archive=True)
         if damage is None:
             return path, f"{torn[0]}: going on from {path}, the one before it" if torn else ""
         torn.append(f"{path} is torn ({damage})")
@@ -161,22 +161,23 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:
     return None
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, archive: bool = False) -> str | None:
     """What is wrong with a checkpoint as a file; ``None`` if it is whole.
 
-    Files of PyTorch 1.5 and older are no archives and have no checksums: they are left to the unpickler.
+    Files of PyTorch 1.5 and older are no archives and have no checksums: they are left to the unpickler, unless it is
+    known that the file must be an ``archive``.
     """
     try:
         with open(path, "rb") as file:
             if file.read(4) != b"PK\x03\x04":
-                return None
-        with zipfile.ZipFile(path) as archive:
+                return "it does not begin as an archive of PyTorch" if archive else None
+        with zipfile.ZipFile(path) as records:
             # PyTorch compresses nothing; what is compressed can unpack to any size.
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records.infolist()):
                 return "it is compressed, which PyTorch's own never are"
-            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            if sum(record.file_size for record in records.infolist()) > path.stat().st_size:
                 return "its records claim more bytes than the file has"
-            broken = archive.testzip()
+            broken = records.testzip()
     # a hostile archive makes zipfile raise any of these
     except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return _first_line(error)

@@ -204,6 +204,31 @@ def test_gradient_clipping_bounds_the_norm(root):
     assert float(total) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path):
+    expected = build(root)
+    run(expected, tmp_path / "whole")
+    engine = build(root)
+    extract = engine.extract_features
+
+    def extract_features(images):
+        engine.stop_requested = True
+        return extract(images)
+
+    engine.extract_features = extract_features
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "history.jsonl").exists()
+    engine = build(root)
+    run(engine, tmp_path / "stopped", start_epoch=engine.resume(tmp_path / "stopped" / "checkpoint.pth"))
+    assert same(state(engine), state(expected))
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    written = (tmp_path / "stopped" / "checkpoint.pth").read_bytes()
+    engine.stop_requested = True
+    with pytest.raises(Interrupted, match=r"checkpoint\.pth"):
+        engine.test(save_dir=str(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "checkpoint.pth").read_bytes() == written
+
+
 @pytest.mark.parametrize(
     ("keep", "names"),
     [
