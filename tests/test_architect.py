@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from torchreid_autoreid.architect import Architect
+from torchreid_autoreid.architect import Architect, gradients
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
@@ -155,6 +155,26 @@ def test_second_order_of_the_search_network_agrees_with_exact_autograd():
     assert (ours - exact).norm() / exact.norm() < 1e-3
 
 
+@pytest.mark.parametrize("strategy", ["pc_darts", "drnas"])
+def test_second_order_of_a_strategy_agrees_with_exact_autograd(strategy):
+    """DrNAS draws: w' depends on alpha through the draw of the first pass, so the displaced passes must repeat it."""
+    torch.manual_seed(0)
+    options = {"channels": 4, "layers": (1, 1, 1, 1), "blocks": 1, "strategy": strategy}
+    network = AutoReIDSearchNetwork(3, **options).double()
+    for alpha in network.alphas():
+        alpha.data.normal_()
+    retrieval = RetrievalLoss(0.5)
+    loss = lambda outputs, identities: retrieval(outputs, identities)[0]  # noqa: E731
+    batches = [(torch.randn(6, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])) for _ in range(2)]
+    optimizer = torch.optim.SGD(network.weights(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(1)
+    exact = torch.cat([g.flatten() for g in exact_second_order(network, loss, optimizer, *batches)])
+    torch.manual_seed(1)
+    Architect(network, loss, optimizer, order=2, displacement=1e-6).backward(*batches)
+    ours = torch.cat([alpha.grad.flatten() for alpha in network.alphas()])
+    assert (ours - exact).norm() / exact.norm() < 1e-3
+
+
 def test_first_order_is_the_plain_gradient_at_the_present_weights():
     network, optimizer = trained(OPTIMIZERS["momentum"], 2)
     loss = nn.functional.cross_entropy
@@ -215,6 +235,55 @@ def test_a_loss_of_its_own_for_the_validation_batch():
     once = network.alpha.grad.clone()
     Architect(network, nn.functional.cross_entropy, optimizer, val_loss=twice).backward(make_batch(1), make_batch(2))
     assert torch.allclose(network.alpha.grad, 2 * once)
+
+
+def in_bfloat16(network):
+    def forward(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x).float()
+
+    return forward
+
+
+def test_mixed_precision_keeps_the_finite_differences_in_float32():
+    """The gradient in bfloat16 is as good as bfloat16; with displaced passes in bfloat16 as well, it would be noise."""
+    network, optimizer = trained(OPTIMIZERS["momentum"], 2)
+    loss = nn.functional.cross_entropy
+    train_batch, val_batch = make_batch(101), make_batch(102)
+    (exact,) = exact_second_order(network, loss, optimizer, train_batch, val_batch)
+    Architect(network, loss, optimizer).backward(train_batch, val_batch)
+    direct = network.alpha.grad.clone()
+    network.float()
+    for group in optimizer.state.values():
+        group["momentum_buffer"] = group["momentum_buffer"].float()
+    batches = [(x.float(), y) for x, y in (train_batch, val_batch)]
+    Architect(network, loss, optimizer, 2, displacement=1e-3, forward=in_bfloat16(network)).backward(*batches)
+    assert (network.alpha.grad - exact).norm() / exact.norm() < 0.05
+    assert (direct - exact).norm() / exact.norm() > 0.2  # what the second order adds is more than that
+    plain, network.forward = network.forward, in_bfloat16(network.forward)
+    Architect(network, loss, optimizer, 2, displacement=1e-3).backward(*batches)
+    network.forward = plain
+    assert (network.alpha.grad - exact).norm() / exact.norm() > 0.2
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_another_gradient_enters_everywhere(order):
+    """As that over several processes: three times each gradient is that of three times the loss."""
+    network, optimizer = trained(OPTIMIZERS["momentum"], 2)
+    batches = make_batch(101), make_batch(102)
+    thrice = lambda outputs, y: 3 * nn.functional.cross_entropy(outputs, y)  # noqa: E731
+    Architect(network, thrice, optimizer, order).backward(*batches)
+    expected = network.alpha.grad.clone()
+    asked = []
+
+    def gradient(value, parameters):
+        asked.append(len(parameters))
+        return [3 * g for g in gradients(value, parameters)]
+
+    Architect(network, nn.functional.cross_entropy, optimizer, order, gradient=gradient).backward(*batches)
+    torch.testing.assert_close(network.alpha.grad, expected, rtol=1e-9, atol=1e-12)
+    weights = len(network.weights())
+    assert asked == ([1] if order == 1 else [weights, 1 + weights, 1, 1])
 
 
 def test_wrong_arguments_are_named():

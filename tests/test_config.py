@@ -22,6 +22,7 @@ from torchreid_autoreid.config import (
     lr_scheduler_kwargs,
     network_kwargs,
     optimizer_kwargs,
+    schedule_kwargs,
     search_kwargs,
     searchdata_kwargs,
     traindata_kwargs,
@@ -33,7 +34,7 @@ from torchreid_autoreid.engine.precision import PRECISIONS
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import SPACES
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
-from torchreid_autoreid.strategies import STRATEGIES
+from torchreid_autoreid.strategies import STRATEGIES, Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("autoreid_search*.yaml"))
@@ -120,9 +121,20 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
         (
             search_kwargs,
             ImageAutoReIDSearchEngine.__init__,
-            {"self", "datamanager", "model", "optimizer", "alpha_optimizer", "scheduler", "loss", "use_gpu"}
-            | {"distributed"},  # torchrun says so
+            {
+                "self",
+                "datamanager",
+                "model",
+                "optimizer",
+                "alpha_optimizer",
+                "scheduler",
+                "loss",
+                "schedule",
+                "use_gpu",
+                "distributed",  # torchrun says so
+            },
         ),
+        (schedule_kwargs, Schedule.__init__, {"self"}),
     ],
 )
 def test_every_argument_of_a_callable_has_a_key(kwargs, function, given):
@@ -141,7 +153,7 @@ def test_the_names_to_choose_from_are_those_that_exist():
     assert list(config._SCHEDULERS) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
     assert set(config._TRANSFORMS) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(config._STRATEGIES) == set(STRATEGIES)
+    assert set(config._STRATEGIES) == {*STRATEGIES, "random"}
     assert set(config._SPACES) == set(SPACES)
     assert ("none", *PRECISIONS) == config._PRECISIONS
     assert config._GRAD_SYNCS == GRAD_SYNCS
@@ -165,6 +177,7 @@ def test_a_search_reads_every_key_or_refuses_it():
         lr_scheduler_kwargs,
         network_kwargs,
         search_kwargs,
+        schedule_kwargs,
     )
     source = (ROOT / "projects" / "autoreid" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -400,6 +413,39 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.amp float8", ["search.amp", "none or bfloat16 or float16", "'float8'"]),
         ("search.grad_sync max", ["search.grad_sync", "mean or sum", "'max'"]),
         ("recipe.sync_batch_norm false", ["recipe.sync_batch_norm False", "no effect in a search"]),
+        ("search.strategy gdas search.tau_start 0", ["search.tau_start", "above 0", "0.0"]),
+        ("search.strategy gdas search.tau_end -1", ["search.tau_end", "above 0", "-1.0"]),
+        ("search.strategy gdas search.tau_end 20", ["search.tau_end 20.0", "search.tau_start 10.0"]),
+        ("search.strategy gdas search.order 2", ["search.order 2", "no effect", "search.strategy gdas"]),
+        ("search.strategy gdas search.auxiliary_skip 1", ["search.auxiliary_skip", "no effect", "gdas"]),
+        ("search.strategy gdas search.selection perturbation", ["search.selection", "no effect", "gdas"]),
+        ("search.tau_end 1", ["search.tau_end 1.0", "no effect", "search.strategy darts", "gdas"]),
+        ("search.partial_channels 2", ["search.partial_channels 2", "no effect", "pc_darts"]),
+        ("search.strategy pc_darts search.partial_channels 0", ["search.partial_channels", "at least 1", "0"]),
+        ("search.strategy pc_darts search.partial_channels 1", ["search.partial_channels", "at least 2", "1"]),
+        ("search.strategy pc_darts search.partial_channels 3", ["search.partial_channels", "autoreid.channels 8", "3"]),
+        ("search.dirichlet_weight 1", ["search.dirichlet_weight 1.0", "no effect", "drnas"]),
+        ("search.strategy drnas search.dirichlet_weight -1", ["search.dirichlet_weight", "at least 0", "-1.0"]),
+        ("search.strategy drnas search.beta_weight 1", ["search.beta_weight 1.0", "no effect", "drnas"]),
+        ("search.candidate_epochs 2", ["search.candidate_epochs 2", "no effect", "random"]),
+        ("search.strategy random search.candidate_epochs 0", ["search.candidate_epochs", "at least 1", "0"]),
+        ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 15", "search.candidate_epochs 4", "16"]),
+        ("search.strategy random search.order 2", ["search.order 2", "no effect", "random"]),
+        ("search.strategy random search.alpha_lr 0.1", ["search.alpha_lr 0.1", "no effect", "random"]),
+        ("search.strategy random search.skip_cap 2", ["search.skip_cap 2", "no effect", "random"]),
+        ("search.strategy random search.stop_at_skips 2", ["search.stop_at_skips 2", "no effect", "random"]),
+        ("search.auxiliary_skip -1", ["search.auxiliary_skip", "at least 0", "-1.0"]),
+        ("search.beta_weight -1", ["search.beta_weight", "at least 0", "-1.0"]),
+        ("search.skip_dropout 1", ["search.skip_dropout", "below 1", "1.0"]),
+        ("search.skip_cap -2", ["search.skip_cap", "at least -1", "-2"]),
+        ("search.stop_at_skips -1", ["search.stop_at_skips", "at least 0", "-1"]),
+        ("search.selection chance", ["search.selection", "strength or perturbation", "'chance'"]),
+        ("search.perturbation_steps 5", ["search.perturbation_steps 5", "no effect", "search.selection strength"]),
+        ("search.selection perturbation search.perturbation_batches 0", ["search.perturbation_batches", "at least 1"]),
+        ("search.selection perturbation search.perturbation_steps -1", ["search.perturbation_steps", "at least 0"]),
+        ("search.selection perturbation search.skip_cap 1", ["search.skip_cap 1", "search.selection perturbation"]),
+        ("search.selection perturbation search.stop_at_skips 2", ["search.stop_at_skips 2", "no effect"]),
+        ("search.selection perturbation search.derive_renormalised true", ["search.derive_renormalised", "no effect"]),
         ("search.order 2 train.optim adam", ["search.order 2", "adam", "train.optim sgd"]),
         ("autoreid.layers [2,2,2]", ["autoreid.layers", "four", "[2, 2, 2]"]),
         ("autoreid.layers [2,2,0,2]", ["autoreid.layers", "at least 1", "[2, 2, 0, 2]"]),
@@ -468,6 +514,11 @@ def test_values_out_of_range_get_one_line_that_names_them(opts, words):
         "test.eval_freq -1 test.dist_metric cosine test.normalize_feature true",
         "data.transforms [] data.combineall true",
         "data.transforms [Random_Flip,random_erase]",
+        "search.strategy gdas search.beta_weight 50 search.skip_dropout 0.3 search.skip_cap 0 search.stop_at_skips 2",
+        "search.strategy pc_darts search.partial_channels 8 search.auxiliary_skip 1 search.order 2",
+        "search.strategy drnas search.dirichlet_weight 0 search.order 2 search.selection perturbation",
+        "search.strategy random search.candidate_epochs 5 search.space standard search.split identity",
+        "search.selection perturbation search.perturbation_steps 0 search.perturbation_batches 1",
     ],
 )
 def test_values_in_range_pass(opts):

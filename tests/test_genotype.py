@@ -164,3 +164,70 @@ def test_derivation_refuses_what_fits_no_cell():
         derive([[float("nan")] * 7] * 14, [[0.1] * 7] * 14)
     with pytest.raises(UserError, match="6 probabilities"):
         derive([[0.1] * 6] * 14, [[0.1] * 7] * 14)
+
+
+# -- caps and edge weights --------------------------------------------------------------------------------------------
+
+
+def skip_heavy(seed, edges=14):
+    rows = np.random.default_rng(seed).dirichlet(np.ones(7), size=edges)
+    rows[:, 6] += np.random.default_rng(seed + 1).uniform(0, 0.5, size=edges)
+    return rows.tolist()
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2, 3, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_skip_cap_is_kept_by_the_next_best(seed, cap):
+    normal, reduce = skip_heavy(seed), skip_heavy(seed + 50)
+    free = derive(normal, reduce)
+    capped = derive(normal, reduce, skip_cap=cap)
+    assert capped.reduce == free.reduce  # the cap is of the normal cell
+    assert capped.count("skip_connect")["normal"] <= cap
+    if free.count("skip_connect")["normal"] <= cap:
+        assert capped == free
+        return
+    # Slowly, as P-DARTS says it: while there are too many, the weakest ones are set to 0, and all begins anew.
+    rows = [list(row) for row in normal]
+    edges = {(block, source): edge for edge, block, source in cell_edges(4)}
+    while True:
+        found = derive(rows, reduce)
+        skips = [(b, s) for b, block in enumerate(found.normal) for name, s in block if name == "skip_connect"]
+        if len(skips) <= cap:
+            break
+        strongest = sorted(skips, key=lambda key: -rows[edges[key]][6])
+        for key in strongest[cap:]:
+            rows[edges[key]][6] = 0.0
+    assert capped.normal == found.normal
+
+
+def test_a_capped_skip_gives_way_to_the_next_operation_or_the_next_edge():
+    low = [0.02, 0.02, 0.02, 0.02, 0.02, 0.0, 0.9]
+    first = [[0.0, 0.0, 0.0, 0.3, 0.1, 0.0, 0.6], [0.0, 0.0, 0.0, 0.1, 0.1, 0.0, 0.8]]
+    second = [low, [0.0, 0.0, 0.0, 0.5, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.2, 0.6, 0.2, 0.0]]
+    cell = first + second
+    assert derive(cell, cell).count("skip_connect")["normal"] == 3
+    assert derive(cell, cell, skip_cap=1).normal == (
+        (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
+        (("skip_connect", 0), ("dil_conv_3x3", 2)),
+    )
+    assert derive(cell, cell, skip_cap=0).normal[1] == (("dil_conv_3x3", 2), ("sep_conv_3x3", 1))
+
+
+def test_a_cap_that_leaves_an_edge_nothing_is_refused():
+    rows = [[0.1, 0.9]] * 2
+    with pytest.raises(UserError, match="skip cap of 0 leaves normal edge 0 no operation"):
+        derive(rows, rows, ["none", "skip_connect"], skip_cap=0)
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_edge_weights_multiply_the_strengths(renormalised):
+    rng = np.random.default_rng(0)
+    rows = {kind: rng.dirichlet(np.ones(7), size=14) for kind in ("normal", "reduce")}
+    factors = {kind: rng.uniform(size=14) for kind in rows}
+    plain = {}
+    for kind, values in rows.items():
+        mass = 1 - values[:, 5:6] if renormalised else 1.0
+        plain[kind] = values / mass * factors[kind][:, None]
+        plain[kind][:, 5] = 0.0
+    found = derive(**{k: v.tolist() for k, v in rows.items()}, renormalised=renormalised, edge_weights=factors)
+    assert found == derive(**{kind: values.tolist() for kind, values in plain.items()})

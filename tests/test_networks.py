@@ -12,6 +12,7 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from torchreid_autoreid.ops import build_operation
+from torchreid_autoreid.strategies import Mixture
 
 
 def complexity(network, height, width):
@@ -117,7 +118,58 @@ def test_search_cell_is_wired_as_equation_1_says(reduction):
     blocks = [0.0, 0.0, 0.0]
     for edge, block, source in cell_edges(3):
         blocks[block] = blocks[block] + twin.edges[edge](([*states, *blocks])[source], weights[edge])
-    assert torch.allclose(cell(*inputs, weights), torch.cat(blocks, dim=1))
+    assert torch.allclose(cell(*inputs, Mixture(weights)), torch.cat(blocks, dim=1))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 6), (2, 8, 7, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_partial_channels_bypass_the_operations(stride, shape):
+    """PC-DARTS, equation 2, channel by channel: the first quarter is mixed, the others pass, the result is shuffled."""
+    torch.manual_seed(0)
+    mixed = MixedOperation(OPERATION_NAMES, 8, stride, 4, partial=4).double()
+    x, weights = torch.randn(shape, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
+    out = mixed(x, weights, torch.tensor(0.3, dtype=torch.float64))
+    own = sum(w * op(x[:, :2]) for w, op in zip(weights, copy.deepcopy(mixed).operations.values(), strict=True))
+    joined = [own[:, 0], own[:, 1]]
+    for channel in range(2, 8):
+        rest = 0.3 * x[:, channel]
+        if stride == 2:
+            height, width = rest.shape[1:]
+            rest = torch.stack(
+                [
+                    torch.stack([rest[:, i : i + 2, j : j + 2].amax((1, 2)) for j in range(0, width, 2)], dim=-1)
+                    for i in range(0, height, 2)
+                ],
+                dim=1,
+            )
+        joined.append(rest)
+    assert torch.allclose(out, torch.stack([joined[c] for c in (0, 2, 4, 6, 1, 3, 5, 7)], dim=1))
+
+
+def test_a_chosen_operation_is_the_only_one_executed():
+    mixed = MixedOperation(OPERATION_NAMES, 4, 1, 4).double()
+    ran = []
+    for name, operation in mixed.operations.items():
+        operation.register_forward_hook(lambda *_, name=name: ran.append(name))
+    x, weights = torch.randn(2, 4, 8, 6, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
+    for index, name in enumerate(OPERATION_NAMES):
+        ran.clear()
+        expected = weights[index] * copy.deepcopy(mixed).operations[name](x)
+        ran.clear()
+        assert torch.equal(mixed(x, weights, chosen=index), expected)
+        assert ran == [name]
+
+
+def test_dropout_on_skip_paths_in_training_only():
+    skip = OPERATION_NAMES.index("skip_connect")
+    mixed = MixedOperation(OPERATION_NAMES, 4, 1, 4).double()
+    x, weights = torch.ones(2, 4, 50, 50, dtype=torch.float64), torch.zeros(7, dtype=torch.float64)
+    weights[skip] = 3.0
+    out = mixed(x, weights, skip_dropout=0.25)
+    assert set(out.unique().tolist()) == {0.0, 3.0 / 0.75}
+    assert (out == 0).double().mean() == pytest.approx(0.25, abs=0.02)
+    mixed.eval()
+    assert torch.equal(mixed(x, weights, skip_dropout=0.25), 3.0 * x)
 
 
 def test_a_one_hot_search_network_equals_the_derived_network():

@@ -5,7 +5,7 @@ Auto-ReID, algorithm 1, after DARTS (Liu et al., ICLR 2019, section 2.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-__all__ = ["Architect", "SearchableNetwork", "gradients"]
+__all__ = ["Architect", "SearchableNetwork", "gradients", "unchanged_buffers"]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -48,8 +48,9 @@ class Architect:
     ``(grad_alpha L_train(w + eps u) - grad_alpha L_train(w - eps u)) / (2 eps)`` with ``eps * |u| = 0.01`` (DARTS,
     equation 8; its ``eps = 0.01 / |grad L_val|`` is the same displacement).
 
-    Buffers (batch norm statistics) are saved before and restored after, and so is the random state between the two
-    displaced passes, so that both see the same dropout.
+    Buffers (batch norm statistics) are saved before and restored after. The two displaced passes see the same dropout
+    and the same draws of a strategy as the pass that the virtual step is taken from: ``w'`` depends on alpha through
+    these.
 
     Args:
         network: has ``weights()``, ``alphas()`` and ``__call__``.
@@ -103,7 +104,7 @@ class Architect:
             train_batch: ``(images (B, 3, H, W), identities (B,))`` of the weights' half; used by the second order only.
             val_batch: the same of the alphas' half.
         """
-        with _unchanged_buffers(self.network):
+        with unchanged_buffers(self.network):
             if self.order == 1:
                 value, found = self._first_order(val_batch)
             else:
@@ -120,6 +121,7 @@ class Architect:
         weights, alphas = self.network.weights(), self.network.alphas()
         saved = [w.detach().clone() for w in weights]
         try:
+            noise = _random_states(weights)
             train_gradients = self.gradient(self._value(self.forward, self.loss, train_batch), weights)
             rates = self._virtual_step(weights, train_gradients)
             value = self._value(self.forward, self.val_loss, val_batch)
@@ -128,7 +130,8 @@ class Architect:
             direction = [rate * gradient for rate, gradient in zip(rates, at_virtual, strict=True)]  # u
             norm = torch.stack([u.double().pow(2).sum() for u in direction]).sum().sqrt()
             if norm > 0:
-                product = self._hessian_product(train_batch, weights, saved, direction, self.displacement / norm.item())
+                epsilon = self.displacement / norm.item()
+                product = self._hessian_product(train_batch, weights, saved, direction, epsilon, noise)
                 found = [g - p for g, p in zip(found, product, strict=True)]
         finally:
             _copy(weights, saved)  # copies, never arithmetic: bit for bit
@@ -165,6 +168,7 @@ class Architect:
         saved: Sequence[Tensor],
         direction: Sequence[Tensor],
         epsilon: float,
+        noise: Mapping[int | None, Tensor],
     ) -> list[Tensor]:
         """``d^2 L_train / (d alpha d w) . direction`` at the saved weights, by central differences."""
         displaced = []
@@ -172,7 +176,7 @@ class Architect:
             with torch.no_grad():
                 for w, start, u in zip(weights, saved, direction, strict=True):
                     w.copy_(start + sign * epsilon * u)
-            with _same_randomness(weights, keep=sign < 0):
+            with _randomness(noise):
                 value = self._value(self.network, self.loss, train_batch)
                 displaced.append(self.gradient(value, self.network.alphas()))
         return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
@@ -197,7 +201,8 @@ def _copy(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
+def unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
+    """Puts the buffers (batch norm statistics) back after the block, bit for bit."""
     buffers = list(network.buffers())
     saved = [buffer.clone() for buffer in buffers]
     try:
@@ -206,9 +211,19 @@ def _unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
         _copy(buffers, saved)
 
 
-@contextmanager
-def _same_randomness(weights: Sequence[Tensor], keep: bool) -> Iterator[None]:
-    """Gives the random state back after the block, unless ``keep``: the next block then draws the same numbers."""
+def _random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:
+    """The random states of the CPU (``None``) and of the GPUs that hold the weights."""
     devices = sorted({w.device.index or 0 for w in weights if w.device.type == "cuda"})
-    with torch.random.fork_rng(devices, enabled=not keep):
+    return {None: torch.get_rng_state(), **{device: torch.cuda.get_rng_state(device) for device in devices}}
+
+
+@contextmanager
+def _randomness(states: Mapping[int | None, Tensor]) -> Iterator[None]:
+    """Lets the block draw what was drawn from these states on, and puts the present ones back."""
+    with torch.random.fork_rng([device for device in states if device is not None]):
+        for device, state in states.items():
+            if device is None:
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, device)
         yield

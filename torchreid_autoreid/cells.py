@@ -7,10 +7,12 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .genotype import Block, cell_edges
 from .ops import DropPath, build_operation
 from .part_aware import ReluConvNorm
+from .strategies import Mixture
 
 __all__ = ["Cell", "DerivedCell", "MixedOperation", "SearchCell"]
 
@@ -49,24 +51,78 @@ class Cell(nn.Module):
 
 
 class MixedOperation(nn.Module):
-    """One edge of the search cell: ``f(H) = sum_o p_o o(H)`` over the candidate operations."""
+    """One edge of the search cell: ``f(H) = sum_o w_o o(H)`` over the candidate operations.
 
-    def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int) -> None:
+    With partial channels (PC-DARTS, Xu et al., ICLR 2020, section 3.2, equation 2) the first ``1 / K`` of the
+    channels pass through the operations. The others bypass them, max-pooled 2x2 at stride 2, and a shuffle deals the
+    channels out anew, so that another node sends others through its operations.
+
+    Args:
+        operations: names of the candidates.
+        channels: C, which ``partial`` divides.
+        stride: 1 or 2.
+        parts: M, of the part-aware operation.
+        partial: K; 1 sends all channels through the operations.
+    """
+
+    def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int, partial: int = 1) -> None:
         super().__init__()
+        self.stride = stride
+        self.partial = partial
         self.operations = nn.ModuleDict(
-            {name: build_operation(name, channels, stride, parts, affine=False) for name in operations}
+            {name: build_operation(name, channels // partial, stride, parts, affine=False) for name in operations}
         )
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        # `none` adds nothing: its weight acts through the softmax alone.
-        terms = (w * op(x) for w, (name, op) in zip(weights, self.operations.items(), strict=True) if name != "none")
+    def forward(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        edge: Tensor | None = None,
+        chosen: int | None = None,
+        skip_dropout: float = 0.0,
+    ) -> Tensor:
+        """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+
+        Args:
+            x: the source.
+            weights: (O,), of the operations.
+            edge: a scalar, the weight of the channels that bypass them.
+            chosen: index of the only operation that is executed.
+            skip_dropout: probability with which an element of the skip connection's output is dropped in training
+                (P-DARTS, Chen et al., ICCV 2019, section 3.3).
+        """
+        own = x.shape[1] // self.partial
+        mixed = self.mix(x[:, :own], weights, chosen, skip_dropout)
+        if self.partial == 1:
+            return mixed
+        rest = x[:, own:] if self.stride == 1 else F.max_pool2d(x[:, own:], 2, 2, ceil_mode=True)
+        return _shuffle(torch.cat([mixed, rest if edge is None else edge * rest], dim=1), self.partial)
+
+    def mix(self, x: Tensor, weights: Tensor, chosen: int | None, skip_dropout: float) -> Tensor:
+        terms = []
+        for index, (name, operation) in enumerate(self.operations.items()):
+            # Among others `none` adds nothing: its weight acts through the softmax alone.
+            if index != chosen if chosen is not None else name == "none":
+                continue
+            out = operation(x)
+            if name == "skip_connect" and skip_dropout:
+                out = F.dropout(out, skip_dropout, self.training)
+            terms.append(weights[index] * out)
         return reduce(torch.add, terms)
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    """Channel ``g * C / groups + i`` becomes channel ``i * groups + g`` (ShuffleNet, Zhang et al., CVPR 2018)."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class SearchCell(Cell):
     """All candidate operations on all edges, weighted (Auto-ReID, equation 1).
 
-    ``forward(before_last, last, weights)``: weights ``(E, O)``, edges in the order of :func:`genotype.cell_edges`.
+    ``forward(before_last, last, mixture)``: edges in the order of :func:`genotype.cell_edges`.
+
+    Attributes:
+        skip_dropout: of :class:`MixedOperation`, on all edges; the search lowers it as it goes on.
     """
 
     def __init__(
@@ -79,18 +135,30 @@ class SearchCell(Cell):
         stride: int,
         halve_first: bool,
         parts: int,
+        partial: int = 1,
     ) -> None:
         super().__init__(in_channels, channels, kind, stride, halve_first, affine=False)
         self.blocks = blocks
+        self.skip_dropout = 0.0
         self.edges = nn.ModuleList(
-            MixedOperation(operations, channels, self.stride_from(source), parts) for _, _, source in cell_edges(blocks)
+            MixedOperation(operations, channels, self.stride_from(source), parts, partial)
+            for _, _, source in cell_edges(blocks)
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, before_last: Tensor, last: Tensor, mixture: Mixture) -> Tensor:
         states = self.inputs(before_last, last)
-        edges = iter(zip(self.edges, weights, strict=True))
-        for _ in range(self.blocks):
-            states.append(reduce(torch.add, [edge(x, w) for x, (edge, w) in zip(states, edges, strict=False)]))
+        for edge, block, source in cell_edges(self.blocks):
+            out = self.edges[edge](
+                states[source],
+                mixture.weights[edge],
+                None if mixture.edges is None else mixture.edges[edge],
+                None if mixture.chosen is None else mixture.chosen[edge],
+                self.skip_dropout,
+            )
+            if source == 0:
+                states.append(out)
+            else:
+                states[block + 2] = states[block + 2] + out
         return torch.cat(states[2:], dim=1)
 
 

@@ -134,8 +134,25 @@ def run(main: Callable[[], int | None]) -> int:
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
             return _ended(f"error: a loader process has died ({str(error).rstrip('.')}); {hint}", 2)
+        if _is_of_the_group(error):
+            reason = str(error).strip().splitlines()[0][:160]
+            return _ended(
+                f"error: another process of the run has ended or cannot be reached ({reason}); what has been written is "
+                "kept, start all of them again with --resume auto (torchrun --max-restarts does so by itself)",
+                2,
+            )
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
+
+
+def _is_of_the_group(error: Exception) -> bool:
+    """Whether the processes of torchrun have lost one another: what gloo and NCCL say when a peer is gone."""
+    words = ("gloo", "Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "ProcessGroup", "TCPStore")
+    return (
+        "TORCHELASTIC_RUN_ID" in os.environ
+        and isinstance(error, RuntimeError)
+        and any(word in str(error) for word in words)
+    )
 
 
 def _ended(line: str, status: int) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "network_kwargs",
     "optimizer_kwargs",
     "plain_yaml",
+    "schedule_kwargs",
     "scheduler_kwargs",
     "search_kwargs",
     "searchdata_kwargs",
@@ -173,7 +174,9 @@ def get_default_config() -> CfgNode:
 
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
-    cfg.search.strategy = "darts"  # how alphas weigh the operations of an edge
+    # How alphas weigh the operations of an edge: darts (ICLR 2019), gdas (CVPR 2019), pc_darts (ICLR 2020), drnas (ICLR
+    # 2021); or random, which trains random genotypes (Li and Talwalkar, UAI 2019). strategies.py says more of each.
+    cfg.search.strategy = "darts"
     cfg.search.order = 1  # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
     cfg.search.split = "image"  # image: every identity in both halves (published); identity: in one (MSINet, CVPR 2023)
@@ -191,6 +194,22 @@ def get_default_config() -> CfgNode:
     cfg.search.grad_sync = "mean"  # under torchrun: mean or sum of the gradients of all processes
     cfg.search.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes
     cfg.search.checkpoint_every = 0  # epochs between checkpoints that are kept; 0: latest and best only
+    # of one strategy
+    cfg.search.tau_start = 10.0  # of gdas: temperature at the first epoch (GDAS, section 4.1), from there linearly to
+    cfg.search.tau_end = 0.1  # of gdas: temperature at the last epoch
+    cfg.search.partial_channels = 4  # of pc_darts: K, of which 1/K of the channels is searched (PC-DARTS, section 3.2)
+    cfg.search.dirichlet_weight = 0.001  # of drnas: of its regulariser in the loss of the alphas (DrNAS, section 2)
+    cfg.search.candidate_epochs = 1  # of random: epochs for each genotype; train.max_epoch is that of all together
+    # against collapse; they combine, and 0 switches them off
+    cfg.search.auxiliary_skip = 0.0  # beta of the auxiliary skip connection, from 1 linearly to 0 in DARTS− (section 3)
+    cfg.search.beta_weight = 0.0  # of logsumexp(alpha) in the loss, from 0 linearly to, in β-DARTS (section 3), 50
+    cfg.search.skip_dropout = 0.0  # after skip connections, decaying linearly to 0 (P-DARTS, section 3.3)
+    cfg.search.skip_cap = -1  # skip connections that a derived normal cell keeps, 2 in P-DARTS (section 3.3); -1: any
+    cfg.search.stop_at_skips = 0  # as many in the normal cell end the search, 2 in DARTS+ (2019, section 3.2)
+    # the genotype at the end
+    cfg.search.selection = "strength"  # of the alphas; or perturbation: by what is missed most (DARTS-PT, ICLR 2021)
+    cfg.search.perturbation_batches = 4  # of the alpha half, on which the loss without an operation is measured
+    cfg.search.perturbation_steps = 10  # of the weights after each choice
     return cfg
 
 
@@ -489,6 +508,7 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "parts": cfg.autoreid.parts,
         "space": cfg.search.space,
         "strategy": cfg.search.strategy,
+        "partial_channels": cfg.search.partial_channels,
     }
 
 
@@ -505,9 +525,26 @@ def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "warmup_epochs": cfg.search.warmup_epochs,
         "real_alpha_every": cfg.search.real_alpha_every,
         "derive_renormalised": cfg.search.derive_renormalised,
+        "skip_cap": cfg.search.skip_cap,
+        "stop_at_skips": cfg.search.stop_at_skips,
+        "selection": cfg.search.selection,
+        "perturbation_batches": cfg.search.perturbation_batches,
+        "perturbation_steps": cfg.search.perturbation_steps,
         "checkpoint_every": cfg.search.checkpoint_every,
         "amp": cfg.search.amp,
         "grad_sync": cfg.search.grad_sync,
+    }
+
+
+def schedule_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.strategies.Schedule`."""
+    return {
+        "tau_start": cfg.search.tau_start,
+        "tau_end": cfg.search.tau_end,
+        "auxiliary_skip": cfg.search.auxiliary_skip,
+        "beta_weight": cfg.search.beta_weight,
+        "skip_dropout": cfg.search.skip_dropout,
+        "dirichlet_weight": cfg.search.dirichlet_weight,
     }
 
 
@@ -568,8 +605,38 @@ _UNUSED_IN_TRAINING = {
     **{f"search.{key}": "search.py takes it" for key in get_default_config().search},
 }
 
+# Strategies that mix all operations of an edge; those that have alphas at all.
+_MIXED = ("darts", "pc_darts", "drnas")
+_DIFFERENTIABLE = (*_MIXED, "gdas")
+
 #: Keys that only some values of another key read.
 _READ_WITH = {
+    # gdas executes one operation an edge, so it has no mixture to add a skip connection to, or to take apart; and its
+    # gradient, straight through a choice, is that of no loss, so it has no second order.
+    "search.order": ("search.strategy", _MIXED),
+    "search.auxiliary_skip": ("search.strategy", _MIXED),
+    "search.selection": ("search.strategy", _MIXED),
+    # drnas has a regulariser of its own, and its alphas go through no softmax.
+    "search.beta_weight": ("search.strategy", ("darts", "pc_darts", "gdas")),
+    **{
+        f"search.{key}": ("search.strategy", _DIFFERENTIABLE)
+        for key in (
+            "skip_dropout",
+            "stop_at_skips",
+            "alpha_lr",
+            "alpha_betas",
+            "alpha_weight_decay",
+            "warmup_epochs",
+            "real_alpha_every",
+        )
+    },
+    "search.tau_start": ("search.strategy", ("gdas",)),
+    "search.tau_end": ("search.strategy", ("gdas",)),
+    "search.partial_channels": ("search.strategy", ("pc_darts",)),
+    "search.dirichlet_weight": ("search.strategy", ("drnas",)),
+    "search.candidate_epochs": ("search.strategy", ("random",)),
+    "search.perturbation_batches": ("search.selection", ("perturbation",)),
+    "search.perturbation_steps": ("search.selection", ("perturbation",)),
     "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),
     "sgd.dampening": ("train.optim", ("sgd",)),
     "sgd.nesterov": ("train.optim", ("sgd",)),
@@ -601,7 +668,8 @@ _SAMPLERS = (
 )
 
 # What the plugin knows by name; a test compares them with the tables.
-_STRATEGIES = ("darts",)
+_STRATEGIES = ("darts", "gdas", "pc_darts", "drnas", "random")
+_SELECTIONS = ("strength", "perturbation")
 _SPACES = ("reid", "standard")
 _SPLITS = ("image", "identity")
 _NECKS = ("none", "before", "after")
@@ -791,6 +859,7 @@ def _check_search(cfg: CfgNode) -> None:
     _in_range(cfg, "search.real_alpha_every", 1)
     if len(cfg.search.alpha_betas) != 2 or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
         raise UserError(f"search.alpha_betas must be two numbers from 0 to below 1, not {cfg.search.alpha_betas}")
+    _check_strategy(cfg)
     if cfg.search.order == 2 and cfg.train.optim != "sgd":
         raise UserError(
             f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
@@ -800,6 +869,42 @@ def _check_search(cfg: CfgNode) -> None:
             f"search.warmup_epochs {cfg.search.warmup_epochs} leaves no epoch of train.max_epoch {cfg.train.max_epoch} "
             "for the alphas; lower it"
         )
+
+
+def _check_strategy(cfg: CfgNode) -> None:
+    own = cfg.search
+    _one_of(cfg, "search.selection", _SELECTIONS)
+    for name in ("tau_start", "tau_end"):
+        _in_range(cfg, f"search.{name}", 0, above=True)
+    for name in ("auxiliary_skip", "beta_weight", "dirichlet_weight", "stop_at_skips", "perturbation_steps"):
+        _in_range(cfg, f"search.{name}", 0)
+    for name in ("partial_channels", "candidate_epochs", "perturbation_batches"):
+        _in_range(cfg, f"search.{name}", 1)
+    _in_range(cfg, "search.skip_dropout", 0, 1, below=True)
+    _in_range(cfg, "search.skip_cap", -1)
+    if own.tau_end > own.tau_start:
+        raise UserError(f"search.tau_end {own.tau_end} is above search.tau_start {own.tau_start}; lower it")
+    if own.strategy == "pc_darts" and (own.partial_channels < 2 or cfg.autoreid.channels % own.partial_channels):
+        raise UserError(
+            f"search.partial_channels must be at least 2 and divide autoreid.channels {cfg.autoreid.channels}, "
+            f"which {own.partial_channels} does not; change one of them"
+        )
+    if own.strategy == "random" and cfg.train.max_epoch % own.candidate_epochs:
+        raise UserError(
+            f"train.max_epoch {cfg.train.max_epoch} does not divide by search.candidate_epochs {own.candidate_epochs}; "
+            f"set it to {-(-cfg.train.max_epoch // own.candidate_epochs) * own.candidate_epochs}"
+        )
+    # What only a derivation by strength reads.
+    for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
+        key = f"search.{name}"
+        if _get(cfg, key) == _get(get_default_config(), key):
+            continue
+        if own.strategy == "random" or own.selection == "perturbation":
+            chooser = "search.strategy random" if own.strategy == "random" else "search.selection perturbation"
+            raise UserError(
+                f"{key} {_get(cfg, key)} has no effect with {chooser}, which does not rank by the alphas; "
+                "leave one of them out"
+            )
 
 
 def _get(cfg: CfgNode, name: str) -> Any:

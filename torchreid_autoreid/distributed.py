@@ -69,12 +69,12 @@ class Alone:
             raise error
 
     @contextmanager
-    def together(self, *kinds: type[Exception]) -> Iterator[None]:
+    def together(self, kind: type[Exception] = Exception) -> Iterator[None]:
         """Leaves the block in all processes at the same time, and all of them by an error if one has one.
 
         Args:
-            kinds: errors that the others are told of, all by default. In a block that itself talks to the others they
-                must be such as can only be raised where the others wait in :meth:`agree`.
+            kind: of the errors that the others are told of. In a block that itself talks to the others it must be such
+                as can only be raised where the others wait in :meth:`agree`.
         """
         yield
 
@@ -150,12 +150,12 @@ class Group(Alone):
         raise SharedError(bytes(buffer.tolist()).decode(errors="ignore").strip()) from error
 
     @contextmanager
-    def together(self, *kinds: type[Exception]) -> Iterator[None]:
+    def together(self, kind: type[Exception] = Exception) -> Iterator[None]:
         try:
             yield
         except SharedError:  # all of them have it
             raise
-        except kinds or Exception as error:
+        except kind as error:
             self.agree(error)
         else:
             self.agree()
@@ -220,7 +220,7 @@ _control_groups: dict[int, tuple[Any, Any]] = {}
 
 
 def _control_group() -> Any:
-    """A group for short messages between the CPUs, which wait for no GPU: the default one, or a gloo group beside it."""
+    """A group for short messages between the CPUs, which wait for no GPU: the default one, or a gloo one beside it."""
     default = torch.distributed.group.WORLD
     if torch.distributed.get_backend() == "gloo":
         return default
@@ -237,7 +237,7 @@ def _checksum(content: Iterable[Tensor] | str) -> int:
         digest.update(content.encode())
     else:
         for tensor in content:
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 

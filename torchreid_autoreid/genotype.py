@@ -229,6 +229,8 @@ def derive(
     *,
     renormalised: bool = False,
     name: str = "searched",
+    edge_weights: Mapping[str, Sequence[float]] | None = None,
+    skip_cap: int | None = None,
 ) -> Genotype:
     """Derives the discrete cells from edge probabilities (Auto-ReID, section 3.1; DARTS, section 2.4).
 
@@ -242,6 +244,11 @@ def derive(
         renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has
             absorbed is weak whatever its best operation is; renormalised, edges compete by how decided they are.
         name: the name of the result.
+        edge_weights: E factors of the strengths, for ``normal``, ``reduce`` or both (PC-DARTS, Xu et al., ICLR 2020,
+            section 3.3).
+        skip_cap: how many skip connections the normal cell keeps at most; ``None``: any number. The weakest ones above
+            it are struck out, and the cell is derived anew, so that each gives way to the next best operation or edge
+            (P-DARTS, Chen et al., ICCV 2019, section 3.3).
 
     Raises:
         UserError: if a value is not finite, or the shape fits no cell.
@@ -250,37 +257,62 @@ def derive(
     >>> derive(uniform, uniform).normal
     ((('part_aware', 0), ('part_aware', 1)),)
     """
+    factors = edge_weights or {}
     return Genotype(
         name,
-        _derive_cell("normal", normal, operations, renormalised),
-        _derive_cell("reduce", reduce, operations, renormalised),
+        _derive_cell("normal", normal, operations, renormalised, factors.get("normal"), skip_cap),
+        _derive_cell("reduce", reduce, operations, renormalised, factors.get("reduce"), None),
     )
 
 
 def _derive_cell(
-    kind: str, probabilities: Sequence[Sequence[float]], operations: Sequence[str], renormalised: bool
+    kind: str,
+    probabilities: Sequence[Sequence[float]],
+    operations: Sequence[str],
+    renormalised: bool,
+    factors: Sequence[float] | None,
+    skip_cap: int | None,
 ) -> tuple[Block, ...]:
     blocks = next((b for b in range(1, len(probabilities) + 1) if num_edges(b) == len(probabilities)), None)
     if blocks is None:
         raise UserError(f"{len(probabilities)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
-    best: list[list[tuple[float, Edge]]] = [[] for _ in range(blocks)]
+    rows = [_strengths(f"{kind} edge {edge}", row, operations, renormalised) for edge, row in enumerate(probabilities)]
+    if factors is not None:
+        rows = [{op: factor * value for op, value in row.items()} for row, factor in zip(rows, factors, strict=True)]
+    while True:
+        chosen = _strongest_edges(rows, blocks)
+        skips = sorted((c for block in chosen for c in block if c[2] == "skip_connect"), key=lambda c: -c[0])
+        if skip_cap is None or len(skips) <= skip_cap:
+            return tuple((first[2:], second[2:]) for first, second in chosen)
+        for _, edge, operation, _ in skips[skip_cap:]:
+            del rows[edge][operation]
+            if not rows[edge]:
+                raise UserError(f"a skip cap of {skip_cap} leaves {kind} edge {edge} no operation; raise the cap")
+
+
+# strength, edge, operation, source
+_Candidate = tuple[float, int, str, int]
+
+
+def _strongest_edges(rows: Sequence[Mapping[str, float]], blocks: int) -> list[tuple[_Candidate, _Candidate]]:
+    best: list[list[_Candidate]] = [[] for _ in range(blocks)]
     for edge, block, source in cell_edges(blocks):
-        row = probabilities[edge]
-        if len(row) != len(operations):
-            raise UserError(f"{kind} edge {edge} has {len(row)} probabilities for {len(operations)} operations")
-        if not all(abs(value) < float("inf") for value in row):
-            raise UserError(f"{kind} edge {edge} has probabilities that are not finite: {list(row)}")
-        candidates = [(value, op) for value, op in zip(row, operations, strict=True) if op != "none"]
-        strength, operation = max(candidates, key=lambda candidate: candidate[0])
-        if renormalised:
-            strength /= sum(value for value, _ in candidates) or 1.0
-        best[block].append((strength, (operation, source)))
-    cell = []
-    for edges in best:
-        # sorted() is stable, so among equals the earlier input wins.
-        first, second = sorted(edges, key=lambda candidate: -candidate[0])[:2]
-        cell.append((first[1], second[1]))
-    return tuple(cell)
+        operation = max(rows[edge], key=lambda name: rows[edge][name])
+        best[block].append((rows[edge][operation], edge, operation, source))
+    # sorted() is stable, so among equals the earlier input wins.
+    ranked = [sorted(edges, key=lambda candidate: -candidate[0]) for edges in best]
+    return [(edges[0], edges[1]) for edges in ranked]
+
+
+def _strengths(where: str, row: Sequence[float], operations: Sequence[str], renormalised: bool) -> dict[str, float]:
+    """The strength of each operation of an edge but ``none``."""
+    if len(row) != len(operations):
+        raise UserError(f"{where} has {len(row)} probabilities for {len(operations)} operations")
+    if not all(abs(value) < float("inf") for value in row):
+        raise UserError(f"{where} has probabilities that are not finite: {list(row)}")
+    found = {op: value for value, op in zip(row, operations, strict=True) if op != "none"}
+    mass = (sum(found.values()) or 1.0) if renormalised else 1.0
+    return {op: value / mass for op, value in found.items()}
 
 
 def _preset(name: str, normal: str, reduce: str) -> Genotype:

@@ -6,7 +6,7 @@ cell of stages 2-4 a reduction that doubles the channels, global average pooling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from .cells import Cell, DerivedCell, SearchCell
 from .errors import UserError
 from .genotype import Genotype, derive, num_edges, operation_names
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, Mixture, Strengths, beta_penalty
 
 __all__ = ["ArchitectureParameters", "AutoReIDNetwork", "AutoReIDSearchNetwork"]
 
 # (in_channels of the two inputs, channels, kind, stride, halve_first) -> cell
 CellFactory = Callable[[tuple[int, int], int, str, int, bool], Cell]
+_KINDS = ("normal", "reduce")
 
 
 class Skeleton(nn.Module):
@@ -75,7 +76,7 @@ class Skeleton(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
         self.apply(_initialise)
 
-    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
+    def cell_arguments(self) -> Mapping[str, tuple[Any, ...]]:
         """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
         return {"normal": (), "reduce": ()}
 
@@ -175,13 +176,24 @@ class ArchitectureParameters(nn.Module):
     Attributes:
         normal, reduce: (E, O) parameters, edges in the order of :func:`genotype.cell_edges`; near zero at the start, so
             that every operation begins with almost the same weight (DARTS: 1e-3 times a normal deviate).
+        normal_edges, reduce_edges: (E,) parameters of the edges themselves, likewise, where the strategy has them.
     """
 
-    def __init__(self, blocks: int, operations: int) -> None:
+    normal_edges: nn.Parameter | None
+    reduce_edges: nn.Parameter | None
+
+    def __init__(self, blocks: int, operations: int, edges: bool = False) -> None:
         super().__init__()
         shape = (num_edges(blocks), operations)
         self.normal = nn.Parameter(1e-3 * torch.randn(shape))
         self.reduce = nn.Parameter(1e-3 * torch.randn(shape))
+        for kind in ("normal", "reduce"):
+            own = nn.Parameter(1e-3 * torch.randn(shape[0])) if edges else None
+            self.register_parameter(f"{kind}_edges", own)
+
+    def of(self, kind: str) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """The alphas of a kind of cell: of its operations, and of its edges."""
+        return getattr(self, kind), getattr(self, f"{kind}_edges")
 
 
 class AutoReIDSearchNetwork(Skeleton):
@@ -192,6 +204,10 @@ class AutoReIDSearchNetwork(Skeleton):
         blocks: blocks of a cell, 4 in the paper.
         space: ``reid`` (with the part-aware operation) or ``standard`` (without).
         strategy: how alphas become weights, a name in ``STRATEGIES``.
+        partial_channels: K of the strategy ``pc_darts``; it divides ``channels``.
+
+    Attributes:
+        mixtures: takes the place of what the strategy makes of the alphas, ``{'normal': …, 'reduce': …}``, if set.
 
     Raises:
         UserError: if an argument is out of range.
@@ -211,25 +227,31 @@ class AutoReIDSearchNetwork(Skeleton):
         parts: int = 4,
         space: str = "reid",
         strategy: str = "darts",
+        partial_channels: int = 4,
     ) -> None:
         operations = operation_names(space)
         if blocks < 1:
             raise UserError(f"a cell needs at least one block, not {blocks!r}")
         if strategy not in STRATEGIES:
             raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+        partial = partial_channels if STRATEGIES[strategy].partial else 1
+        if partial < 1 or channels % partial:
+            raise UserError(f"partial_channels must divide the {channels} channels, which {partial!r} does not")
 
         def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
-            return SearchCell(operations, blocks, inputs, width, kind, stride, halve_first, parts)
+            return SearchCell(operations, blocks, inputs, width, kind, stride, halve_first, parts, partial)
 
         super().__init__(make_cell, blocks, num_classes, loss, channels, layers)
         self.operations = operations
-        self.strategy = STRATEGIES[strategy]()
-        self.architecture = ArchitectureParameters(blocks, len(operations))
+        self.blocks = blocks
+        self.strategy = STRATEGIES[strategy](operations)
+        self.architecture = ArchitectureParameters(blocks, len(operations), self.strategy.partial)
+        self.mixtures: Mapping[str, Mixture] | None = None
         split = {id(p) for p in self.alphas()} | {id(p) for p in self.weights()}
         assert len(split) == len(self.alphas()) + len(self.weights()) == len(list(self.parameters()))
 
     def alphas(self) -> list[nn.Parameter]:
-        """The architecture parameters: normal, then reduce."""
+        """The architecture parameters: normal, then reduce; then those of the edges, if any."""
         return list(self.architecture.parameters())
 
     def weights(self) -> list[nn.Parameter]:
@@ -237,20 +259,47 @@ class AutoReIDSearchNetwork(Skeleton):
         alphas = {id(alpha) for alpha in self.alphas()}
         return [p for p in self.parameters() if id(p) not in alphas]
 
-    def cell_arguments(self) -> dict[str, tuple[Tensor, ...]]:
-        return {kind: (self.strategy.weights(alpha),) for kind, alpha in self.architecture.named_parameters()}
+    def cell_arguments(self) -> dict[str, tuple[Mixture]]:
+        # Once a pass, so that all cells of a kind share one draw.
+        return {kind: (mixture,) for kind, mixture in (self.mixtures or self.drawn_mixtures(self.training)).items()}
+
+    def drawn_mixtures(self, training: bool) -> dict[str, Mixture]:
+        """What the strategy makes of the alphas, for each kind of cell; a draw in training, of those that draw."""
+        return {kind: self.strategy.mixture(*self.architecture.of(kind), training) for kind in _KINDS}
+
+    def set_strengths(self, strengths: Strengths) -> None:
+        """Tells the strategy and the cells what holds in this epoch."""
+        self.strategy.tau, self.strategy.auxiliary_skip = strengths.tau, strengths.auxiliary_skip
+        for cell in self.cells:
+            assert isinstance(cell, SearchCell)
+            cell.skip_dropout = strengths.skip_dropout
+
+    def penalty(self, beta_weight: float = 0.0, own_weight: float = 0.0) -> Tensor | None:
+        """What is added to the loss of the alphas: the penalty of β-DARTS and the strategy's own, over both cells."""
+        terms = []
+        for alphas in (self.architecture.normal, self.architecture.reduce):
+            own = self.strategy.penalty(alphas) if own_weight else None
+            terms += [] if own is None else [own_weight * own]
+            terms += [beta_weight * beta_penalty(alphas)] if beta_weight else []
+        return torch.stack(terms).sum() if terms else None
 
     def probabilities(self) -> dict[str, Tensor]:
         """(E, O) probabilities of each cell, ``{'normal': …, 'reduce': …}``, detached, on the CPU."""
-        return {
-            kind: self.strategy.probabilities(alpha.detach()).cpu()
-            for kind, alpha in self.architecture.named_parameters()
-        }
+        return {kind: self.strategy.probabilities(self.architecture.of(kind)[0].detach()).cpu() for kind in _KINDS}
 
-    def genotype(self, renormalised: bool = False, name: str = "searched") -> Genotype:
+    def genotype(self, renormalised: bool = False, name: str = "searched", skip_cap: int | None = None) -> Genotype:
         """The discrete cells that the present alphas stand for; see :func:`genotype.derive`."""
         rows = {kind: p.double().tolist() for kind, p in self.probabilities().items()}
-        return derive(rows["normal"], rows["reduce"], self.operations, renormalised=renormalised, name=name)
+        edges = {kind: self.strategy.edge_weights(self.architecture.of(kind)[1]) for kind in _KINDS}
+        return derive(
+            rows["normal"],
+            rows["reduce"],
+            self.operations,
+            renormalised=renormalised,
+            name=name,
+            edge_weights={kind: e.detach().double().tolist() for kind, e in edges.items() if e is not None},
+            skip_cap=skip_cap,
+        )
 
 
 def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: int) -> None:

@@ -1,6 +1,5 @@
 """What the tests run in one process and in each of two."""
 
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,20 @@ from torchreid_autoreid.data import SearchDataManager, TrainDataManager
 from torchreid_autoreid.distributed import Group, draw_rows, group, synchronise_batch_norm, unsynchronised_buffers
 from torchreid_autoreid.engine import (
     ImageAutoReIDSearchEngine,
+    ImageRandomSearchEngine,
     ImageSoftmaxTrainingEngine,
     ImageTripletTrainingEngine,
     Recipe,
     build_scheduler,
 )
 from torchreid_autoreid.errors import Interrupted, SharedError
+from torchreid_autoreid.genotype import OPERATION_NAMES
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.neck import add_neck
 from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 PROCESSES = 2
-EPOCHS = 2
+EPOCHS = 2  # of the runs that go on after the first; the others end with it
 
 
 def write_images(folder):
@@ -73,7 +74,7 @@ def search_engine(root, rank, size, sync=True, dtype=torch.float64, strategy="da
     torchreid.utils.set_random_seed(3)
     datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
     model = AutoReIDSearchNetwork(
-        datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=2, strategy=strategy
+        datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=1, strategy=strategy
     ).to(dtype)
     if size > 1 and sync:
         synchronise_batch_norm(model)
@@ -103,7 +104,7 @@ def searched(root, folder, rank, size, **options):
         )
     figures = []
     engine.on_step = lambda *args: figures.append(args[3])
-    genotype = engine.run(str(folder), EPOCHS, print_freq=100)
+    genotype = engine.run(str(folder), 1, print_freq=100)
     return {
         "gradients": seen,
         "figures": figures,
@@ -111,6 +112,25 @@ def searched(root, folder, rank, size, **options):
         "genotype": genotype.to_dict(),
         "written": sorted(path.name for path in Path(folder).glob("*")) if rank == 0 else [],
     }
+
+
+def searched_at_random(root, folder, rank, size):
+    """A random search of a single candidate."""
+    datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
+
+    def train(genotype):
+        model = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, 2, (1, 1, 1, 1)).double()
+        if size > 1:
+            synchronise_batch_norm(model)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01), None
+
+    engine = type("Random", (InFloat64, ImageRandomSearchEngine), {})(
+        datamanager, train, OPERATION_NAMES, 1, distributed=size > 1, use_gpu=False
+    )
+    figures = []
+    engine.on_step = lambda *args: figures.append(args[3])
+    genotype = engine.run(str(folder), 1, print_freq=100)
+    return {"figures": figures, "state": engine.model.state_dict(), "genotype": genotype.to_dict()}
 
 
 def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **recipe):
@@ -126,12 +146,12 @@ def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **
     model.to(dtype)
     if size > 1:
         synchronise_batch_norm(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     engine = type("Training", (InFloat64, engine_of), {})(
         datamanager,
         model,
         optimizer,
-        scheduler=build_scheduler(optimizer, "cosine", EPOCHS, warmup_epochs=1),
+        scheduler=build_scheduler(optimizer, "cosine", 1),
         use_gpu=False,
         label_smooth=True,
         distributed=size > 1,
@@ -140,7 +160,7 @@ def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **
     )
     figures = []
     engine.on_step = lambda *args: figures.append(args[3])
-    engine.run(str(folder), EPOCHS, print_freq=100, eval_freq=1)
+    engine.run(str(folder), 1, print_freq=100)
     averaged = engine.average.module.state_dict() if engine.average else {}
     return {"figures": figures, "state": engine.model.state_dict(), "averaged": averaged}
 
@@ -149,6 +169,9 @@ def trained(root, folder, rank, size, kind, neck="none", dtype=torch.float64, **
 RUNS = {
     "first order": (searched, {}),
     "second order": (searched, {"order": 2}),
+    "gdas": (searched, {"strategy": "gdas"}),
+    "perturbation": (searched, {"selection": "perturbation", "perturbation_batches": 1, "perturbation_steps": 1}),
+    "random": (searched_at_random, {}),
     "softmax": (trained, {"kind": "softmax", "auxiliary_weight": 0.4, "grad_clip": 0.5}),
     "triplet": (trained, {"kind": "triplet", "neck": "after", "ema_decay": 0.5}),
 }
@@ -268,7 +291,7 @@ def mishaps(root, folder, rank, size):
     engine = search_engine(root, rank, size, dtype=torch.float32)
 
     def stop(epoch, batch, *_):
-        engine.stop_requested = (epoch, batch) == (1, 0) and rank == 1
+        engine.stop_requested = (epoch, batch) == (0, 1) and rank == 1
 
     engine.on_step = stop
     try:
@@ -286,27 +309,41 @@ def mishaps(root, folder, rank, size):
     answers["through"] = engine.model.state_dict()
 
     engine = search_engine(root, rank, size, dtype=torch.float32)
+    engine.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weights, moved = engine.model.weights(), []
+    if rank == 1:  # as float16 might do to one of them
+        weights[0].register_hook(lambda gradient: gradient * float("inf") if len(moved) == 1 else None)
+    engine.on_step = lambda *_: moved.append([p.detach().clone() for p in engine.model.parameters()])
+    engine.run(str(folder / "overflow"), 1, print_freq=100)
+    same = [
+        [torch.equal(a, b) for a, b in zip(one, two, strict=True)] for one, two in zip(moved, moved[1:], strict=False)
+    ]
+    answers["stood still"] = [all(each) for each in same]
+    answers["scale"] = engine.precision.scaler.get_scale()
+
+    engine = search_engine(root, rank, size, dtype=torch.float32)
     engine._write_results = lambda: (_ for _ in ()).throw(OSError("no space left"))
     answers["disk full"] = caught(lambda: engine.run(str(folder / "full"), EPOCHS, print_freq=100))
     answers["unsynchronised"] = len(unsynchronised_buffers(engine.model))
     return answers
 
 
-def work(rank, size, root, folder):
-    """All of it in one of two processes."""
+#: what a test may ask two processes to do
+TASKS = {
+    "pieces": lambda root, folder, *world: {"norms": normalised(*world), "pieces": pieces(*world)},
+    "runs": lambda root, folder, *world: {
+        name: run(root, folder / name, *world, **options) for name, (run, options) in (RUNS | OTHER_RUNS).items()
+    },
+    "mishaps": mishaps,
+}
+
+
+def work(rank, size, root, folder, task):
+    """One of two processes."""
     torch.set_num_threads(1)
     root, folder = Path(root), Path(folder)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
-        answers = {"norms": normalised(rank, size), "pieces": pieces(rank, size)}
-        for name, (run, options) in (RUNS | OTHER_RUNS).items():
-            answers[name] = run(root, folder / name, rank, size, **options)
-        answers["mishaps"] = mishaps(root, folder, rank, size)
-        torch.save(answers, folder / f"{rank}.pt")
-    except BaseException:
-        (folder / f"{rank}.txt").write_text(traceback.format_exc())
-        raise
+        torch.save(TASKS[task](root, folder, rank, size), folder / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()

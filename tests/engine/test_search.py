@@ -19,6 +19,7 @@ from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.strategies import Schedule
 
 EPOCHS = 2
 
@@ -39,7 +40,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", **keywords):
+def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", network=None, on_gpu=False, **keywords):
     torchreid.utils.set_random_seed(3)
     datamanager = SearchDataManager(
         root=str(root),
@@ -57,7 +58,9 @@ def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", **keywords):
         split=split,
         seed=3,
     )
-    model = AutoReIDSearchNetwork(datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=2)
+    shape = {"channels": 2, "layers": (1, 1, 1, 1), "blocks": 2} | (network or {})
+    model = AutoReIDSearchNetwork(datamanager.num_train_pids, **shape)
+    model.to("cuda" if on_gpu else "cpu")
     weights = (
         torch.optim.SGD(model.weights(), lr=lr, momentum=0.9, weight_decay=5e-5)
         if optimizer == "sgd"
@@ -247,6 +250,178 @@ def test_resuming_a_finished_search_changes_nothing(uninterrupted, root, tmp_pat
     assert history(tmp_path) == records
 
 
+EVERYTHING = Schedule(auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
+STRATEGIES = {
+    "darts with all options": {
+        "network": {"blocks": 1},
+        "schedule": EVERYTHING,
+        "skip_cap": 1,
+        "stop_at_skips": 2,
+        "warmup_epochs": 1,
+    },
+    "gdas": {"network": {"strategy": "gdas"}, "schedule": Schedule(beta_weight=5.0, skip_dropout=0.3)},
+    "pc_darts, second order": {
+        "network": {"strategy": "pc_darts", "partial_channels": 2, "blocks": 1},
+        "schedule": EVERYTHING,
+        "order": 2,
+    },
+    "drnas, second order": {
+        "network": {"strategy": "drnas", "blocks": 1},
+        "schedule": Schedule(auxiliary_skip=1.0, skip_dropout=0.3, dirichlet_weight=0.1),
+        "order": 2,
+    },
+    "perturbation": {
+        "network": {"blocks": 1},
+        "selection": "perturbation",
+        "perturbation_batches": 1,
+        "perturbation_steps": 1,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_search_by_any_strategy_resumes_bit_for_bit(root, tmp_path, name):
+    options = STRATEGIES[name]
+    through = build(root, **options)
+    steps = []
+    through.on_step = lambda epoch, batch, *_: steps.append((epoch, batch))
+    genotype = run(through, tmp_path / "through")
+    first = build(root, **options)
+    stop_after(first, *steps[len(steps) // 2])
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "stopped")
+    torch.manual_seed(99)
+    second = build(root, **options)
+    resumed = run(second, tmp_path / "stopped", start_epoch=second.resume(tmp_path / "stopped" / "checkpoint.pth"))
+    assert_same(state(second), state(through))
+    assert history(tmp_path / "stopped") == history(tmp_path / "through")
+    assert resumed == genotype == Genotype.load(tmp_path / "stopped" / "genotype.json")
+    # What ended is not gone on with, and says the same again.
+    again = build(root, **options)
+    assert (
+        run(again, tmp_path / "through", start_epoch=again.resume(tmp_path / "through" / "checkpoint.pth")) == genotype
+    )
+    assert_same(state(again), state(through))
+
+
+def test_the_history_says_what_held_in_each_epoch(root, tmp_path):
+    schedule = Schedule(8.0, 2.0, auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
+    engine = build(root, network={"strategy": "gdas"}, schedule=schedule)
+    during = []
+    engine.on_step = lambda *_: during.append((engine.model.strategy.tau, engine.model.cells[0].skip_dropout))
+    run(engine, tmp_path)
+    records = history(tmp_path)
+    assert records[0]["strengths"] == {"auxiliary_skip": 1.0, "beta_weight": 0.0, "skip_dropout": 0.3, "tau": 8.0}
+    assert records[1]["strengths"] == {"auxiliary_skip": 0.0, "beta_weight": 5.0, "skip_dropout": 0.0, "tau": 2.0}
+    assert set(during) == {(8.0, 0.3), (2.0, 0.0)}
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("Search/strengths/tau")] == [8.0, 2.0]
+    assert "penalty" not in records[0]["alpha"]
+    assert records[1]["alpha"]["penalty"] > 0
+
+
+def test_the_penalty_is_in_the_gradient_of_the_alphas_and_not_in_the_loss_of_the_log(root):
+    """d/d alpha of weight * mean logsumexp is weight * softmax / E, added to the gradient without it."""
+    found = {}
+    for weight in (0.0, 4.0):
+        engine = build(root, schedule=Schedule(beta_weight=weight))
+        engine.epoch, engine.max_epoch = 1, 2
+        engine._begin_epoch()
+        batch = engine._to_device(next(iter(engine.datamanager.alpha_loader)))
+        engine.architect.backward(batch, batch)
+        found[weight] = [alpha.grad.clone() for alpha in engine.model.alphas()], engine._alpha_parts
+        engine._end_steps()
+    for plain, with_penalty, alpha in zip(found[0.0][0], found[4.0][0], engine.model.alphas(), strict=True):
+        assert torch.allclose(with_penalty - plain, 4.0 * alpha.softmax(-1) / len(alpha), atol=1e-5)
+    assert found[4.0][1]["loss"] == found[0.0][1]["loss"]
+    both = sum(float(alpha.detach().logsumexp(-1).mean()) for alpha in engine.model.alphas())
+    assert found[4.0][1]["penalty"] == pytest.approx(4.0 * both)
+
+
+def collapse(engine, at):
+    """Alphas without skip connections up to an epoch, and full of them in it."""
+
+    def on_step(epoch, *_):
+        for alpha in engine.model.alphas():
+            alpha.data[:, 6] = 50.0 if epoch >= at else -50.0
+
+    engine.on_step = on_step
+
+
+def test_skip_connections_end_a_search_with_the_genotype_before_the_collapse(root, tmp_path, caplog):
+    engine = build(root, stop_at_skips=2, skip_cap=1)
+    kept = []
+    engine.on_epoch = lambda record: kept.append(Genotype.from_dict(record["genotype"]))
+    collapse(engine, at=2)
+    with caplog.at_level("INFO"):
+        genotype = run(engine, tmp_path, max_epoch=6, eval_freq=-1)
+    records = history(tmp_path)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert "ended" not in records[1]
+    assert "epoch 3 has 4 skip connections (search.stop_at_skips 2)" in records[2]["ended"]
+    assert records[2]["ended"] in caplog.text
+    assert records[2]["retrieval"] is not None  # the last epoch is measured
+    assert genotype == kept[1] == Genotype.load(tmp_path / "genotype.json")
+    assert genotype != kept[2]
+    again = build(root, stop_at_skips=2, skip_cap=1)
+    assert again.resume(tmp_path / "checkpoint.pth") == 3
+    assert run(again, tmp_path, max_epoch=6, start_epoch=3) == genotype
+    assert history(tmp_path) == records
+
+
+def test_skip_connections_of_the_warm_up_and_from_the_start_do_not_end_a_search(root, tmp_path):
+    engine = build(root, stop_at_skips=2, warmup_epochs=2)
+    collapse(engine, at=1)
+    run(engine, tmp_path, max_epoch=3, eval_freq=-1)
+    assert len(history(tmp_path)) == 3
+
+
+def test_a_skip_cap_holds_in_the_genotype_and_in_the_history(root, tmp_path):
+    engine = build(root, skip_cap=1)
+    collapse(engine, at=0)
+    assert run(engine, tmp_path, max_epoch=1).count("skip_connect")["normal"] == 1
+    assert history(tmp_path)[0]["skips"]["normal"] == 1
+    assert engine.model.genotype().count("skip_connect")["normal"] == 4
+
+
+def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on(root, tmp_path):
+    """One operation carries everything; strength prefers another, perturbation does not."""
+    options = {"network": {"blocks": 1}, "perturbation_steps": 0, "perturbation_batches": 1}
+    engine = build(root, selection="perturbation", **options)
+    losses = []
+    plain = engine.val_loss.forward
+
+    def loss(outputs, identities):
+        mixtures = engine.model.mixtures
+        if mixtures is not None:  # the selection asks
+            carried = sum(float(mixture.weights[:, 2].sum()) for mixture in mixtures.values())
+            losses.append(carried)
+            return torch.tensor(-carried), {}
+        return plain(outputs, identities)
+
+    engine.val_loss.forward = loss
+    genotype = run(engine, tmp_path, max_epoch=1)
+    assert losses
+    for cell in (genotype.normal, genotype.reduce):
+        assert cell == ((("avg_pool_3x3", 0), ("avg_pool_3x3", 1)),)
+    assert Genotype.load(tmp_path / "genotype.json") == genotype
+    assert engine.model.mixtures is None
+
+
+@pytest.mark.slow
+def test_a_selection_that_is_interrupted_begins_again(root, tmp_path):
+    options = {"network": {"blocks": 1}, "selection": "perturbation"}
+    options |= {"perturbation_batches": 1, "perturbation_steps": 1}
+    engine = build(root, **options)
+    engine.on_epoch = lambda record: setattr(engine, "stop_requested", record["epoch"] == EPOCHS)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    again = build(root, **options)
+    resumed = run(again, tmp_path, start_epoch=again.resume(tmp_path / "checkpoint.pth"))
+    assert resumed == run(build(root, **options), tmp_path / "through")
+
+
 def test_log_folder_holds_what_it_should(root, tmp_path):
     engine = build(root, checkpoint_every=1)
     genotype = run(engine, tmp_path)
@@ -432,7 +607,19 @@ def test_second_order_needs_sgd(root):
         build(root, optimizer="adam", order=2)
 
 
-@pytest.mark.parametrize("keywords", [{"real_alpha_every": 0}, {"warmup_epochs": -1}, {"grad_clip": float("nan")}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"real_alpha_every": 0},
+        {"warmup_epochs": -1},
+        {"grad_clip": float("nan")},
+        {"skip_cap": -2},
+        {"stop_at_skips": -1},
+        {"selection": "chance"},
+        {"perturbation_batches": 0},
+        {"perturbation_steps": -1},
+    ],
+)
 def test_wrong_arguments_are_refused(root, keywords):
     with pytest.raises(UserError, match=next(iter(keywords))):
         build(root, **keywords)
@@ -448,3 +635,134 @@ def test_a_search_learns(root, tmp_path):
     assert records[-1]["w"]["loss"] < records[0]["w"]["loss"]
     assert [record["retrieval"] is None for record in records] == [True] * 7 + [False]
     assert records[-1]["retrieval"]["rank1"] > 0.3
+
+
+# -- mixed precision --------------------------------------------------------------------------------------------------
+
+
+def dtypes_of_passes(engine):
+    """The types in which the stem's convolution has answered, a pass after the other."""
+    seen = []
+    engine.model.stem[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    return seen
+
+
+@pytest.mark.parametrize(("order", "passes"), [(1, "bb"), (2, "bbffb")])
+def test_bfloat16_is_for_all_but_the_finite_differences(root, tmp_path, order, passes):
+    engine = build(root, order=order, amp="bfloat16")
+    seen = dtypes_of_passes(engine)
+    stop_after(engine, 0, 1)
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    # Of the alphas: before the virtual step, after it, and twice displaced; then that of the weights.
+    assert seen == [{"b": torch.bfloat16, "f": torch.float32}[letter] for letter in 2 * passes]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in engine.model.parameters())
+    assert all(buffer.dtype == torch.float32 for buffer in engine.model.buffers() if buffer.is_floating_point())
+
+
+def test_bfloat16_follows_nearly_the_same_gradient(root):
+    """Of the first order; the second, with its kinks, answers to a change of the images by a part in 1000 already."""
+    found = []
+    for amp in ("none", "bfloat16"):
+        found.append(torch.cat([alpha.grad.flatten() for alpha in alphas_after_the_first_gradient(root, amp)]))
+    plain, mixed = found
+    assert not torch.equal(plain, mixed)
+    assert torch.nn.functional.cosine_similarity(plain, mixed, dim=0) > 0.9
+
+
+def alphas_after_the_first_gradient(root, amp):
+    engine = build(root, amp=amp)
+    engine.epoch, engine.batch_idx, engine.num_batches = 0, 0, 1
+    engine._begin_epoch()
+    batch, alpha_batch = engine._batch(next(iter(engine.train_loader)))
+    engine.architect.backward(batch, alpha_batch)
+    engine._end_steps()
+    return engine.model.alphas()
+
+
+def test_float16_is_for_gpus(root):
+    with pytest.raises(UserError, match=r"float16 needs a GPU.*set search.amp bfloat16"):
+        build(root, amp="float16")
+    with pytest.raises(UserError, match="unknown precision 'float8'; choose none, bfloat16, float16"):
+        build(root, amp="float8")
+
+
+def with_scaler(root, scale=1024.0, **options):
+    """A search that scales its loss as in float16, though it computes in float32."""
+    engine = build(root, **options)
+    engine.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return engine
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_scaled_loss_gives_the_same_search(root, tmp_path, order):
+    plain, scaled = build(root, order=order), with_scaler(root, order=order)
+    for engine, name in ((plain, "plain"), (scaled, "scaled")):
+        run(engine, tmp_path / name, max_epoch=1)
+    for one, other in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("which", ["alphas", "weights"])
+def test_an_overflow_skips_the_step_of_both(root, tmp_path, order, which):
+    engine = with_scaler(root, order=order)
+    before, stood_still, scales, figures = [None], [], [], []
+
+    def now():
+        kept = copy.deepcopy(state(engine) | {"steps": len(figures)})
+        kept["model"] = {key: kept["model"][key] for key, _ in engine.model.named_parameters()}
+        return kept
+
+    def note(*arguments):
+        figures.append(arguments[3])
+        after = now()
+        stood_still.append(all(same(before[0][key], after[key]) for key in ("model", "w", "alpha")))
+        scales.append(engine.precision.scaler.get_scale())
+        before[0] = after
+
+    parameter = (engine.model.alphas() if which == "alphas" else engine.model.weights())[0]
+    parameter.register_hook(lambda gradient: gradient * float("inf") if len(figures) == 1 else None)
+    engine.on_step = note
+    before[0] = now()
+    run(engine, tmp_path, max_epoch=1)
+    assert stood_still[:3] == [False, True, False]
+    assert scales[:3] == [1024.0, 512.0, 512.0]
+    assert all(np.isfinite(value) for step in figures for value in step.values())
+    (record,) = history(tmp_path)
+    assert np.isfinite([*record["w"].values(), *record["alpha"].values()]).all()
+
+
+def same(one, other):
+    try:
+        assert_same(one, other)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_an_overflow_that_no_scale_cures_ends_the_search(root, tmp_path):
+    engine = with_scaler(root, scale=4.0)
+    engine.model.weights()[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match=r"weight gradient became (inf|nan) at epoch 1, step 3"):
+        run(engine, tmp_path)
+
+
+def test_a_resumed_search_has_its_scale_back(root, tmp_path):
+    first = with_scaler(root, scale=256.0)
+    stop_after(first, 0, 1)
+    with pytest.raises(Interrupted):
+        run(first, tmp_path)
+    second = with_scaler(root, scale=1024.0)
+    second.resume(tmp_path / "checkpoint.pth")
+    assert second.precision.scaler.state_dict() == first.precision.scaler.state_dict()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_on_a_gpu(root, tmp_path, order, amp):
+    engine = build(root, order=order, amp=amp, on_gpu=True)
+    run(engine, tmp_path)
+    assert all(parameter.isfinite().all() for parameter in engine.model.parameters())
+    assert engine.precision.scaler.is_enabled() == (amp == "float16")

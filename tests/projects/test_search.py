@@ -109,6 +109,35 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["search.strategy", "gdas", "search.beta_weight", 5, "search.skip_cap", 0],
+        ["search.strategy", "pc_darts", "search.partial_channels", 2, "search.auxiliary_skip", 1],
+        ["search.strategy", "drnas", "search.order", 2, "search.skip_dropout", 0.3],
+        ["search.strategy", "random"],
+        ["search.selection", "perturbation", "search.perturbation_batches", 1, "search.perturbation_steps", 1],
+    ],
+    ids=lambda options: f"{options[1]}",
+)
+def test_every_strategy_leaves_the_same_files_and_resumes(images, config, tmp_path, options):
+    log, whole = tmp_path / "log", tmp_path / "whole"
+    flags = ["--config-file", config, "--root", images]
+    done = search(*flags, "data.save_dir", whole, *options, "search.checkpoint_every", 1)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.yaml", "genotype.json", "history.jsonl", "checkpoint.pth", "search.log", "report.html"} <= names
+    assert "the search has ended" in done.stdout
+    assert len(finished(whole)[1]) == 2
+    log.mkdir()
+    first = (whole / "history.jsonl").read_text().splitlines()[0]
+    (log / "history.jsonl").write_text(first + "\n")
+    done = search("--resume", whole / "checkpoint-1.pth", *flags, "data.save_dir", log, *options)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(log, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_a_checkpoint_and_the_resumed_search_ends_the_same(images, config, tmp_path, kind, workers):
@@ -171,6 +200,11 @@ MISTAKES = {
     "genotype of a search": (["autoreid.genotype", "retreival"], ["autoreid.genotype", "no effect"]),
     "unknown space": (["search.space", "everything"], ["everything", "standard"]),
     "unknown strategy": (["search.strategy", "magic"], ["magic", "darts"]),
+    "temperature of 0": (["search.strategy", "gdas", "search.tau_end", "0"], ["search.tau_end", "above 0"]),
+    "second order of gdas": (["search.strategy", "gdas", "search.order", "2"], ["search.order 2", "gdas"]),
+    "channels not divisible": (["search.strategy", "pc_darts"], ["search.partial_channels", "autoreid.channels 2"]),
+    "a fraction above 1": (["search.skip_dropout", "1.5"], ["search.skip_dropout", "below 1", "1.5"]),
+    "a cap for chance": (["search.strategy", "random", "search.skip_cap", "1"], ["search.skip_cap 1", "random"]),
     "third order": (["search.order", "3"], ["search.order", "3"]),
     "second order of Adam": (["search.order", "2", "train.optim", "adam"], ["adam", "sgd"]),
     "batch not divisible": (["train.batch_size", "9"], ["9", "num_instances"]),

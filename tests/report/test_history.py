@@ -113,6 +113,8 @@ WRONG = [
     ("retrieval", {}, "retrieval.mAP is missing"),
     ("retrieval.mINP", 30, "retrieval.mINP is 30, not between 0 and 1"),
     ("retrieval.num_valid_queries", -1, "num_valid_queries is -1"),
+    ("ended", 3, "ended is 3, not a short text"),
+    ("ended", "x" * 2000, "ended is 'xxxxx.*…, not a short text"),
     ("genotype", {}, "a genotype needs the key 'name'"),
     ("genotype.normal", [[["sep_conv", 0], ["none", 1]]], "unknown operation 'sep_conv'"),
 ]

@@ -167,6 +167,16 @@ def test_a_search_that_runs_still_or_was_torn_or_moved_is_noted(log_dir, records
     assert "no config.yaml" in missing
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_a_search_that_ended_early_says_why(log_dir, records, write_history):
+    last = records[2] | {"ended": f"too many skip connections {NASTY}"}
+    write_history(log_dir / "history.jsonl", [*records[:2], last])
+    Genotype.from_dict(records[1]["genotype"]).save(log_dir / "genotype.json")
+    ended, other = notes(write_report(log_dir))
+    assert ended.startswith("The search ended after 3 of 4 epochs: too many skip connections &lt;script&gt;")
+    assert "not the genotype of the last epoch" in other
+
+
 def test_a_search_of_one_epoch_without_retrieval_has_a_page(log_dir, make_record, write_history):
     record = make_record(1, 1, blocks=1)
     write_history(log_dir / "history.jsonl", [record])

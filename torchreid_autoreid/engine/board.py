@@ -23,16 +23,17 @@ def write_epoch(writer: SummaryWriter, record: Mapping[str, Any]) -> None:
         writer.add_scalar(tag, value, epoch)
     genotype = Genotype.from_dict(record["genotype"])
     for kind in ("normal", "reduce"):
-        writer.add_histogram(f"Alphas/{kind}", torch.tensor(record["alphas"][kind]), epoch)
         writer.add_image(f"Cells/{kind}", figure_to_rgb(draw_cell(genotype, kind)), epoch)
         probabilities = draw_alphas(record["probabilities"][kind], record["operations"])
         writer.add_image(f"Probabilities/{kind}", figure_to_rgb(probabilities), epoch)
+    for name, alphas in record["alphas"].items():
+        writer.add_histogram(f"Alphas/{name}", torch.tensor(alphas), epoch)
     writer.flush()
 
 
 def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for group in ("w", "alpha", "lr", "none_mass", "skips", "retrieval"):
-        for name, value in (record[group] or {}).items():
+    for group in ("w", "alpha", "lr", "none_mass", "skips", "strengths", "retrieval"):
+        for name, value in (record.get(group) or {}).items():
             yield f"Search/{group}/{name}", value
     for kind, rows in record["probabilities"].items():
         means = torch.tensor(rows).mean(dim=0)

@@ -39,6 +39,10 @@ _LOGGER = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 
 
+class _EndedEarly(Exception):
+    """Leaves torchreid's loop over the epochs."""
+
+
 class ReproducibleLoop(FaissEvaluationMixin):
     """Put before a torchreid engine: what a search and a training share around their steps.
 
@@ -104,6 +108,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._best_map = -1.0
         self._last_test: tuple[int, RetrievalResult] | None = None
         self._saved_epoch = -1
+        self._ended = ""  # why the run has ended before its last epoch
 
     # -- what a subclass brings ---------------------------------------------------------------------------------------
 
@@ -121,6 +126,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _begin_epoch(self) -> None:
         """Called before the first step of an epoch, or of what is left of it."""
+
+    def _reason_to_end(self) -> str:
+        """Called once after the steps of an epoch: why the run ends with it, or nothing."""
+        return ""
+
+    def _is_measured(self, number: int) -> bool:
+        """Whether an epoch, from 1, ends with a measurement on the validation set; the last one always does."""
+        every, first = self._eval_epochs
+        return every > 0 and number >= first and number % every == 0
 
     def _end_steps(self) -> None:
         """Called after the last step of an epoch, however it ended."""
@@ -174,13 +188,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
-        if start_epoch >= max_epoch:
+        if start_epoch >= max_epoch or self._ended:
             return
         if not self._steps_done:
             self._epoch_rate = self.get_current_lr()
         self._looping = True
         try:
             super().run(save_dir, max_epoch, start_epoch, print_freq, **options)  # type: ignore[misc]
+        except _EndedEarly:
+            _LOGGER.info("ended early: %s", self._ended)
         finally:
             self._looping = False
             self._end_steps()
@@ -283,10 +299,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _finish_epoch(self, seconds: float) -> None:
         number = self.epoch + 1
-        last = number == self.max_epoch
-        every, first = self._eval_epochs
-        due = last or (every > 0 and number >= first and number % every == 0)
-        result = self._retrieval() if due else None
+        self._ended = self._reason_to_end()
+        last = number == self.max_epoch or bool(self._ended)
+        result = self._retrieval() if last or self._is_measured(number) else None
         means = {name: total / count for name, (total, count) in self._sums.items()}
         record = {
             "epoch": number,
@@ -294,6 +309,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             "seconds": round(seconds, 3),
             **self._record(means),
             "retrieval": None if result is None else retrieval_figures(result),
+            **({"ended": self._ended} if self._ended else {}),
         }
         is_best = result is not None and result.mAP > self._best_map
         if result is not None and is_best:
@@ -304,6 +320,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best)
         if self.on_epoch is not None:
             self.on_epoch(record)
+        if self._ended:
+            raise _EndedEarly
 
     def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
@@ -341,6 +359,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 "best_map": self._best_map,
                 "steps_done": self._steps_done and batch > 0,
                 "rate": self._epoch_rate,
+                "ended": "" if batch else self._ended,  # in its last evaluation a run has not ended yet
+                "processes": self.group.size,
             },
             "random": random_state(),
             **self._state(),
@@ -392,6 +412,12 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._steps_done, self._epoch_rate = bool(loop["steps_done"]), float(loop["rate"])
             if not (self._first_batch >= 0 and state["epoch"] >= 0):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
+            self._ended = str(loop.get("ended", ""))
+            if (processes := int(loop.get("processes", 1))) != self.group.size:
+                _LOGGER.warning(
+                    "%s was written by %d processes, and now there are %d: the run goes on as it would have up to "
+                    "rounding, not bit for bit", path, processes, self.group.size,
+                )  # fmt: skip
             restore_random_state(state["random"])
             if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
                 # The first process wrote it, and used its first GPU alone.

@@ -14,17 +14,19 @@ import torch
 import torchreid
 from torch import Tensor, nn
 
-from ..architect import Architect, gradients
+from ..architect import Architect, gradients, unchanged_buffers
 from ..checkpoint import load_like, load_optimizer, write_atomically
-from ..errors import UserError
-from ..genotype import Genotype
+from ..errors import Interrupted, UserError
+from ..genotype import Genotype, num_edges
 from ..losses import RetrievalLoss
 from ..networks import AutoReIDSearchNetwork
+from ..selection import Mixtures, select_by_perturbation
+from ..strategies import Gdas, Schedule, Strengths
 from .board import write_epoch
 from .loop import Batch, ReproducibleLoop, classification_figures
 from .precision import MixedPrecision
 
-__all__ = ["ImageAutoReIDSearchEngine"]
+__all__ = ["ImageAutoReIDSearchEngine", "step_figures"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,10 +51,20 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         real_alpha_every: the alphas use ``D_alpha`` on every n-th epoch after the warm-up, beginning with the first,
             and fresh batches of ``D_w`` on the others.
         derive_renormalised: derive genotypes from strengths renormalised without ``none``.
+        skip_cap: skip connections that a derived normal cell keeps at most; -1: any number.
+        stop_at_skips: the search ends after the first epoch whose normal cell, before any cap, has as many skip
+            connections while that of an earlier epoch had fewer, and its genotype is the one of the last such epoch
+            (DARTS+, Liang et al., 2019, section 3.2, criterion 1, which takes 2); epochs of the warm-up do not count;
+            0: off.
+        selection: ``strength`` derives the genotype from the alphas, ``perturbation`` chooses it at the end of the
+            search by :func:`~torchreid_autoreid.selection.select_by_perturbation`.
+        perturbation_batches: batches of ``D_alpha`` on which the loss without an operation is measured.
+        perturbation_steps: steps of the weights on ``D_w`` after each choice.
+        schedule: of what changes by epoch, see :class:`~torchreid_autoreid.strategies.Schedule`.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
-        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither the
-            alphas nor the weights take their step, and the scale is halved). The finite differences of the second order
-            stay in float32.
+        amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither
+            the alphas nor the weights take their step, and the scale is halved). The finite differences of the second
+            order stay in float32.
         distributed: search with all processes of ``torch.distributed``, each of which builds the same engine over its
             share of the batches (``SearchDataManager(share=…)``). Features and logits are joined before the loss. The
             step is that of one process on the whole batch if batch norm is synchronised
@@ -64,7 +76,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer", "before_collapse")
     rates = "train.lr or search.alpha_lr"
 
     def __init__(
@@ -80,6 +92,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         warmup_epochs: int = 0,
         real_alpha_every: int = 1,
         derive_renormalised: bool = False,
+        skip_cap: int = -1,
+        stop_at_skips: int = 0,
+        selection: str = "strength",
+        perturbation_batches: int = 4,
+        perturbation_steps: int = 10,
+        schedule: Schedule | None = None,
         checkpoint_every: int = 0,
         amp: str = "none",
         distributed: bool = False,
@@ -93,6 +111,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             raise UserError(f"real_alpha_every must be at least 1, not {real_alpha_every!r}")
         if warmup_epochs < 0 or checkpoint_every < 0 or not grad_clip >= 0:
             raise UserError("warmup_epochs, checkpoint_every and grad_clip must not be negative")
+        if skip_cap < -1 or stop_at_skips < 0 or perturbation_batches < 1 or perturbation_steps < 0:
+            raise UserError(
+                "skip_cap must be at least -1, stop_at_skips and perturbation_steps at least 0, and "
+                f"perturbation_batches at least 1, not {skip_cap}, {stop_at_skips}, {perturbation_steps} and "
+                f"{perturbation_batches}"
+            )
+        if selection not in ("strength", "perturbation"):
+            raise UserError(f"selection must be strength or perturbation, not {selection!r}")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.alpha_optimizer = alpha_optimizer
         self.register_model("model", model, optimizer, scheduler)
@@ -102,10 +128,16 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.warmup_epochs = warmup_epochs
         self.real_alpha_every = real_alpha_every
         self.derive_renormalised = derive_renormalised
+        self.skip_cap = None if skip_cap < 0 else skip_cap
+        self.stop_at_skips = stop_at_skips
+        self.selection = selection
+        self.perturbation_batches, self.perturbation_steps = perturbation_batches, perturbation_steps
+        self.schedule = schedule or Schedule()
         self.checkpoint_every = checkpoint_every
         val_loss = self.loss
         if getattr(datamanager, "split", "image") == "identity":
             val_loss = RetrievalLoss(0.0, self.loss.margin)
+        self.val_loss = val_loss
         self.architect = Architect(
             model,
             lambda outputs, identities: self.loss(*self.group.joined((outputs, identities)))[0],
@@ -117,6 +149,9 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         )
         self._alpha_batches: Iterator[Any] | None = None
         self._alpha_parts: dict[str, float] = {}
+        self._strengths = Strengths()
+        self._before_collapse: Genotype | None = None
+        self._selected: Genotype | None = None
 
     # -- torchreid's hooks ------------------------------------------------------------------------------------------
 
@@ -148,6 +183,13 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             Interrupted: if ``stop_requested`` was set; the checkpoint to resume from has been written.
         """
         self._run(save_dir, max_epoch, start_epoch, print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        if self.selection == "perturbation":
+            with self.group.together(UserError):  # an image that one process cannot read
+                self._select(max_epoch)
+            self.group.check_same("after the selection", genotype=json.dumps(self.genotype().to_dict()))
+            with self.group.together():
+                if self.group.rank == 0:
+                    self._write_results()
         return self.genotype()
 
     def test(self, *_: Any, **__: Any) -> float:
@@ -164,7 +206,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         batch, alpha_batch = batches
         scaler = self.precision.scaler
         before = None
-        sound, summary = True, {}
+        sound = True
+        summary: dict[str, float] = {}
         if alpha_batch is not None:
             if scaler.is_enabled():
                 before = copy.deepcopy((self.model.alphas(), self.alpha_optimizer.state_dict()))
@@ -207,7 +250,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         sound = self._sound("weight gradient", float(norm), weights) and alphas_stepped
         if sound:
             self.optimizer.step()
-        return sound, _summary(parts, outputs[0], identities)
+        return sound, step_figures(parts, outputs[0], identities)
 
     def _forward(self, images: Tensor) -> Any:
         return self.precision.forward(self.model, images)
@@ -242,8 +285,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _alpha_loss(self, loss: RetrievalLoss, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
         outputs, identities = self.group.joined((outputs, identities))
         total, parts = loss(outputs, identities)
-        self._alpha_parts = _summary(parts, outputs[0], identities)
-        return total
+        self._alpha_parts = step_figures(parts, outputs[0], identities)
+        penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
+        if penalty is None:
+            return total
+        self._alpha_parts["penalty"] = float(penalty.detach())
+        return total + penalty
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -251,6 +298,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self.datamanager.held_out_loaders
 
     def _begin_epoch(self) -> None:
+        self._strengths = self.schedule.at(self.epoch, self.max_epoch)
+        self.model.set_strengths(self._strengths)
         self._alpha_batches = self._open_alpha_batches()
 
     def _open_alpha_batches(self) -> Iterator[Any] | None:
@@ -267,10 +316,23 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             close()  # ends its loader workers now rather than at some garbage collection
         self._alpha_batches = None
 
+    def _reason_to_end(self) -> str:
+        if not self.stop_at_skips or self.epoch < self.warmup_epochs:
+            return ""
+        skips = self.model.genotype(self.derive_renormalised).count("skip_connect")["normal"]
+        if skips < self.stop_at_skips:
+            self._before_collapse = self._derived()
+        elif self._before_collapse is not None:
+            return (
+                f"the normal cell of epoch {self.epoch + 1} has {skips} skip connections (search.stop_at_skips "
+                f"{self.stop_at_skips}); the genotype is that of the last epoch with fewer"
+            )
+        return ""
+
     def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
         """A line of history.jsonl; the format is in the README."""
         probabilities = self.model.probabilities()
-        genotype = self.genotype()
+        genotype = self._derived()
         none = self.model.operations.index("none")
         return {
             "operations": list(self.model.operations),
@@ -283,7 +345,15 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "none_mass": {kind: rows[:, none].mean().item() for kind, rows in probabilities.items()},
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
+            "strengths": self._strengths_in_use(),
         }
+
+    def _strengths_in_use(self) -> dict[str, float]:
+        """What the schedule says for this epoch, of the options that are switched on."""
+        options = ("auxiliary_skip", "beta_weight", "skip_dropout")
+        names = [name for name in options if getattr(self.schedule, name)]
+        names += ["tau"] if isinstance(self.model.strategy, Gdas) else []
+        return {name: getattr(self._strengths, name) for name in names}
 
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
@@ -292,13 +362,17 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         write_epoch(self.writer, record)
 
     def _state(self) -> dict[str, Any]:
+        kept = self._before_collapse
         return {
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "before_collapse": None if kept is None else kept.to_dict(),
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        kept = state["before_collapse"]
+        self._before_collapse = None if kept is None else Genotype.from_dict(kept)
         if self.precision.scaler.is_enabled() and state.get("scaler"):
             load_like(self.precision.scaler, state["scaler"])
 
@@ -310,8 +384,66 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         }
 
     def genotype(self) -> Genotype:
-        """The genotype that the present alphas stand for."""
-        return self.model.genotype(self.derive_renormalised)
+        """The answer so far: the genotype that the present alphas stand for, unless the search has ended otherwise."""
+        if self._selected is not None:
+            return self._selected
+        if self._ended and self._before_collapse is not None:
+            return self._before_collapse
+        return self._derived()
+
+    def _derived(self) -> Genotype:
+        return self.model.genotype(self.derive_renormalised, skip_cap=self.skip_cap)
+
+    # -- selection by perturbation ------------------------------------------------------------------------------------
+
+    def _select(self, epochs: int) -> None:
+        """Chooses the genotype; batches and orders depend on the seed alone, so that a resumed search chooses the same.
+
+        An interruption starts the selection anew, from the checkpoint of the last epoch.
+        """
+        _LOGGER.info("selection by perturbation begins")
+        self.model.set_strengths(Strengths())
+        self.model.train()
+        loader = self.datamanager.alpha_loader
+        held_out = [self._to_device(batch) for batch in loader.batches(epochs, 0, self.perturbation_batches)]
+        self.group.agree()
+        choices = 2 * (num_edges(self.model.blocks) + self.model.blocks)
+        tuning = self.train_loader.batches(epochs, 0, max(1, choices * self.perturbation_steps))
+
+        def evaluate(mixtures: Mixtures) -> float:
+            self._stop_selection()
+            self.model.mixtures = mixtures
+            with torch.no_grad(), unchanged_buffers(self.model):
+                answers = (self.group.joined((self._forward(images), pids)) for images, pids in held_out)
+                losses = [float(self.val_loss(*answer)[0]) for answer in answers]
+            return sum(losses) / len(losses)
+
+        def tune(mixtures: Mixtures) -> None:
+            self.model.mixtures = mixtures
+            for _ in range(self.perturbation_steps):
+                self._stop_selection()
+                batch = self._to_device(next(tuning))
+                self.group.agree()
+                self._step_weights(batch, alphas_stepped=True)
+                self.precision.scaler.update()
+                self._average_buffers()
+
+        try:
+            self._selected = select_by_perturbation(
+                self.model.drawn_mixtures(training=False),
+                self.model.operations,
+                self.model.blocks,
+                evaluate,
+                tune,
+                loader.seed,
+            )
+        finally:
+            self.model.mixtures = None
+            tuning.close()  # ends its loader workers
+
+    def _stop_selection(self) -> None:
+        if self.group.any(self.stop_requested):
+            raise Interrupted(str(self.save_dir / "checkpoint.pth"))
 
 
 def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: list[torch.nn.Parameter]) -> None:
@@ -325,6 +457,6 @@ def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: lis
         )
 
 
-def _summary(parts: Mapping[str, Tensor], logits: Tensor, identities: Tensor) -> dict[str, float]:
+def step_figures(parts: Mapping[str, Tensor], logits: Tensor, identities: Tensor) -> dict[str, float]:
     """The loss and its parts, and top-1/5/10 accuracy (fractions)."""
     return {name: float(part) for name, part in parts.items()} | classification_figures(logits, identities)

@@ -16,6 +16,7 @@ __all__ = ["read_history"]
 _MAX_BYTES = 16 << 20  # some 2000 epochs of the usual cell
 _MAX_LINE = 1 << 20  # a line of it has some 8 kB
 _MAX_BLOCKS = 16
+_MAX_REASON = 1000  # characters
 _ONE = 1 + 1e-6  # of fractions that were summed in float32
 
 _KINDS = ("normal", "reduce")
@@ -84,6 +85,8 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
         for name in _RETRIEVAL:
             _number(record, f"retrieval.{name}", 0, _ONE)
         _number(record, "retrieval.num_valid_queries", 0, whole=True)
+    if not isinstance(ended := record.get("ended", ""), str) or len(ended) > _MAX_REASON:
+        raise ValueError(f"ended is {_short(ended)}, not a short text")
     genotype = Genotype.from_dict(_get(record, "genotype"))
     if num_edges(genotype.blocks) != len(record["probabilities"]["normal"]):
         raise ValueError(f"the genotype has {genotype.blocks} blocks, the probabilities have another number")

@@ -119,7 +119,9 @@ def _read_config(path: Path) -> str | None:
 def _notes(records: Sequence[Mapping[str, Any]], torn: bool, genotype: Genotype, config: str | None) -> Iterator[str]:
     """What a reader has to know before the figures."""
     last = records[-1]
-    if last["epoch"] < last["epochs"]:
+    if ended := last.get("ended"):
+        yield f"The search ended after {last['epoch']} of {last['epochs']} epochs: {ended}."
+    elif last["epoch"] < last["epochs"]:
         yield f"The search is still running, or was stopped: {last['epoch']} of {last['epochs']} epochs are done."
     if records[0]["epoch"] > 1:
         yield f"The history begins with epoch {records[0]['epoch']}; the time is that of the epochs in it."
@@ -163,6 +165,7 @@ def _settings(config: str) -> str:
         (height and width and f"{height}×{width}", "{} pixels"),
         (value("autoreid", "channels"), "C = {}"),
         (value("autoreid", "layers"), "L = ({})"),
+        (value("search", "strategy"), "{}"),
         (value("search", "order"), "order {}"),
         (value("search", "split"), "split by {}"),
         (value("train", "seed"), "seed {}"),

@@ -1,0 +1,170 @@
+"""Random search: what is trained, what is kept, and that a resumed run equals one that never stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchreid
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from torchreid_autoreid.data import SearchDataManager
+from torchreid_autoreid.engine import ImageRandomSearchEngine
+from torchreid_autoreid.errors import Interrupted, UserError
+from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
+from torchreid_autoreid.networks import AutoReIDNetwork
+from torchreid_autoreid.report import write_report
+from torchreid_autoreid.selection import draw_genotype
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def datamanager(tmp_path_factory):
+    """Eight identities, each a colour, with eight noisy images from two cameras."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        (folder / part).mkdir()
+        for pid in range(1, 9):
+            colour = rng.integers(40, 215, size=3)
+            for index in range(8):
+                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+    return SearchDataManager(
+        root=str(folder),
+        sources="folder",
+        targets="folder",
+        height=32,
+        width=16,
+        transforms=["random_flip"],
+        batch_size_train=8,
+        batch_size_test=16,
+        num_instances=2,
+        workers=0,
+        use_gpu=False,
+        seed=3,
+    )
+
+
+def train(genotype):
+    model = AutoReIDNetwork(8, "triplet", genotype, channels=2, layers=(1, 1, 1, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2, 1e-3)
+
+
+def build(datamanager, **keywords):
+    torchreid.utils.set_random_seed(3)
+    options = {"candidate_epochs": 2, "seed": 5, "use_gpu": False} | keywords
+    return ImageRandomSearchEngine(datamanager, train, OPERATION_NAMES, 1, **options)
+
+
+def run(engine, folder, **keywords):
+    return engine.run(**({"save_dir": str(folder), "max_epoch": EPOCHS, "print_freq": 100, "eval_freq": -1} | keywords))
+
+
+def history(folder):
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_the_candidate_that_retrieves_best_is_the_answer(datamanager, tmp_path):
+    engine = build(datamanager)
+    genotype = run(engine, tmp_path)
+    records = history(tmp_path)
+    candidates = [record["candidate"] for record in records]
+    assert [c["number"] for c in candidates] == [1, 1, 2, 2]
+    drawn = [draw_genotype(OPERATION_NAMES, 1, f"random search 5 {i}", name=f"random_{i}") for i in range(2)]
+    assert [Genotype.from_dict(c["genotype"]) for c in candidates] == [drawn[0], drawn[0], drawn[1], drawn[1]]
+    assert [c["mAP"] is None for c in candidates] == [True, False, True, False]  # each is measured when it is trained
+    assert [c["mAP"] for c in candidates] == [r["retrieval"] and r["retrieval"]["mAP"] for r in records]
+    best = max((candidates[1], candidates[3]), key=lambda c: c["mAP"])
+    assert genotype == Genotype.from_dict(best["genotype"]) == Genotype.load(tmp_path / "genotype.json")
+    # Each candidate starts from weights and a learning rate of its own.
+    assert [record["lr"]["w"] for record in records] == pytest.approx([0.05, 0.0255, 0.05, 0.0255])
+
+
+def test_the_answer_of_a_worse_second_candidate_is_the_first(datamanager, tmp_path):
+    engine = build(datamanager)
+    engine.on_epoch = lambda record: setattr(engine, "best", (2.0, engine.candidate)) if record["epoch"] == 2 else None
+    assert run(engine, tmp_path).name == "random_0"
+
+
+def test_report_and_tensorboard_take_the_history(datamanager, tmp_path):
+    run(build(datamanager), tmp_path)
+    assert "<h2>Probabilities of the operations</h2>" in write_report(tmp_path).read_text()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Scalars("Search/w/loss")) == EPOCHS
+    assert "Cells/normal" in events.Tags()["images"]
+
+
+@pytest.mark.slow
+def test_resumed_in_a_candidate_equals_uninterrupted(datamanager, tmp_path):
+    through, steps = build(datamanager), []
+    through.on_step = lambda epoch, batch, *_: steps.append((epoch, batch))
+    genotype = run(through, tmp_path / "through")
+    for number, at in enumerate(steps[1 :: len(steps) // 3]):  # in both candidates
+        folder = tmp_path / str(number)
+        first = build(datamanager)
+        first.on_step = lambda epoch, batch, *_, e=first, at=at: setattr(e, "stop_requested", (epoch, batch) == at)
+        with pytest.raises(Interrupted):
+            run(first, folder)
+        torch.manual_seed(99)
+        second = build(datamanager)
+        torch.manual_seed(98)
+        assert run(second, folder, start_epoch=second.resume(folder / "checkpoint.pth")) == genotype
+        assert history(folder) == history(tmp_path / "through")
+        for key, value in through.model.state_dict().items():
+            assert torch.equal(value, second.model.state_dict()[key]), key
+    again = build(datamanager)
+    assert (
+        run(again, tmp_path / "through", start_epoch=again.resume(tmp_path / "through" / "checkpoint.pth")) == genotype
+    )
+
+
+def test_resumed_between_two_candidates(datamanager, tmp_path):
+    through = build(datamanager, checkpoint_every=1)
+    genotype = run(through, tmp_path)
+    records = history(tmp_path)
+    for epoch in (1, 2, 3):
+        second = build(datamanager)
+        assert second.resume(tmp_path / f"checkpoint-{epoch}.pth") == epoch
+        assert run(second, tmp_path, start_epoch=epoch) == genotype
+        assert history(tmp_path) == records
+
+
+def test_candidates_do_not_depend_on_what_was_drawn_before(datamanager):
+    one, other = build(datamanager), build(datamanager)
+    torch.manual_seed(1)
+    one._start_candidate(3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    other._start_candidate(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.candidate == other.candidate
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_a_budget_decides_what_is_trained(datamanager, tmp_path):
+    accepts = lambda genotype: genotype.count("part_aware")["normal"] == 2  # noqa: E731
+    engine = build(datamanager, accepts=accepts, candidate_epochs=1)
+    run(engine, tmp_path, max_epoch=2)
+    assert all(accepts(Genotype.from_dict(record["candidate"]["genotype"])) for record in history(tmp_path))
+    with pytest.raises(UserError, match="within the budget"):
+        build(datamanager, accepts=lambda _: False)
+
+
+def test_a_loss_that_is_not_finite_stops(datamanager, tmp_path):
+    engine = build(datamanager)
+    engine.model.stem[0].weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="the loss became nan at epoch 1, step 1"):
+        run(engine, tmp_path)
+
+
+def test_wrong_arguments_and_checkpoints_are_refused(datamanager, tmp_path):
+    with pytest.raises(UserError, match="candidate_epochs"):
+        build(datamanager, candidate_epochs=0)
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "torchreid.pth")
+    with pytest.raises(UserError, match="another kind of checkpoint"):
+        build(datamanager).resume(tmp_path / "torchreid.pth")
