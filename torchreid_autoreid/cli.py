@@ -136,11 +136,8 @@ def run(main: Callable[[], int | None]) -> int:
             return _ended(f"error: a loader process has died ({str(error).rstrip('.')}); {hint}", 2)
         if _is_of_the_group(error):
             reason = str(error).strip().splitlines()[0][:160]
-            return _ended(
-                f"error: another process of the run has ended or cannot be reached ({reason}); what has been written is "
-                "kept, start all of them again with --resume auto (torchrun --max-restarts does so by itself)",
-                2,
-            )
+            hint = "what has been written is kept; start all again with --resume auto, as torchrun --max-restarts does"
+            return _ended(f"error: another process of the run has ended or cannot be reached ({reason}); {hint}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
 

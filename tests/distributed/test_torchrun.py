@@ -84,7 +84,7 @@ def unbroken(options, tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options, unbroken, tmp_path):
     log = tmp_path / "log"
-    process = start(options, log, "--max-restarts=1")
+    process = start(options, log, "--max-restarts=5")  # gloo does not always connect at once after a restart
     kill_one(process, log)
     text = log.with_suffix(".out").read_text
     assert process.wait() == 0, text()
@@ -92,7 +92,7 @@ def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options
     assert all(torch.equal(weights[key], value) for key, value in unbroken[0].items())
     assert (lines, genotype) == unbroken[1:]
     assert "resumed from" in text()
-    assert "Traceback (most recent call last):\n  File" not in text().split("resumed from")[0]
+    assert "Traceback" not in text()
     assert "another process of the run has ended" in text()
 
 
