@@ -5,7 +5,8 @@ of all are joined before the loss, so that hard positives and negatives are mine
 are averaged. With batch norm synchronised, a step is that of one process on the global batch, up to rounding.
 
 The random generators of all processes are in the same state at every moment: what a strategy draws for the alphas is
-drawn alike everywhere, and what is drawn for single images is drawn for the global batch (:func:`draw_rows`).
+drawn alike everywhere. What drop path draws for single images it draws for the global batch (:func:`draw_rows`);
+dropout of elements draws the same mask in every process.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SharedError, UserError
 
-__all__ = ["Alone", "Group", "draw_rows", "group", "synchronise_batch_norm", "unsynchronised_buffers"]
+__all__ = [
+    "Alone",
+    "Group",
+    "batch_norm_as",
+    "draw_rows",
+    "group",
+    "synchronise_batch_norm",
+    "unsynchronised_buffers",
+]
 
 #: how long a process waits for another; one of them may be writing a checkpoint, or reading a dataset first
 TIMEOUT = timedelta(minutes=30)
@@ -304,25 +314,49 @@ class SyncBatchNorm(_BatchNorm):
         """Any."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not _joined() or torch.distributed.get_world_size() == 1:
+        if not self.training:
             return super().forward(input)
-        normalised, mean, variance, count = _Normalise.apply(input, self.eps)
-        self._track(mean, variance * (count / (count - 1)))
-        shape = (1, -1) + (1,) * (input.dim() - 2)
-        if self.weight is not None:
-            normalised = normalised * self.weight.view(shape)
-        if self.bias is not None:
-            normalised = normalised + self.bias.view(shape)
-        return normalised.to(input.dtype)
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
+        return _batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, True, momentum or 0.0, self.eps
+        )
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+def batch_norm_as(norm: nn.Module) -> Callable[..., Tensor]:
+    """``F.batch_norm``, or the same over the batches of all processes if the module uses these.
+
+    For code that joins the channels of several batch norms and so passes over their modules.
+    """
+    return _batch_norm if isinstance(norm, SyncBatchNorm | nn.SyncBatchNorm) else F.batch_norm
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As ``F.batch_norm``, with statistics over all processes in training."""
+    if not training or not _joined() or torch.distributed.get_world_size() == 1:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    result, mean, variance, count = _Normalise.apply(x, eps)
+    with torch.no_grad():
+        for running, value in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
+            if running is not None:
+                running.lerp_(value.to(running.dtype), momentum)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    if weight is not None:
+        result = result * weight.view(shape)
+    if bias is not None:
+        result = result + bias.view(shape)
+    return result.to(x.dtype)
 
 
 class _Normalise(torch.autograd.Function):

@@ -229,3 +229,26 @@ def test_testing_loads_every_image_in_order(items, transforms, workers):
     # torchreid's own dataset gives the same tensors.
     theirs = torchreid.data.ImageDataset(items, items, items, transform=transforms[1], verbose=False)
     assert torch.equal(torch.cat([batch["img"] for batch in batches]), torch.stack([item["img"] for item in theirs]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sampler", ["RandomIdentitySampler", "RandomSampler"])
+def test_parts_of_a_batch_are_the_batch(items, transforms, sampler, workers):
+    whole = make(items, transforms, train_sampler=sampler)
+    parts = [make(items, transforms, train_sampler=sampler, share=(part, 2), workers=workers) for part in range(2)]
+    assert [len(loader) for loader in parts] == [len(whole)] * 2
+    for start, count in ((0, None), (1, 7)):
+        together = zip(*(loader.batches(2, start, count) for loader in [whole, *parts]), strict=True)
+        for batch, first, second in together:
+            for key in ("img", "pid", "camid", "dsetid"):
+                assert torch.equal(torch.cat([first[key], second[key]]), batch[key])
+            assert first["impath"] + second["impath"] == batch["impath"]
+            if sampler == "RandomIdentitySampler":
+                assert not set(first["pid"].tolist()) & set(second["pid"].tolist())
+
+
+def test_batches_that_do_not_divide_into_parts_are_refused(items, transforms):
+    with pytest.raises(UserError, match=r"2 identities cannot be shared by 3 processes.* a multiple of 12"):
+        make(items, transforms, share=(0, 3))
+    with pytest.raises(UserError, match=r"8 images cannot be shared by 3 processes.* a multiple of 3"):
+        make(items, transforms, train_sampler="RandomSampler", share=(2, 3))

@@ -99,7 +99,7 @@ def searched(root, folder, rank, size, **options):
     for name, optimizer in (("alphas", engine.alpha_optimizer), ("weights", engine.optimizer)):
         optimizer.register_step_pre_hook(
             lambda own, *_, name=name: seen[name].append(
-                [p.grad.clone() for group in own.param_groups for p in group["params"]]
+                [p.grad.clone() for group in own.param_groups for p in group["params"] if p.grad is not None]
             )
         )
     figures = []

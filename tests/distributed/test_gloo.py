@@ -88,14 +88,10 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(name, runs, 
         # Rounding grows from step to step, about tenfold.
         assert_close(mine["figures"][:2], expected["figures"][:2], 1e-12, 1e-13)
         if "gradients" in mine:
-            assert_close(
-                mine["gradients"]["alphas"][0],
-                expected["gradients"]["alphas"][0],
-                ALPHA_TOLERANCE.get(name, 1e-11),
-                1e-13,
-            )
+            first, wanted = (answer["gradients"]["alphas"][0] for answer in (mine, expected))
+            assert_close(first, wanted, ALPHA_TOLERANCE.get(name, 1e-11), 1e-13)
         for key in mine.keys() - {"written"}:
-            assert_close(mine[key], expected[key])
+            assert_close(mine[key], expected[key], 1e-5, 1e-7)
 
 
 @pytest.mark.slow

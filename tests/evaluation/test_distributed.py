@@ -8,7 +8,9 @@ import pytest
 import torch
 import workers
 
+from torchreid_autoreid.errors import SharedError, UserError
 from torchreid_autoreid.evaluation import evaluate, roc
+from torchreid_autoreid.evaluation.processes import torchrun_processes
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -35,3 +37,13 @@ def test_roc_is_that_of_one_process(answers):
     curve = roc(*workers.data(workers.tied), [0.01, 0.3], metric="euclidean")
     for answer in answers:
         assert answer["roc"] == [curve.tpr.tolist(), curve.thresholds.tolist(), curve.num_positive, curve.num_negative]
+
+
+@pytest.mark.parametrize(("rank", "kind"), [(0, UserError), (1, SharedError), (2, SharedError)])
+def test_more_processes_than_gpus_end_all_of_them_and_one_tells(rank, kind, monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 3)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="more processes here than the 2 GPUs") as caught, torchrun_processes("cuda"):
+        pass
+    assert type(caught.value) is kind

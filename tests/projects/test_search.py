@@ -309,3 +309,72 @@ def test_a_killed_search_resumes_from_its_last_epoch(images, config, tmp_path):
     done = search("--resume", killed, *options, "data.save_dir", killed)
     assert done.returncode == 0, done.stderr
     assert_same_end(through, killed)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def torchrun(*arguments, processes=2):
+    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [sys.executable, *words, *command(*arguments)[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_search_as_one_does(images, config, tmp_path):
+    logs = {name: tmp_path / name for name in ("one", "two", "again")}
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 1]
+    assert search(*options, "data.save_dir", logs["one"]).returncode == 0
+    for name in ("two", "again"):
+        done = torchrun(*options, "data.save_dir", logs[name])
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the search has ended") == done.stdout.count("=> Start training") == 1
+    assert "2 processes, each with 4 images of a batch" in done.stdout
+    assert_same_end(logs["two"], logs["again"])
+    assert not list(tmp_path.glob("*-1"))  # no process has taken the folder of another for an earlier run
+    assert {path.name for path in logs["two"].iterdir() if "tfevents" not in path.name} == {
+        path.name for path in logs["one"].iterdir() if "tfevents" not in path.name
+    }
+    (one,), (two,) = (finished(logs[name])[1] for name in ("one", "two"))
+    for part in ("w", "alpha"):
+        assert two[part] == pytest.approx(one[part], rel=0.02, abs=0.05)  # rounding in float32, grown over an epoch
+    for kind in ("normal", "reduce"):
+        assert np.allclose(two["alphas"][kind], one["alphas"][kind], atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["search.order", "3"], ["search.order must be 1 or 2"]),
+        (["train.batch_size", "6"], ["3 identities cannot be shared by 2 processes evenly", "a multiple of 4"]),
+    ],
+)
+def test_a_mistake_is_told_once_by_two_processes(images, config, tmp_path, options, words):
+    done = torchrun("--config-file", config, "--root", images, *options, "data.save_dir", tmp_path / "log")
+    assert_told_once(done, *words)
+
+
+@pytest.mark.slow
+def test_a_torn_image_ends_two_processes(config, tmp_path):
+    folder = make_images(tmp_path / "images")
+    sorted((folder / "train").iterdir())[20].write_bytes(b"\xff\xd8 torn")
+    done = torchrun("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log")
+    assert_told_once(done, "cannot read the image")
+
+
+def assert_told_once(done, *words):
+    """Every process ends with status 2, and one says why; what torchrun adds is its own."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert done.returncode != 0
+    assert done.stderr.count("Traceback (most recent call last)") == 1  # of torchrun itself
+    assert "exitcode  : 2 " in done.stderr

@@ -394,3 +394,34 @@ def test_a_torn_image_is_named_in_pre_training(tmp_path):
     torn = tmp_path / "c" / "train" / "n1" / "3.png"
     torn.write_bytes(torn.read_bytes()[:50])
     assert_one_line(pretrain(tmp_path / "c", tmp_path / "p", "--epochs", 2, "--workers", 2), str(torn))
+
+
+def torchrun(name, *arguments, processes=2):
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [sys.executable, *launch, *words(name, *arguments)[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=environment(OMP_NUM_THREADS="1"),
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(images, config, tmp_path):
+    logs = {name: tmp_path / name for name in ("one", "two", "again")}
+    options = ["--config-file", config, "--root", images, "train.max_epoch", 1, "autoreid.drop_path", 0.2]
+    assert project("train", *options, "data.save_dir", logs["one"]).returncode == 0
+    for name in ("two", "again"):
+        done = torchrun("train", *options, "data.save_dir", logs[name])
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the training has ended") == 1
+    states = [torch.load(logs[name] / "checkpoint.pth", weights_only=True)["state_dict"] for name in logs]
+    for key, value in states[1].items():
+        assert torch.equal(value, states[2][key]), key
+        assert torch.allclose(value, states[0][key], atol=1e-3), key  # rounding in float32, grown over an epoch
+    (one,), (two,) = ((logs[name] / "history.jsonl").read_text().splitlines() for name in ("one", "two"))
+    assert json.loads(two)["train"] == pytest.approx(json.loads(one)["train"], rel=1e-3)
+    figures = [json.loads((logs[name] / "results.json").read_text())["folder"]["mAP"] for name in logs]
+    assert figures[1] == figures[2] == pytest.approx(figures[0], abs=0.02)

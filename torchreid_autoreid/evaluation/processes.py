@@ -10,7 +10,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import SharedError, UserError
 
 #: how long a process waits for another, which may be reading a dataset first
 TIMEOUT = timedelta(minutes=30)
@@ -93,7 +93,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         device: ``cuda`` gives each process the GPU of its local rank and joins them by NCCL, ``cpu`` by gloo.
 
     Raises:
-        UserError: if a process has no GPU of its own.
+        UserError: if there are fewer GPUs than processes on this machine; in all of them, and the first one tells it.
 
     >>> with torchrun_processes("cpu") as world:
     ...     world.rank, world.size
@@ -103,10 +103,10 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         yield OneProcess()
         return
     if device == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"torchrun has started more processes here than the {torch.cuda.device_count()} GPUs; "
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > found:
+            raise (SharedError if local else UserError)(
+                f"torchrun has started more processes here than the {found} GPUs; "
                 "set --nproc_per_node to their number, or use the CPU"
             )
         torch.cuda.set_device(local)
