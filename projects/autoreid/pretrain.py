@@ -41,7 +41,7 @@ from torchreid_autoreid.cli import keep_earlier_run, run, setup_logging
 from torchreid_autoreid.data.loader import ReadableFolder, collate
 from torchreid_autoreid.description import Description
 from torchreid_autoreid.engine import build_scheduler
-from torchreid_autoreid.engine.loop import classification_figures
+from torchreid_autoreid.engine.loop import classification_figures, forget_later_epochs
 from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 
 _LOGGER = logging.getLogger("torchreid_autoreid.pretrain")
@@ -160,6 +160,7 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
     if world.size > 1:
         parallel = nn.parallel.DistributedDataParallel(network)
     if world.rank == 0:
+        forget_later_epochs(Path(args.output) / "history.jsonl", start)
         _LOGGER.info(
             "%d training and %d validation images of %d classes, %d processes",
             len(train_set), len(val_set), num_classes, world.size,

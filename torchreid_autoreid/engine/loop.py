@@ -32,7 +32,7 @@ from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
 from .evaluation import FaissEvaluationMixin
 
-__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "retrieval_figures"]
+__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             if self.group.rank == 0:
                 self.save_dir.mkdir(parents=True, exist_ok=True)
                 forget_half_written(self.save_dir)
-                self._forget_later_epochs(start_epoch)
+                forget_later_epochs(self.save_dir / "history.jsonl", start_epoch)
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
@@ -432,19 +432,19 @@ class ReproducibleLoop(FaissEvaluationMixin):
         _LOGGER.info("resumed from %s: epoch %d, batch %d", path, epoch + 1, self._first_batch + 1)
         return epoch
 
-    def _forget_later_epochs(self, start_epoch: int) -> None:
-        """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
-        path = self.save_dir / "history.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_bytes().splitlines():
-            try:
-                if json.loads(line)["epoch"] <= start_epoch:
-                    kept.append(line + b"\n")
-            except (ValueError, KeyError, TypeError, RecursionError):
-                break  # a torn line is the last one
-        write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
+
+def forget_later_epochs(path: Path, last_epoch: int) -> None:
+    """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            if json.loads(line)["epoch"] <= last_epoch:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break  # a torn line is the last one
+    write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
 
 
 class _NoBoard:
