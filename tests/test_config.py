@@ -438,6 +438,8 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.beta_weight -1", ["search.beta_weight", "at least 0", "-1.0"]),
         ("search.skip_dropout 1", ["search.skip_dropout", "below 1", "1.0"]),
         ("search.skip_cap -2", ["search.skip_cap", "at least -1", "-2"]),
+        ("search.stop_at_skips 9", ["search.stop_at_skips", "at most 8", "9"]),
+        ("search.skip_cap 9", ["search.skip_cap", "at most 8", "9"]),
         ("search.stop_at_skips -1", ["search.stop_at_skips", "at least 0", "-1"]),
         ("search.selection chance", ["search.selection", "strength or perturbation", "'chance'"]),
         ("search.perturbation_steps 5", ["search.perturbation_steps 5", "no effect", "search.selection strength"]),

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "part_aware": {"errors"},
     "distributed": {"errors"},
     "ops": {"distributed", "part_aware", "genotype", "errors"},
-    "strategies": {"genotype", "errors"},
+    "strategies": {"errors"},
     "genotype": {"errors"},
     "selection": {"strategies", "genotype", "errors"},
     "cells": {"ops", "part_aware", "strategies", "genotype", "errors"},

@@ -876,12 +876,14 @@ def _check_strategy(cfg: CfgNode) -> None:
     _one_of(cfg, "search.selection", _SELECTIONS)
     for name in ("tau_start", "tau_end"):
         _in_range(cfg, f"search.{name}", 0, above=True)
-    for name in ("auxiliary_skip", "beta_weight", "dirichlet_weight", "stop_at_skips", "perturbation_steps"):
+    for name in ("auxiliary_skip", "beta_weight", "dirichlet_weight", "perturbation_steps"):
         _in_range(cfg, f"search.{name}", 0)
     for name in ("partial_channels", "candidate_epochs", "perturbation_batches"):
         _in_range(cfg, f"search.{name}", 1)
     _in_range(cfg, "search.skip_dropout", 0, 1, below=True)
-    _in_range(cfg, "search.skip_cap", -1)
+    edges = 2 * cfg.autoreid.blocks  # of a derived cell
+    _in_range(cfg, "search.skip_cap", -1, edges)
+    _in_range(cfg, "search.stop_at_skips", 0, edges)
     if own.tau_end > own.tau_start:
         raise UserError(f"search.tau_end {own.tau_end} is above search.tau_start {own.tau_start}; lower it")
     if own.strategy == "pc_darts" and (own.partial_channels < 2 or cfg.autoreid.channels % own.partial_channels):

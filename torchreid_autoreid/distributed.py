@@ -12,6 +12,7 @@ dropout of elements draws the same mask in every process.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ class Group(Alone):
         self.rank = torch.distributed.get_rank()
         self.size = torch.distributed.get_world_size()
         self.mean = grad_sync == "mean"
-        self._control = _control_group()
+        _control_group()  # all of them make it now
 
     def joined(self, values: Any) -> Any:
         if isinstance(values, Tensor):
@@ -154,7 +155,7 @@ class Group(Alone):
         text = " ".join(str(error).split()) if isinstance(error, UserError) else f"process {self.rank}: {error!r}"
         content = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)
         buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        torch.distributed.broadcast(buffer, first, group=self._control)
+        torch.distributed.broadcast(buffer, first, group=_control_group())
         if error is not None and not isinstance(error, UserError):
             raise error
         raise SharedError(bytes(buffer.tolist()).decode(errors="ignore").strip()) from error
@@ -173,7 +174,7 @@ class Group(Alone):
     def check_same(self, when: str, **contents: Iterable[Tensor] | str) -> None:
         own = torch.tensor([_checksum(content) for content in contents.values()])
         all_sums = [torch.empty_like(own) for _ in range(self.size)]
-        torch.distributed.all_gather(all_sums, own, group=self._control)
+        torch.distributed.all_gather(all_sums, own, group=_control_group())
         for rank, sums in enumerate(all_sums):
             for name, one, other in zip(contents, all_sums[0].tolist(), sums.tolist(), strict=True):
                 if one != other:
@@ -184,7 +185,7 @@ class Group(Alone):
 
     def _message(self, numbers: list[int], operation: Any) -> Tensor:
         tensor = torch.tensor(numbers)
-        torch.distributed.all_reduce(tensor, operation, group=self._control)
+        torch.distributed.all_reduce(tensor, operation, group=_control_group())
         return tensor
 
 
@@ -226,19 +227,18 @@ def _joined() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-_control_groups: dict[int, tuple[Any, Any]] = {}
+#: default group -> gloo group beside it; weak, because a group that is still held when Python ends aborts the process
+_control_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def _control_group() -> Any:
     """A group for short messages between the CPUs, which wait for no GPU: the default one, or a gloo one beside it."""
-    default = torch.distributed.group.WORLD
     if torch.distributed.get_backend() == "gloo":
-        return default
-    known = _control_groups.get(id(default))
-    if known is None or known[0] is not default:
-        _control_groups.clear()
-        known = _control_groups[id(default)] = default, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
-    return known[1]
+        return None
+    default = torch.distributed.group.WORLD
+    if default not in _control_groups:
+        _control_groups[default] = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    return _control_groups[default]
 
 
 def _checksum(content: Iterable[Tensor] | str) -> int:

@@ -1,5 +1,6 @@
 """What the tests run in one process and in each of two."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -343,7 +344,11 @@ def work(rank, size, root, folder, task):
     torch.set_num_threads(1)
     root, folder = Path(root), Path(folder)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    kept, joined = group(True), weakref.ref(torch.distributed.group.WORLD)
     try:
-        torch.save(TASKS[task](root, folder, rank, size), folder / f"{rank}.pt")
+        answers = TASKS[task](root, folder, rank, size)
     finally:
         torch.distributed.destroy_process_group()
+    # PyTorch aborts a process that still holds its group when it ends.
+    answers["freed"] = kept.rank == rank and joined() is None
+    torch.save(answers, folder / f"{rank}.pt")

@@ -182,6 +182,10 @@ def test_an_error_of_one_process_is_that_of_all(pieces):
         assert mistake == ("SharedError", "a mistake, é")
 
 
+def test_nothing_holds_the_processes_together_in_the_end(pieces):
+    assert [answer["freed"] for answer in pieces] == [True, True]
+
+
 def test_alone_everything_is_as_it_was():
     everyone = group(False)
     values = [torch.ones(2)]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer", "before_collapse")
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
 
     def __init__(
@@ -371,7 +372,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
-        kept = state["before_collapse"]
+        kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
         if self.precision.scaler.is_enabled() and state.get("scaler"):
             load_like(self.precision.scaler, state["scaler"])
@@ -401,7 +402,6 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
         An interruption starts the selection anew, from the checkpoint of the last epoch.
         """
-        _LOGGER.info("selection by perturbation begins")
         self.model.set_strengths(Strengths())
         self.model.train()
         loader = self.datamanager.alpha_loader
@@ -409,6 +409,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.group.agree()
         choices = 2 * (num_edges(self.model.blocks) + self.model.blocks)
         tuning = self.train_loader.batches(epochs, 0, max(1, choices * self.perturbation_steps))
+        made = count(1)
 
         def evaluate(mixtures: Mixtures) -> float:
             self._stop_selection()
@@ -419,6 +420,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             return sum(losses) / len(losses)
 
         def tune(mixtures: Mixtures) -> None:
+            _LOGGER.info("selection by perturbation: choice %d of %d", next(made), choices)
             self.model.mixtures = mixtures
             for _ in range(self.perturbation_steps):
                 self._stop_selection()
