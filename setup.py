@@ -14,7 +14,7 @@ TORCHREID_IMPORTS = ["opencv-python-headless", "gdown", "h5py", "imageio", "matp
 # Meta's own wheel of faiss runs CPU indexes without a GPU; it exists for Linux on x86-64 only.
 FAISS = [
     "faiss-gpu>=1.14.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
-    "faiss-cpu>=1.8; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    "faiss-cpu>=1.14.3; sys_platform != 'linux' or platform_machine != 'x86_64'",
 ]
 
 # To write and to check ONNX files.
@@ -42,5 +42,5 @@ setup(
         *TORCHREID_IMPORTS,
         *FAISS,
     ],
-    extras_require={"export": EXPORT, "test": ["pytest", "pytest-xdist", "ruff", "mypy", *EXPORT]},
+    extras_require={"export": EXPORT, "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "mypy", *EXPORT]},
 )

@@ -7,11 +7,16 @@ import random
 import numpy as np
 import pytest
 import torch
+import torchreid
 
 from torchreid_autoreid.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    forget_half_written,
     load_checkpoint,
     load_state,
     load_weights,
+    newest_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -55,6 +60,105 @@ def test_files_get_the_usual_permissions(tmp_path):
     write_atomically(tmp_path / "a", lambda name: open(name, "w").close())
     open(tmp_path / "b", "w").close()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def checkpoints(folder, count):
+    for number in range(count):
+        save_checkpoint({"state_dict": {"x": torch.full((3000,), number)}}, folder / LATEST, folder / PREVIOUS)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch, links):
+    def no_link(*_):
+        raise OSError("no hard links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    for count, numbers in ((1, {LATEST: 0}), (2, {LATEST: 1, PREVIOUS: 0}), (4, {LATEST: 3, PREVIOUS: 2})):
+        folder = tmp_path / str(count)
+        checkpoints(folder, count)
+        assert {path.name: int(load_checkpoint(path)["state_dict"]["x"][0]) for path in folder.iterdir()} == numbers
+        assert newest_checkpoint(folder) == (folder / LATEST, "")
+
+
+def test_a_crash_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Every call that changes the folder is where the power may fail: nothing after it happens, not even cleaning."""
+
+    class PowerFailure(BaseException):
+        pass
+
+    real = {name: getattr(os, name) for name in ("replace", "link", "fsync", "chmod", "unlink")}
+    moments = 0
+    for fails_at in range(1, 30):
+        folder = tmp_path / str(fails_at)
+        checkpoints(folder, 2)
+        calls = []
+
+        def maybe(name, calls=calls, fails_at=fails_at):
+            def call(*arguments, **keywords):
+                calls.append(name)
+                if len(calls) >= fails_at:
+                    raise PowerFailure
+                return real[name](*arguments, **keywords)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in real:
+                patched.setattr(os, name, maybe(name))
+            try:
+                checkpoints(folder, 1)
+            except PowerFailure:
+                moments += 1
+            else:
+                break
+        found = newest_checkpoint(folder)
+        assert found is not None
+        assert int(load_checkpoint(found[0])["state_dict"]["x"][0]) in (1, 0)
+        assert found[1] == ""
+        forget_half_written(folder)
+        assert {path.name for path in folder.iterdir()} == {LATEST, PREVIOUS}
+    assert moments >= 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros in the middle", "zeros at the start", "zeros at the end", "empty"])
+def test_a_torn_checkpoint_is_told_by_its_checksums(tmp_path, damage):
+    checkpoints(tmp_path, 2)
+    content = bytearray((tmp_path / LATEST).read_bytes())
+    place = content.index(torch.ones(100, dtype=torch.int64).numpy().tobytes())
+    if damage == "zeros in the middle":
+        content[place : place + 512] = bytes(512)
+        (tmp_path / LATEST).write_bytes(content)
+        torn = torch.load(tmp_path / LATEST, weights_only=True)["state_dict"]["x"]
+        assert torn.min() == 0  # PyTorch itself reads it without a word
+    content = {"cut": content[:-1000], "zeros at the start": bytes(4096) + content[4096:],
+        "zeros at the end": content[:-512] + bytes(512), "empty": b""}.get(damage, content)  # fmt: skip
+    (tmp_path / LATEST).write_bytes(content)
+    path, warning = newest_checkpoint(tmp_path)
+    assert path == tmp_path / PREVIOUS
+    assert warning.startswith(f"{tmp_path / LATEST} is torn (")
+    assert int(load_checkpoint(path)["state_dict"]["x"][0]) == 0
+    with pytest.raises(UserError, match=r"is not a readable checkpoint \(.*use the one before it, .*previous"):
+        load_checkpoint(tmp_path / LATEST)
+    (tmp_path / PREVIOUS).write_bytes(content)
+    with pytest.raises(UserError, match=r"is torn .* and .* is torn"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_torchreid_without_checksums_is_read(tmp_path):
+    torch.save({"state_dict": {"x": torch.ones(2)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint(tmp_path / "old.pth")["state_dict"]["x"], torch.ones(2))
+
+
+def test_torchreids_own_tools_read_a_checkpoint(tmp_path):
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    state = {"state_dict": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 7, "rank1": 0.25}
+    save_checkpoint(state, tmp_path / LATEST)
+    other = torch.nn.Linear(3, 2)
+    epoch = torchreid.utils.resume_from_checkpoint(tmp_path / LATEST, other, torch.optim.SGD(other.parameters(), lr=1))
+    assert epoch == 7
+    assert torch.equal(other.weight, module.weight)
 
 
 class Payload:

@@ -1,5 +1,6 @@
 """Options, exit statuses and the log that the commands share."""
 
+import errno
 import logging
 import signal
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from torchreid_autoreid.checkpoint import save_checkpoint
 from torchreid_autoreid.cli import (
     base_parser,
     bring_history,
+    checkpoint_path,
     config_from_args,
     keep_earlier_run,
     quieten,
@@ -410,3 +413,71 @@ def test_processes_other_than_the_first_say_nothing(capsys):
     assert capsys.readouterr() == ("", "")
     print("again")
     assert capsys.readouterr().out == "again\n"
+
+
+def test_resume_means_a_file_a_folder_or_whatever_there_is(tmp_path, capsys):
+    log = tmp_path / "log"
+    assert checkpoint_path("", log) is None
+    assert checkpoint_path("auto", log) is None  # the first start
+    with pytest.raises(UserError, match=r"there is no checkpoint at .*log; leave --resume out"):
+        checkpoint_path(str(log))
+    log.mkdir()
+    assert checkpoint_path("auto", log) is None
+    with pytest.raises(UserError, match=r"there is no checkpoint at .*log/checkpoint\.pth"):
+        checkpoint_path(str(log))
+    for _ in range(2):
+        save_checkpoint({"state_dict": {}}, log / "checkpoint.pth", log / "checkpoint-previous.pth")
+    assert checkpoint_path("auto", log) == checkpoint_path(str(log)) == log / "checkpoint.pth"
+    assert checkpoint_path(str(log / "checkpoint-previous.pth")) == log / "checkpoint-previous.pth"
+    assert capsys.readouterr().err == ""
+    (log / "checkpoint.pth").write_bytes(b"PK")
+    assert checkpoint_path("auto", log) == checkpoint_path(str(log)) == log / "checkpoint-previous.pth"
+    assert capsys.readouterr().err.count("is torn") == 2
+    (log / "checkpoint-previous.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is torn .* is torn"):  # rather than to begin again and lose what may be saved
+        checkpoint_path("auto", log)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "log/a"), "cannot write log/a: No space left on device"),
+        (OSError(errno.EFBIG, "File too large"), "cannot write: File too large"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a loader process has died"),
+        (UserError("of a file \x1b[2J\r\nwith \x07 control characters"), "of a file ?[2J with ? control characters"),
+        (UserError("x" * 10**6), "error: xxx"),
+    ],
+)
+def test_what_the_machine_does_is_told_in_a_line(error, words, capsys):
+    def main():
+        raise error
+
+    assert run(main) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("error: ")
+    assert words in written
+    assert written.count("\n") == 1
+    assert len(written) < 2100
+
+
+def test_other_faults_keep_their_traceback():
+    for error in (OSError(errno.ENOENT, "No such file"), RuntimeError("a fault"), RuntimeError("gloo: closed")):
+
+        def main(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            run(main)
+
+
+def test_a_process_of_torchrun_that_has_lost_the_others_says_so(monkeypatch, capsys):
+    def main():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:27")
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(main) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "another process of the run has ended" in capsys.readouterr().err

@@ -67,7 +67,8 @@ def test_wrong_descriptions_are_refused_with_the_file(changes, words):
 def test_checkpoints_without_one_are_of_another_kind(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "plain.pth")
     assert Description.of_checkpoint(tmp_path / "plain.pth") is None
-    torch.save({"state_dict": {}, "network": described().to_dict() | {"num_classes": 9}}, tmp_path / "full.pth")
+    network = described().to_dict() | {"num_classes": 9}
+    torch.save({"state_dict": described().build(9).state_dict(), "network": network}, tmp_path / "full.pth")
     assert Description.of_checkpoint(tmp_path / "full.pth") == (described(), 9)
     for network in ("text", {"num_classes": -1}, described().to_dict()):
         torch.save({"state_dict": {}, "network": network}, tmp_path / "bad.pth")

@@ -2,15 +2,25 @@
 
 A checkpoint holds tensors, numbers, texts, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it.
 Its keys ``state_dict``, ``optimizer``, ``scheduler``, ``epoch`` and ``rank1`` are torchreid's.
+
+The file is PyTorch's zip archive, in which every record has a CRC-32. PyTorch writes these sums and never looks at
+them: it loads a record whose middle a power failure has turned to zeros. Here they are checked before anything is used,
+so no format or second file of our own is needed to tell a whole checkpoint from a torn one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
 import random
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +28,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, short
 from .genotype import Genotype
 
 __all__ = [
+    "LATEST",
+    "PREVIOUS",
+    "forget_half_written",
     "load_checkpoint",
+    "load_like",
+    "load_optimizer",
     "load_state",
     "load_weights",
+    "newest_checkpoint",
     "random_state",
     "restore_random_state",
     "save_checkpoint",
@@ -32,33 +48,70 @@ __all__ = [
 ]
 
 
-#: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. It is plain data:
-#: making one runs nothing.
-_NUMPY_SCALARS: list[Any] = [
-    np.float64(0).__reduce__()[0],  # numpy's `scalar`, whose module differs between NumPy 1 and 2
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-]
+#: names of the newest checkpoint of a run and of the one before it
+LATEST, PREVIOUS = "checkpoint.pth", "checkpoint-previous.pth"
+
+_HALF_WRITTEN = ".part"
 
 
-def write_atomically(path: str | Path, write: Any) -> None:
-    """Calls ``write(temporary_path)`` and moves the result to ``path`` in one step, synced to disk.
+def write_atomically(path: str | Path, write: Callable[[str], Any], previous: str | Path | None = None) -> None:
+    """Calls ``write(temporary_path)`` and moves the result to ``path`` in one step; file and folder synced to disk.
 
     A crash at any moment leaves either the old file or the new one, never half of one.
+
+    Args:
+        path: where the result goes.
+        write: gets the name of an empty file in the same folder.
+        previous: where the old file is kept, if there was one. There is no moment without a whole file under one of the
+            two names.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_HALF_WRITTEN, dir=path.parent)
     os.close(handle)
     try:
         write(name)
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
+        if previous is not None and path.exists():
+            _keep(path, Path(previous))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Gives a file that is about to be replaced a second name."""
+    link = path.with_name(f".{previous.name}{_HALF_WRITTEN}")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: for a moment the file has its new name only
+        os.replace(path, previous)
+    else:
+        os.replace(link, previous)
+        link.unlink(missing_ok=True)  # rename() leaves it if both names were the same file already
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last: without it a power failure can bring the old file back."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget_half_written(folder: str | Path) -> None:
+    """Removes what a run that was killed while it wrote has left in its log folder."""
+    for path in Path(folder).glob(f".*{_HALF_WRITTEN}"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -67,9 +120,77 @@ def _umask() -> int:
     return mask
 
 
-def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint atomically."""
-    write_atomically(path, lambda name: torch.save(dict(state), name))
+def save_checkpoint(state: Mapping[str, Any], path: str | Path, previous: str | Path | None = None) -> None:
+    """Writes a checkpoint atomically.
+
+    Args:
+        state: tensors and plain data.
+        path: the file.
+        previous: where the checkpoint that was there before is kept.
+
+    Raises:
+        UserError: if the file cannot be written; whatever was there before is still there.
+    """
+    # In memory first: PyTorch's own writer hides what the file system said, a full disk for instance.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    try:
+        write_atomically(path, lambda name: Path(name).write_bytes(buffer.getbuffer()), previous)
+    except OSError as error:
+        kept = "the one before it is kept" if Path(path).exists() else "there is none before it"
+        raise UserError(
+            f"cannot write the checkpoint {path} ({error.strerror}); {kept}; make room, then go on with --resume"
+        ) from error
+
+
+def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:
+    """The newest whole checkpoint in a log folder, and a warning if that is not the newest one; ``None`` without any.
+
+    Raises:
+        UserError: if there are some and all are torn.
+    """
+    torn: list[str] = []
+    for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
+        if not path.is_file():
+            continue
+        damage = _damage(path, archive=True)
+        if damage is None:
+            return path, f"{torn[0]}: going on from {path}, the one before it" if torn else ""
+        torn.append(f"{path} is torn ({damage})")
+    if torn:
+        raise UserError(f"{' and '.join(torn)}; resume from another checkpoint with --resume FILE, or start afresh")
+    return None
+
+
+def _damage(path: Path, archive: bool = False) -> str | None:
+    """What is wrong with a checkpoint as a file; ``None`` if it is whole.
+
+    Files of PyTorch 1.5 and older are no archives and have no checksums: they are left to the unpickler, unless it is
+    known that the file must be an ``archive``.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return "it does not begin as an archive of PyTorch" if archive else None
+        with zipfile.ZipFile(path) as records:
+            # PyTorch compresses nothing; what is compressed can unpack to any size.
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records.infolist()):
+                return "it is compressed, which PyTorch's own never are"
+            if sum(record.file_size for record in records.infolist()) > path.stat().st_size:
+                return "its records claim more bytes than the file has"
+            broken = records.testzip()
+    # a hostile archive makes zipfile raise any of these
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        return _first_line(error)
+    return None if broken is None else f"the checksum of its record {broken[:80]!r} is wrong"
+
+
+def _first_line(error: BaseException) -> str:
+    # PyTorch's first paragraph advises to load the file without protection; the reason follows.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if text.startswith("Weights only load failed"):
+        text = text.partition("\n\n")[2].strip()
+    return (text.splitlines() or [type(error).__name__])[0][:160]
 
 
 def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> dict[str, Any]:
@@ -97,13 +218,52 @@ def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> 
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it remarks on pickles that it is about to refuse
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a torn or hostile file; none of them is worth a traceback
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint ({reason[:160]}); use another checkpoint") from None
+    reason = _damage(path)
+    if reason is None:
+        try:
+            with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it remarks on pickles that it is about to refuse
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a hostile file; none of them is worth a traceback
+            reason = _first_line(error)
+    before = path.with_name(PREVIOUS)
+    hint = f"use the one before it, {before}" if path.name == LATEST and before.is_file() else "use another checkpoint"
+    raise UserError(f"{path} is not a readable checkpoint ({reason}); {hint}") from None
+
+
+class _PlainType:
+    """What ``numpy.dtype`` is taken for while a checkpoint is read: the name of a number's type, nothing else."""
+
+    __module__, __qualname__ = "numpy", "dtype"
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if name not in ("f4", "f8", "i4", "i8"):
+            raise ValueError(f"a number of type {str(name)[:40]!r}")
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", "|"):
+            raise ValueError("a number of another byte order")
+
+
+def _plain_scalar(kind: _PlainType, value: bytes | str) -> float | int:
+    """What NumPy's ``scalar`` is taken for: a number of Python's own."""
+    data = value if isinstance(value, bytes) else value.encode("latin1")
+    (number,) = np.frombuffer(data, f"<{kind.name}")
+    return number.item()
+
+
+def _named(module: str) -> Any:
+    def scalar(*arguments: Any) -> Any:
+        return _plain_scalar(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
+#: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. NumPy's own functions
+#: would also make objects of any type and size, so these stand in for them, under the names of NumPy 1 and 2.
+_NUMPY_SCALARS: list[Any] = [_PlainType, _named("numpy.core.multiarray"), _named("numpy._core.multiarray")]
 
 
 def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> None:
@@ -168,10 +328,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     Raises:
         UserError: if keys or shapes differ; the message names the first three and counts the rest.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
     if differences := state_differences(module, state):
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{path} belongs to another network: {', '.join(differences[:3])}{more}; "
+            f"{path} belongs to another network: {', '.join(text[:200] for text in differences[:3])}{more}; "
             "give the configuration it was made with"
         )
     module.load_state_dict(dict(state))
@@ -183,9 +345,60 @@ def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[st
     found = [f"it lacks {key}" for key in own if key not in state]
     found += [f"it has {key}, which this network lacks" for key in state if key not in own]
     for key, value in own.items():
-        if key in state and tuple(state[key].shape) != tuple(value.shape):
+        if key not in state:
+            continue
+        if not isinstance(state[key], Tensor) or state[key].layout is not torch.strided or state[key].is_meta:
+            found.append(f"its {key} is no ordinary tensor")
+        elif tuple(state[key].shape) != tuple(value.shape):
             found.append(f"its {key} is {tuple(state[key].shape)}, here {tuple(value.shape)}")
     return found
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads the state of an optimiser of the same kind over parameters of the same shapes.
+
+    PyTorch takes whatever it is given, and fails at the next step.
+
+    Raises:
+        ValueError: if the state is of another optimiser.
+    """
+    _check_like(optimizer.state_dict()["param_groups"], state["param_groups"], "param_groups")
+    optimizer.load_state_dict(dict(state))
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+
+
+def load_like(module: Any, state: Mapping[str, Any]) -> None:
+    """Loads the state of a scheduler or a scaler of the same kind.
+
+    PyTorch would make any key of it an attribute.
+
+    Raises:
+        ValueError: if the state is of another kind.
+    """
+    _check_like(module.state_dict(), state, "state")
+    module.load_state_dict(dict(state))
+
+
+def _check_like(own: Any, given: Any, name: str) -> None:
+    """Keys, lengths and types are those of our own; numbers are finite."""
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        if not isinstance(given, int | float) or not math.isfinite(given):
+            raise ValueError(f"{name} is {short(given)}, not a number")
+    elif own is not None and given is not None and type(own) is not type(given):
+        raise ValueError(f"{name} is {short(given)}")
+    elif isinstance(own, dict) and not isinstance(own, Counter):  # a Counter's keys are data
+        if own.keys() != given.keys():
+            raise ValueError(f"{name} has other keys: {short(sorted(own.keys() ^ given.keys(), key=str))}")
+        for key in own:
+            _check_like(own[key], given[key], f"{name}.{key}")
+    elif isinstance(own, list | tuple):
+        if len(own) != len(given):
+            raise ValueError(f"{name} has {len(given)} items, here {len(own)}")
+        for place, (one, other) in enumerate(zip(own, given, strict=True)):
+            _check_like(one, other, f"{name}[{place}]")
 
 
 def random_state() -> dict[str, Any]:

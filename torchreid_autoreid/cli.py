@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -19,10 +20,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from .checkpoint import LATEST, newest_checkpoint
 from .config import load_config
 from .errors import Interrupted, SharedError, UserError
 
 __all__ = [
+    "RESUME_HELP",
     "Parser",
     "StepBar",
     "base_parser",
@@ -38,6 +41,16 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+
+AUTO = "auto"
+RESUME_HELP = (
+    "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
+    "data.save_dir, and from the beginning if there is none yet, so that one command serves the first start and every "
+    "restart (torchrun --max-restarts, a pre-emptible queue)"
+)
+
+#: what a file system says when it takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,9 +120,10 @@ def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a command and gives its exit status.
 
-    0 done; 2 the user's mistake, told in one line on stderr; 130 interrupted, with the path to resume from. Anything
-    else is a fault of the program's and keeps its traceback. All of them are in the log file as well. Too little memory
-    is a mistake in the sizes that were given. Of what all processes of torchrun end with together, the first one tells.
+    0 done; 2 the user's mistake, or the machine's (a full disk, too little memory, a loader process that was killed),
+    told in one line on stderr; 130 interrupted, with the path to resume from. Anything else is a fault of the program's
+    and keeps its traceback. All of them are in the log file as well. Of what all processes of torchrun end with
+    together, the first one tells.
 
     >>> run(lambda: None)
     0
@@ -119,30 +133,49 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except SharedError as error:
-        return _ended("" if _rank() else f"error: {' '.join(str(error).split())}", 2)
+        return _ended("" if _rank() else f"error: {error}", 2)
     except UserError as error:
-        return _ended(f"error: {' '.join(str(error).split())}", 2)
+        return _ended(f"error: {error}", 2)
     except Interrupted as stop:
         return _ended("" if _rank() else str(stop), 130)
     except KeyboardInterrupt as stop:
         return _ended(str(stop) or "interrupted; what has been written is kept", 130)
     except Exception as error:
-        if _is_lack_of_memory(error):
-            return _ended(f"error: {_memory_line(error)}", 2)
+        if line := _line_of_the_machine(error):
+            return _ended(f"error: {line}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def _line_of_the_machine(error: Exception) -> str:
+    """What to do about a fault of the machine; nothing if it is the program's."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" {error.filename}" if error.filename else ""
+        return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
+        return f"a loader process has died ({str(error).rstrip('.')}); {hint}"
+    if _is_of_the_group(error):
+        reason = str(error).strip().splitlines()[0][:160]
+        hint = "what has been written is kept; start all again with --resume auto, as torchrun --max-restarts does"
+        return f"another process of the run has ended or cannot be reached ({reason}); {hint}"
     # PyTorch has an exception of its own for GPUs only.
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        reason = " ".join(str(error).split())[:160]
+        return (
+            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
+            "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+        )
+    return ""
 
 
-def _memory_line(error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160]
+def _is_of_the_group(error: Exception) -> bool:
+    """Whether the processes of torchrun have lost one another: what gloo and NCCL say when a peer is gone."""
+    words = ("gloo", "Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "ProcessGroup", "TCPStore")
     return (
-        f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
-        "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+        "TORCHELASTIC_RUN_ID" in os.environ
+        and isinstance(error, RuntimeError)
+        and any(word in str(error) for word in words)
     )
 
 
@@ -151,6 +184,8 @@ def _ended(line: str, status: int) -> int:
         # It ends the other processes as soon as one has ended, and all of them are to end with their own status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if line:
+        # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
+        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split())[:2000])
         _LOGGER.debug("%s", line)  # into the log file only
         print(line, file=sys.stderr)
     return status
@@ -187,7 +222,7 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
     """
     try:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(Path(save_dir) / f"{name}.log", encoding="utf-8")
+        to_file = _ToFile(Path(save_dir) / f"{name}.log", encoding="utf-8")
     except OSError as error:
         raise _not_writable(save_dir, error) from None
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -242,16 +277,30 @@ def quieten() -> Callable[[], None]:
     return undo
 
 
-def checkpoint_path(resume: str) -> Path | None:
-    """The file that ``--resume`` means: itself, or the latest one of a log folder.
+def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
+    """The file that ``--resume`` means: itself, or the newest whole one of a log folder; ``None``: start afresh.
+
+    Where the newest one is torn, the one before it is taken, with a warning on stderr.
+
+    Args:
+        resume: the option; ``auto`` means whatever ``save_dir`` has.
+        save_dir: log folder of this run.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or all are torn.
     """
     if not resume:
         return None
-    path = Path(resume)
-    path = path / "checkpoint.pth" if path.is_dir() else path
+    path = Path(save_dir if resume == AUTO else resume)
+    if path.is_dir() or resume == AUTO:
+        found = newest_checkpoint(path)
+        if found is not None:
+            if found[1] and not _rank():
+                print(f"warning: {found[1]}", file=sys.stderr)
+            return found[0]
+        if resume == AUTO:
+            return None
+        path /= LATEST
     if not path.is_file():
         raise UserError(f"--resume {resume}: there is no checkpoint at {path}; leave --resume out to start afresh")
     return path
@@ -271,7 +320,7 @@ def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
         _claim(save_dir)
         if resume is not None and save_dir.resolve() in resume.resolve().parents:
             return
-        if (save_dir / "history.jsonl").exists() or (save_dir / "checkpoint.pth").exists():
+        if (save_dir / "history.jsonl").exists() or (save_dir / LATEST).exists():
             number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
             kept = save_dir.with_name(f"{save_dir.name}-{number}")
             save_dir.rename(kept)
@@ -355,6 +404,14 @@ class StepBar:
         self.bar.refresh()
         if self.bar.n >= self.bar.total:
             self.bar.close()
+
+
+class _ToFile(logging.FileHandler):
+    """A log that a full disk does not fill the terminal with tracebacks: the run's own files will tell."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _ToTerminal(logging.Handler):

@@ -7,7 +7,6 @@ script and with the signatures of the callables that the keys end up in.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from .errors import UserError
+from .errors import UserError, short
 
 __all__ = [
     "budget_limits",
@@ -29,6 +28,7 @@ __all__ = [
     "lr_scheduler_kwargs",
     "network_kwargs",
     "optimizer_kwargs",
+    "plain_yaml",
     "schedule_kwargs",
     "scheduler_kwargs",
     "search_kwargs",
@@ -38,7 +38,9 @@ __all__ = [
     "traindata_kwargs",
 ]
 
-_MAX_FILE_BYTES = 1 << 20  # a configuration has a few kilobytes
+_MAX_FILE_BYTES = 1 << 16  # a configuration has a few kilobytes
+_MAX_WHOLE = 1 << 53  # of whole numbers; what counts something larger than this is a mistake
+_MAX_SIDE, _MAX_WORKERS = 8192, 1024  # pixels of an image, loader processes
 _COMMAND_LINE = "the command line"
 
 
@@ -171,7 +173,7 @@ def get_default_config() -> CfgNode:
     cfg.recipe.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes
     cfg.recipe.flip_test = False  # the feature of testing is the mean over an image and its mirror image
     cfg.recipe.held_out = 0.0  # share of training identities kept for choosing the best epoch; 0: the targets choose
-    cfg.recipe.keep_last = 1  # newest checkpoints kept besides the best; 0: the best only, which cannot be resumed
+    cfg.recipe.keep_last = 1  # 1: latest, the one before, and the best; N: the newest N by number too; 0: best only
 
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
@@ -261,7 +263,7 @@ def load_config(
             cfg.data[key] = list(values)
     if len(opts) % 2:
         raise UserError(
-            f"{_COMMAND_LINE}: keys and values come in pairs, and {_short(opts[-1])} is alone; write KEY VALUE"
+            f"{_COMMAND_LINE}: keys and values come in pairs, and {short(opts[-1])} is alone; write KEY VALUE"
         )
     for name, text in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, name, _parse(cfg, name, text), _COMMAND_LINE)
@@ -277,21 +279,42 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; give a YAML file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+        content = plain_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line} is not plain YAML: {error.problem}") from None
-    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}{line} is not plain YAML: {str(error.problem)[:200]}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys with values, such as `train: {{max_epoch: 3}}`, not {_short(content)}")
+        raise UserError(f"{path} must hold keys with values, such as `train: {{max_epoch: 3}}`, not {short(content)}")
     return content
 
 
+def plain_yaml(text: str) -> Any:
+    """What a YAML text holds: numbers, texts, lists and mappings.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML, has tags of Python, nests too deep, or uses anchors and aliases, of which a
+            hundred bytes can unfold to any size.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # a tag on a text that does not fit it (`!!int x`) raises almost anything
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which YAML would keep the last."""
+    """Safe YAML that refuses aliases, and a key given twice, of which YAML would keep the last."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "it has an alias; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -305,14 +328,14 @@ class _PlainLoader(yaml.SafeLoader):
 
 def _merge(cfg: CfgNode, content: dict[Any, Any], where: str, prefix: str = "") -> None:
     for key, value in content.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key if isinstance(key, str) else short(key)}"
         node = _lookup(cfg, name, where)
         if not isinstance(node, CfgNode):
             _set(cfg, name, value, where)
         elif isinstance(value, dict):
             _merge(cfg, value, where, f"{name}.")
         elif value is not None:  # a section whose keys are all commented out is empty
-            raise UserError(f"{where}: {name} holds keys of its own ({', '.join(node)}), not {_short(value)}")
+            raise UserError(f"{where}: {name} holds keys of its own ({', '.join(node)}), not {short(value)}")
 
 
 def _parse(cfg: CfgNode, name: str, text: str) -> Any:
@@ -320,16 +343,16 @@ def _parse(cfg: CfgNode, name: str, text: str) -> Any:
     if isinstance(_lookup(cfg, name, _COMMAND_LINE), str):
         return text
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        raise UserError(f"{_COMMAND_LINE}: cannot read {_short(text)}, the value of {name}; write it as YAML") from None
+        return plain_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"{_COMMAND_LINE}: cannot read {short(text)}, the value of {name}; write it as YAML") from None
 
 
 def _lookup(cfg: CfgNode, name: str, where: str) -> Any:
     node: Any = cfg
     for part in name.split("."):
         if not isinstance(node, CfgNode) or part not in node:
-            raise UserError(f"{where}: unknown key {_short(name)}; {_similar(cfg, name)}")
+            raise UserError(f"{where}: unknown key {short(name)}; {_similar(cfg, name)}")
         node = node[part]
     return node
 
@@ -370,12 +393,12 @@ def _converted(name: str, value: Any, old: Any, where: str) -> Any:
         values = [_scalar(item, type(old[0])) for item in (value if isinstance(value, list) else [value])]
         if None in values:
             kind = _TYPE_NAMES[type(old[0])]
-            raise UserError(f"{where}: {name} must be a list such as {old}, each item {kind}, not {_short(value)}")
+            raise UserError(f"{where}: {name} must be a list such as {old}, each item {kind}, not {short(value)}")
         return values
     converted = _scalar("" if value is None and isinstance(old, str) else value, type(old))
     if converted is None:
         quotes = "; put it in quotes" if isinstance(old, str) and not isinstance(value, list | dict) else ""
-        raise UserError(f"{where}: {name} must be {_TYPE_NAMES[type(old)]}, not {_short(value)}{quotes}")
+        raise UserError(f"{where}: {name} must be {_TYPE_NAMES[type(old)]}, not {short(value)}{quotes}")
     return converted
 
 
@@ -390,12 +413,9 @@ def _scalar(value: Any, wanted: type) -> Any:
         except (TypeError, ValueError, OverflowError):
             return None
         return number if math.isfinite(number) else None
+    if wanted is int and type(value) is int and abs(value) > _MAX_WHOLE:
+        return None
     return value if type(value) is wanted else None
-
-
-def _short(value: Any) -> str:
-    """A value for a message: a line of bounded length, whatever the file holds."""
-    return reprlib.repr(value)
 
 
 # -- cfg -> arguments -------------------------------------------------------------------------------------------------
@@ -841,6 +861,9 @@ def _check_images(cfg: CfgNode) -> None:
             raise UserError(f"{name} must have three numbers, one a colour channel, not {_get(cfg, name)}")
     if min(cfg.data.norm_std) <= 0:
         raise UserError(f"data.norm_std must be above 0 in every colour channel, not {cfg.data.norm_std}")
+    for name in ("data.height", "data.width"):
+        _in_range(cfg, name, 1, _MAX_SIDE)
+    _in_range(cfg, "data.workers", 0, _MAX_WORKERS)
     if min(cfg.data.height, cfg.data.width) < _LEAST_SIZE:
         raise UserError(
             f"data.height {cfg.data.height} and data.width {cfg.data.width} are too small for four stages, each of "

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .checkpoint import load_checkpoint
-from .errors import UserError
+from .errors import UserError, short
 from .genotype import Genotype
 from .neck import FEATURES, add_neck
 from .networks import AutoReIDNetwork
@@ -113,8 +114,11 @@ class Description:
         values = dict(state["network"]) if isinstance(state["network"], Mapping) else {}
         num_classes = values.pop("num_classes", None)
         if not isinstance(num_classes, int) or not 1 <= num_classes <= 1 << 24:
-            raise UserError(f"{path} describes its network wrongly: its num_classes is {num_classes!r}")
-        return cls.from_dict(values, path), num_classes
+            raise UserError(f"{path} describes its network wrongly: its num_classes is {short(num_classes)}")
+        found = cls.from_dict(values, path)
+        if num_classes > Path(path).stat().st_size or found._parameters(num_classes) > Path(path).stat().st_size:
+            raise UserError(f"{path} describes a network of more parameters than it has bytes; use another checkpoint")
+        return found, num_classes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON and for a checkpoint."""
@@ -156,19 +160,28 @@ class Description:
                 load_pretrained(model, self.name, pretrained if isinstance(pretrained, str) else "")
         return add_neck(model, self.neck)
 
+    def _parameters(self, num_classes: int) -> int:
+        """How many parameters our own network has, counted without memory for them; 0 for others."""
+        if self.genotype is None:
+            return 0
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(num_classes).parameters())
+
     def _check(self) -> None:
         own: Mapping[str, type] = {"channels": int, "layers": list, "parts": int, "last_stride": int}
         wanted = {"name": str, "loss": str, "height": int, "width": int, "norm_mean": list, "norm_std": list}
         for name, kind in {**wanted, **(own if self.genotype else {})}.items():
             if not isinstance(getattr(self, name), kind):
-                raise UserError(f"its {name} is {getattr(self, name)!r}")
+                raise UserError(f"its {name} is {short(getattr(self, name))}")
         for name in ("norm_mean", "norm_std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-                raise UserError(f"its {name} is {values!r}")
+                raise UserError(f"its {name} is {short(values)}")
         if self.neck not in FEATURES or not (1 <= self.height <= 8192 and 1 <= self.width <= 8192):
-            raise UserError(f"its neck is {self.neck!r} and its input {self.height} x {self.width}")
+            raise UserError(f"its neck is {short(self.neck)} and its input {self.height} x {self.width}")
         if self.genotype and not (self.channels and self.channels <= 4096 and len(self.layers or ()) == 4):
-            raise UserError(f"its channels are {self.channels!r} and its layers {self.layers!r}")
+            raise UserError(f"its channels are {short(self.channels)} and its layers {short(self.layers)}")
+        if self.genotype and not (1 <= (self.parts or 0) <= 64 and self.last_stride in (1, 2)):
+            raise UserError(f"its parts are {short(self.parts)} and its last stride {short(self.last_stride)}")
         if self.layers and not all(isinstance(depth, int) and 1 <= depth <= 64 for depth in self.layers):
-            raise UserError(f"its layers are {self.layers!r}")
+            raise UserError(f"its layers are {short(self.layers)}")

@@ -1,4 +1,7 @@
-"""The exceptions that a command turns into a line and an exit status."""
+"""The exceptions that a command turns into a line and an exit status, and how they show a value."""
+
+import reprlib
+from typing import Any
 
 
 class UserError(ValueError):
@@ -23,3 +26,15 @@ class Interrupted(Exception):
     def __init__(self, path: str) -> None:
         super().__init__(f"interrupted; resume with --resume {path}")
         self.path = path
+
+
+def short(value: Any) -> str:
+    """A value for a message: a line of bounded length, whatever a file holds.
+
+    >>> short("x" * 1000), short([[[[[[[1]]]]]]])
+    ("'xxxxxxxxxxxx...xxxxxxxxxxxxx'", '[[[[[[...]]]]]]')
+    """
+    try:
+        return reprlib.repr(value)[:200]
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return f"{type(value).__name__} too long to be shown"

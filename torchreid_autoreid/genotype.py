@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, short
 
 __all__ = ["OPERATION_NAMES", "SPACES", "Block", "Genotype", "cell_edges", "derive", "num_edges", "operation_names"]
 
@@ -40,6 +40,7 @@ Block = tuple[Edge, Edge]
 
 _VERSION = 1
 _MAX_FILE_BYTES = 1 << 20  # a genotype is a few hundred bytes; anything this large is something else
+_MAX_BLOCKS = 16
 
 
 def operation_names(space: str) -> tuple[str, ...]:
@@ -100,12 +101,12 @@ class Genotype:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise UserError(f"a genotype needs a name (a non-empty text), not {self.name!r}")
+            raise UserError(f"a genotype needs a name (a non-empty text), not {short(self.name)}")
         object.__setattr__(self, "normal", _checked_cell("normal", self.normal))
         object.__setattr__(self, "reduce", _checked_cell("reduce", self.reduce))
         if len(self.normal) != len(self.reduce):
             raise UserError(
-                f"genotype {self.name!r} has {len(self.normal)} normal and {len(self.reduce)} reduction blocks; "
+                f"genotype {short(self.name)} has {len(self.normal)} normal and {len(self.reduce)} reduction blocks; "
                 "both cells need the same number"
             )
 
@@ -147,8 +148,8 @@ class Genotype:
             raise UserError(f"{path} has {path.stat().st_size} bytes, which is no genotype (they have a few hundred)")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not valid JSON: {str(error)[:200]}") from None
         try:
             return cls.from_dict(content)
         except UserError as error:
@@ -184,38 +185,40 @@ class Genotype:
         keys = {"version", "name", "normal", "reduce"}
         if missing := sorted(keys - content.keys()):
             raise UserError(f"a genotype needs the key {missing[0]!r}")
-        if unknown := sorted(map(str, content.keys() - keys)):
-            raise UserError(f"unknown key {unknown[0]!r} in a genotype; the keys are {', '.join(sorted(keys))}")
-        if content["version"] != _VERSION:
+        if unknown := sorted(short(key) for key in content.keys() - keys):
+            raise UserError(f"unknown key {unknown[0]} in a genotype; the keys are {', '.join(sorted(keys))}")
+        if not isinstance(content["version"], int) or content["version"] != _VERSION:
             raise UserError(
-                f"genotype version {content['version']!r} is not supported; this program reads version {_VERSION}"
+                f"genotype version {short(content['version'])} is not supported; this program reads version {_VERSION}"
             )
         return cls(content["name"], content["normal"], content["reduce"])
 
 
 def _checked_cell(kind: str, cell: Any) -> tuple[Block, ...]:
-    if not isinstance(cell, Sequence) or isinstance(cell, str) or not cell:
-        raise UserError(f"the {kind} cell must be a non-empty list of blocks, not {cell!r}")
+    if not isinstance(cell, Sequence) or isinstance(cell, str) or not 1 <= len(cell) <= _MAX_BLOCKS:
+        raise UserError(f"the {kind} cell must be a list of 1 to {_MAX_BLOCKS} blocks, not {short(cell)}")
     return tuple(_checked_block(f"{kind} block {index}", index, block) for index, block in enumerate(cell))
 
 
 def _checked_block(where: str, index: int, block: Any) -> Block:
     if not isinstance(block, Sequence) or isinstance(block, str) or len(block) != 2:
-        raise UserError(f"{where} must have two edges, got {block!r}")
+        raise UserError(f"{where} must have two edges, got {short(block)}")
     first, second = (_checked_edge(where, index, edge) for edge in block)
     return first, second
 
 
 def _checked_edge(where: str, index: int, edge: Any) -> Edge:
     if not isinstance(edge, Sequence) or isinstance(edge, str) or len(edge) != 2:
-        raise UserError(f"an edge of {where} must be [operation, input], got {edge!r}")
+        raise UserError(f"an edge of {where} must be [operation, input], got {short(edge)}")
     operation, source = edge
     if not isinstance(operation, str) or operation not in OPERATION_NAMES:
-        near = get_close_matches(str(operation), OPERATION_NAMES, n=1)
+        near = get_close_matches(operation[:40], OPERATION_NAMES, n=1) if isinstance(operation, str) else []
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"unknown operation {operation!r} in {where}{hint}; choose from {', '.join(OPERATION_NAMES)}")
+        raise UserError(
+            f"unknown operation {short(operation)} in {where}{hint}; choose from {', '.join(OPERATION_NAMES)}"
+        )
     if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < index + 2:
-        raise UserError(f"input {source!r} of {where} does not exist; it may use inputs 0 to {index + 1}")
+        raise UserError(f"input {short(source)} of {where} does not exist; it may use inputs 0 to {index + 1}")
     return operation, source
 
 

@@ -27,12 +27,21 @@ from torchvision.transforms import v2 as transforms
 from tqdm import tqdm
 
 from torchreid_autoreid import Genotype, UserError
-from torchreid_autoreid.checkpoint import load_checkpoint, load_state, save_checkpoint
+from torchreid_autoreid.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    load_checkpoint,
+    load_like,
+    load_optimizer,
+    load_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from torchreid_autoreid.cli import Parser, keep_earlier_run, run, setup_logging
 from torchreid_autoreid.data.loader import ReadableFolder, collate
 from torchreid_autoreid.description import Description
 from torchreid_autoreid.engine import build_scheduler
-from torchreid_autoreid.engine.loop import classification_figures
+from torchreid_autoreid.engine.loop import classification_figures, forget_later_epochs
 from torchreid_autoreid.evaluation.processes import OneProcess, first_process_first, torchrun_processes
 
 _LOGGER = logging.getLogger("torchreid_autoreid.pretrain")
@@ -49,7 +58,8 @@ examples:
 
 build_model(name, ..., pretrained=True) finds the weights as NAME.pth in the folder that the environment variable
 TORCHREID_AUTOREID_PRETRAINED names. The recipe is that of DARTS for ImageNet (ICLR 2019, appendix A.2.3)
-with a cosine. The output folder holds checkpoint.pth (latest), checkpoint-best.pth (best top-1) and history.jsonl.
+with a cosine. The output folder holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
+checkpoint-best.pth (best top-1) and history.jsonl.
 """
 
 
@@ -58,7 +68,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", required=True, help="folder with train/CLASS/… and val/CLASS/…")
     parser.add_argument("--genotype", metavar="PRESET|JSON", default="retrieval", help="default: retrieval")
     parser.add_argument("--output", metavar="DIR", default="log/pretrain", help="default: log/pretrain")
-    parser.add_argument("--resume", action="store_true", help="go on from checkpoint.pth in the output folder")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        choices=("latest", "auto"),
+        help="go on from the newest whole checkpoint in the output folder; auto: or begin, if there is none yet",
+    )
     numbers: list[tuple[str, type, Any, str]] = [
         ("channels", int, 64, "C of the first stage"),
         ("parts", int, 4, "stripes of the part-aware operation"),
@@ -142,6 +158,7 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
     if world.size > 1:
         parallel = nn.parallel.DistributedDataParallel(network)
     if world.rank == 0:
+        forget_later_epochs(Path(args.output) / "history.jsonl", start)
         _LOGGER.info(
             "%d training and %d validation images of %d classes, %d processes",
             len(train_set), len(val_set), num_classes, world.size,
@@ -170,7 +187,7 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
         }
         if is_best:
             save_checkpoint(state, Path(args.output) / "checkpoint-best.pth")
-        save_checkpoint(state, Path(args.output) / "checkpoint.pth")
+        save_checkpoint(state, Path(args.output) / LATEST, Path(args.output) / PREVIOUS)
         with open(Path(args.output) / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         _LOGGER.info(
@@ -196,12 +213,17 @@ def transform(size: int, part: str) -> Any:
 
 
 def resume(args: argparse.Namespace, network: nn.Module, optimizer: Any, scheduler: Any) -> tuple[int, float]:
-    path = Path(args.output) / "checkpoint.pth"
+    found = newest_checkpoint(args.output)
+    if found is None and args.resume == "auto":
+        return 0, -1.0
+    path, warning = found or (Path(args.output) / LATEST, "")
+    if warning:
+        _LOGGER.warning("%s", warning)
     state = load_checkpoint(path, ("state_dict", "epoch", "optimizer", "scheduler", "best_top1"))
     load_state(network, state["state_dict"], path)
     try:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        load_optimizer(optimizer, state["optimizer"])
+        load_like(scheduler, state["scheduler"])
         return int(state["epoch"]), float(state["best_top1"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not fit this run ({error}); resume with the options it was made with") from None

@@ -29,6 +29,7 @@ from torchreid_autoreid import Genotype
 from torchreid_autoreid.budget import UNITS, Budget
 from torchreid_autoreid.checkpoint import write_atomically
 from torchreid_autoreid.cli import (
+    RESUME_HELP,
     StepBar,
     base_parser,
     bring_history,
@@ -82,20 +83,19 @@ examples:
       --root DIR search.amp bfloat16
   # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch, as the baseline
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml search.strategy gdas
-  # go on after an interruption
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search/checkpoint.pth
+  # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
+  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search
+  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume auto
 
 The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
-epoch), checkpoint.pth (latest), checkpoint-best.pth (best retrieval on the held-out half), config.yaml, search.log and
-TensorBoard events.
+epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
+held-out half), config.yaml, search.log and TensorBoard events.
 """
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = base_parser(__doc__, EPILOG)
-    parser.add_argument(
-        "--resume", metavar="PATH", default="", help="go on from this checkpoint (or the log folder that holds it)"
-    )
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
     return parser.parse_args(argv)
 
 
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         cfg = config_from_args(args)
         check_search_config(cfg)
-        resume = checkpoint_path(args.resume)
+        resume = checkpoint_path(args.resume, cfg.data.save_dir)
     device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
     with torchrun_processes(device) as world:
         search(cfg, resume, torch.device(device), world)

@@ -26,6 +26,7 @@ import torchreid
 from torchreid_autoreid import UserError
 from torchreid_autoreid.checkpoint import load_weights, write_atomically
 from torchreid_autoreid.cli import (
+    RESUME_HELP,
     StepBar,
     base_parser,
     bring_history,
@@ -75,9 +76,9 @@ examples:
   python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --resume log/train
   python projects/autoreid/evaluate.py --config-file configs/autoreid_train.yaml --weights log/train/checkpoint-best.pth
 
-The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-best.pth (best on the held-out identities, or
-on the first target), results.json (figures of the best one on all targets), history.jsonl, config.yaml, train.log and
-TensorBoard events.
+The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
+checkpoint-best.pth (best on the held-out identities, or on the first target), results.json (figures of the best one on
+all targets), history.jsonl, config.yaml, train.log and TensorBoard events.
 """
 
 
@@ -86,9 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--genotype", metavar="PRESET|JSON", default="", help="the cells: a preset or a genotype.json of search.py"
     )
-    parser.add_argument(
-        "--resume", metavar="PATH", default="", help="go on from this checkpoint (or the log folder that holds it)"
-    )
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
     return parser.parse_args(argv)
 
 
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
             cfg.autoreid.genotype = args.genotype
         check_train_config(cfg, given=args.opts[::2])
         description = Description.of_config(cfg)
-        resume = checkpoint_path(args.resume)
+        resume = checkpoint_path(args.resume, cfg.data.save_dir)
         check_files(cfg, resume, Path(cfg.data.save_dir))
     device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
     with torchrun_processes(device) as world:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchreid_autoreid.budget import Budget
-from torchreid_autoreid.checkpoint import load_checkpoint
+from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from torchreid_autoreid.cost import CostTable, NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
@@ -151,6 +153,70 @@ def test_resumed_anywhere_equals_uninterrupted(uninterrupted, root, tmp_path):
         assert_same(state(engine), expected)
         assert history(folder) == records
         assert resumed_genotype == genotype == Genotype.load(folder / "genotype.json")
+
+
+def test_a_stop_in_an_evaluation_is_heard_and_the_resumed_search_ends_the_same(uninterrupted, root, tmp_path):
+    order, expected, records, _, _ = uninterrupted
+    first = build(root, order=order)
+    extract, calls = first.extract_features, []
+
+    def extract_features(images):
+        calls.append(first.epoch)
+        first.stop_requested = True
+        return extract(images)
+
+    first.extract_features = extract_features
+    with pytest.raises(Interrupted):
+        run(first, tmp_path)
+    assert calls == [0]  # not a batch more, though the first epoch's evaluation had some left
+    assert not (tmp_path / "history.jsonl").exists()
+    torch.manual_seed(99)
+    second = build(root, order=order)
+    torch.manual_seed(98)
+    assert second.resume(tmp_path / "checkpoint.pth") == 0
+    run(second, tmp_path)
+    assert_same(state(second), expected)
+    assert history(tmp_path) == records
+
+
+def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, root, tmp_path, monkeypatch):
+    """Neither the run nor which checkpoint is the newest depends on the time of day."""
+    order, expected, records, _, steps = uninterrupted
+    now = iter(range(2_000_000_000, 0, -86400))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    engine = build(root, order=order)
+    stop_after(engine, *steps[-1][:2])
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path)
+    os.utime(tmp_path / "checkpoint.pth", (0, 0))  # written in 1970, before checkpoint-previous.pth
+    newest, warning = newest_checkpoint(tmp_path)
+    assert (newest, warning) == (tmp_path / "checkpoint.pth", "")
+    engine = build(root, order=order)
+    run(engine, tmp_path, start_epoch=engine.resume(newest))
+    assert_same(state(engine), expected)
+    assert history(tmp_path) == records
+    assert all(json.loads(line)["seconds"] >= 0 for line in (tmp_path / "history.jsonl").read_text().splitlines())
+
+
+def test_a_state_of_another_optimiser_or_scheduler_is_refused(root, tmp_path):
+    run(build(root), tmp_path, max_epoch=1)
+    whole = load_checkpoint(tmp_path / "checkpoint.pth")
+    changes = {
+        "moments": lambda s: next(iter(s["optimizer"]["state"].values())).update(momentum_buffer=torch.zeros(7)),
+        "rate": lambda s: s["optimizer"]["param_groups"][0].update(lr="fast"),
+        "infinite": lambda s: s["alpha_optimizer"]["param_groups"][0].update(lr=float("inf")),
+        "attributes": lambda s: s["scheduler"].update(step=1),
+        "scheduler": lambda s: s.update(scheduler={}),
+        "epoch": lambda s: s.update(epoch=-3),
+        "random": lambda s: s["random"].update(torch=torch.zeros(3)),
+        "loop": lambda s: s["loop"].pop("batch"),
+    }
+    for name, change in changes.items():
+        state = copy.deepcopy(whole)
+        change(state)
+        save_checkpoint(state, tmp_path / f"{name}.pth")
+        with pytest.raises(UserError, match=f"{name}.pth does not fit this run"):
+            build(root).resume(tmp_path / f"{name}.pth")
 
 
 def test_two_workers_give_the_same_run_resumed_or_not(uninterrupted, root, tmp_path):

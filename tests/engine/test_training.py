@@ -243,7 +243,39 @@ def test_gradient_clipping_bounds_the_norm(root):
     assert float(total) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("keep", "names"), [(0, set()), (1, {"checkpoint.pth"}), (2, {"checkpoint.pth", 2, 3})])
+def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path):
+    expected = build(root)
+    run(expected, tmp_path / "whole")
+    engine = build(root)
+    extract = engine.extract_features
+
+    def extract_features(images):
+        engine.stop_requested = True
+        return extract(images)
+
+    engine.extract_features = extract_features
+    with pytest.raises(Interrupted):
+        run(engine, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "history.jsonl").exists()
+    engine = build(root)
+    run(engine, tmp_path / "stopped", start_epoch=engine.resume(tmp_path / "stopped" / "checkpoint.pth"))
+    assert same(state(engine), state(expected))
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    written = (tmp_path / "stopped" / "checkpoint.pth").read_bytes()
+    engine.stop_requested = True
+    with pytest.raises(Interrupted, match=r"checkpoint\.pth"):
+        engine.test(save_dir=str(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "checkpoint.pth").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("keep", "names"),
+    [
+        (0, set()),
+        (1, {"checkpoint.pth", "checkpoint-previous.pth"}),
+        (2, {"checkpoint.pth", "checkpoint-previous.pth", 2, 3}),
+    ],
+)
 def test_the_newest_checkpoints_are_kept(root, tmp_path, keep, names):
     run(build(root, recipe=Recipe(keep_last=keep)), tmp_path, max_epoch=3)
     wanted = {f"checkpoint-{name}.pth" if isinstance(name, int) else name for name in names}

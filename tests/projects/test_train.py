@@ -409,7 +409,7 @@ def test_build_model_finds_the_configured_weights(tmp_path, monkeypatch, caplog)
 
 @pytest.mark.slow
 def test_a_resumed_pre_training_equals_an_unbroken_one(classes, tmp_path):
-    assert pretrain(classes, tmp_path / "whole", "--epochs", 3).returncode == 0
+    assert pretrain(classes, tmp_path / "whole", "--epochs", 3, "--resume", "auto").returncode == 0
     log = tmp_path / "stopped"
     process = subprocess.Popen(
         words("pretrain", "--data", classes, "--output", log, *SMALL, "--epochs", 3),
@@ -420,10 +420,16 @@ def test_a_resumed_pre_training_equals_an_unbroken_one(classes, tmp_path):
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    done = pretrain(classes, log, "--epochs", 3, "--resume")
-    assert done.returncode == 0, done.stderr
-    one, other = weights_of(tmp_path / "whole"), weights_of(log)
-    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    one = weights_of(tmp_path / "whole")["state_dict"]
+    for resume in (["--resume"], ["--resume", "auto"]):
+        done = pretrain(classes, log, "--epochs", 3, *resume)
+        assert done.returncode == 0, done.stderr
+        other = weights_of(log)["state_dict"]
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+        lines = [json.loads(line)["epoch"] for line in (log / "history.jsonl").read_text().splitlines()]
+        assert lines == [1, 2, 3]
+        (log / "checkpoint.pth").write_bytes((log / "checkpoint.pth").read_bytes()[:-5000])
+    assert "is torn" in done.stdout
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import (
+    LATEST,
+    PREVIOUS,
+    forget_half_written,
     load_checkpoint,
+    load_like,
+    load_optimizer,
     load_state,
     random_state,
     restore_random_state,
@@ -27,7 +33,7 @@ from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
 from .evaluation import FaissEvaluationMixin
 
-__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "retrieval_figures"]
+__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,11 +59,12 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     Attributes:
         group: the processes.
-        stop_requested: set it, in a signal handler for instance, to finish the step, write a checkpoint and raise
-            :class:`~torchreid_autoreid.errors.Interrupted`.
+        stop_requested: set it, in a signal handler for instance, to finish the step, or the batch of an evaluation,
+            write a checkpoint and raise :class:`~torchreid_autoreid.errors.Interrupted`.
         on_step: called with (epoch, batch, batches, figures) after each step; epochs and batches from 0.
         on_epoch: called with the record of the history after each epoch.
-        keep_last: newest checkpoints that are kept besides the best; 0 keeps the best only and cannot be resumed.
+        keep_last: 1 keeps the latest checkpoint and the one before besides the best, N the newest N by number too; 0
+            keeps the best only and cannot be resumed.
         checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
         settings: name -> plain value of what the result depends on. It is kept in the checkpoints, and a run resumes
             from one with the same settings only; none are compared where one side has none.
@@ -98,6 +105,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._seconds = 0.0  # spent in this epoch before a resume
         self._epoch_started = 0.0
         self._epoch_rate = 0.0
+        self._steps_done = False  # of this epoch: what is left of it is its evaluation
         self._eval_epochs = (1, 0)  # every n-th, from this one on
         self._test_options = ("euclidean", False)
         self._sums: dict[str, list[float]] = {}  # name -> [sum over batches, number of batches], of this epoch
@@ -179,14 +187,16 @@ class ReproducibleLoop(FaissEvaluationMixin):
         with self.group.together():
             if self.group.rank == 0:
                 self.save_dir.mkdir(parents=True, exist_ok=True)
-                self._forget_later_epochs(start_epoch)
+                forget_half_written(self.save_dir)
+                forget_later_epochs(self.save_dir / "history.jsonl", start_epoch)
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
         if start_epoch >= max_epoch or self._ended:
             self._write_results()  # perhaps into another folder
             return
-        self._epoch_rate = self.get_current_lr()
+        if not self._steps_done:
+            self._epoch_rate = self.get_current_lr()
         self._looping = True
         try:
             super().run(save_dir, max_epoch, start_epoch, print_freq, **options)  # type: ignore[misc]
@@ -209,8 +219,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
         with self.group.together(UserError):  # an image that one process cannot read
             super().train(print_freq, fixbase_epoch, open_layers)  # type: ignore[misc]
         self._end_steps()
-        self._first_batch = 0
+        self._steps_done = True
         self._finish_epoch(time.monotonic() - self._epoch_started)
+        self._steps_done = False
+        self._first_batch = 0
 
     def forward_backward(self, data: Any) -> dict[str, float]:
         # torchreid counts the batches of this pass; after a resume the epoch has begun elsewhere.
@@ -226,8 +238,13 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self.on_step is not None:
             self.on_step(self.epoch, self.batch_idx, self.num_batches, summary)
         if self.group.any(self.stop_requested):
-            self._interrupt()
+            self._interrupt(self.batch_idx + 1)
         return summary
+
+    def _features_of(self, images: Tensor) -> Tensor:
+        if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
+            self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
+        return super()._features_of(images)
 
     def test(self, *args: Any, **options: Any) -> float:
         """In the loop: rank-1 on the validation set, already measured; else torchreid's own test on the targets."""
@@ -242,6 +259,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._saved_epoch = epoch
 
     def update_lr(self, names: Any = None) -> None:
+        if self._steps_done:  # resumed in the evaluation, so the rate is that of the next epoch already
+            return
         self._epoch_rate = self.get_current_lr()
         super().update_lr(names)  # type: ignore[misc]
 
@@ -269,7 +288,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _check_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        latest = self.save_dir / "checkpoint.pth"
+        latest = self.save_dir / LATEST
         kept = (
             f"the last good state is kept in {latest}"
             if latest.exists()
@@ -312,6 +331,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
         self._write_results()
         self.save_model(record["epoch"] - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
@@ -341,15 +362,17 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 "sums": self._sums if batch else {},
                 "seconds": time.monotonic() - self._epoch_started if batch else 0.0,
                 "best_map": self._best_map,
-                "ended": self._ended,
+                "steps_done": self._steps_done and batch > 0,
+                "rate": self._epoch_rate,
+                "ended": "" if batch else self._ended,  # in its last evaluation a run has not ended yet
+                "processes": self.group.size,
             },
             "random": random_state(),
             "settings": self.settings,
             **self._state(),
         }
-        latest = self.save_dir / "checkpoint.pth"
         if self.keep_last or batch:
-            save_checkpoint(state, latest)
+            save_checkpoint(state, self.save_dir / LATEST, self.save_dir / PREVIOUS)
         if is_best:
             save_checkpoint(state, self.save_dir / "checkpoint-best.pth")
         if batch == 0:
@@ -364,11 +387,14 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self.keep_last > 1 and not (self.checkpoint_every and old % self.checkpoint_every == 0):
             (self.save_dir / f"checkpoint-{old}.pth").unlink(missing_ok=True)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, batch: int) -> None:
+        """Stops before this batch of the epoch; after the last epoch, in the test, there is nothing new to write."""
         with self.group.together():  # none of them ends before the checkpoint is written
-            if self.group.rank == 0:
-                self._save(self.epoch, self.batch_idx + 1, rank1=0.0)
-        raise Interrupted(str(self.save_dir / "checkpoint.pth"))
+            if batch and self.group.rank == 0:
+                self._save(self.epoch, batch, rank1=0.0)
+        if not batch and not (self.save_dir / LATEST).exists():
+            raise KeyboardInterrupt
+        raise Interrupted(str(self.save_dir / LATEST))
 
     def resume(self, path: str | Path) -> int:
         """Restores everything a run depends on from a checkpoint; returns the epoch to go on with (0-based).
@@ -383,20 +409,28 @@ class ReproducibleLoop(FaissEvaluationMixin):
         try:
             self._check_settings(state.get("settings", {}), path)
             self._restore(state, path)
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             if self.scheduler is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
+                load_like(self.scheduler, state["scheduler"])
             loop = state["loop"]
             self._first_batch, self._seconds = int(loop["batch"]), float(loop["seconds"])
             self._sums = {str(name): [float(total), int(count)] for name, (total, count) in loop["sums"].items()}
             self._best_map = float(loop["best_map"])
+            self._steps_done, self._epoch_rate = bool(loop["steps_done"]), float(loop["rate"])
+            if not (self._first_batch >= 0 and state["epoch"] >= 0):
+                raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
             self._ended = str(loop.get("ended", ""))
+            if (processes := int(loop.get("processes", 1))) != self.group.size:
+                _LOGGER.warning(
+                    "%s was written by %d processes, and now there are %d: the run goes on as it would have up to "
+                    "rounding, not bit for bit", path, processes, self.group.size,
+                )  # fmt: skip
             restore_random_state(state["random"])
             if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
                 # The first process wrote it, and used its first GPU alone.
                 torch.cuda.set_rng_state(state["random"]["cuda"][0])
             epoch = int(state["epoch"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -420,20 +454,19 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 f"as in {Path(path).parent / 'config.yaml'}, or start afresh without --resume"
             )
 
-    def _forget_later_epochs(self, start_epoch: int) -> None:
-        """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
-        path = self.save_dir / "history.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["epoch"] <= start_epoch:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                break  # a torn line is the last one
-        text = "".join(f"{line}\n" for line in kept)
-        write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+def forget_later_epochs(path: Path, last_epoch: int) -> None:
+    """Drops the history of epochs to be run again: a crash can fall between the history and the checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            if json.loads(line)["epoch"] <= last_epoch:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break  # a torn line is the last one
+    write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
 
 
 class _NoBoard:

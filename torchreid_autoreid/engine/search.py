@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..architect import Architect, gradients, unchanged_buffers
 from ..budget import Budget
-from ..checkpoint import write_atomically
+from ..checkpoint import load_like, load_optimizer, write_atomically
 from ..errors import Interrupted, UserError
 from ..genotype import Genotype, num_edges
 from ..losses import RetrievalLoss
@@ -389,7 +389,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         }
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
         budget: Any = state.get("budget")
@@ -398,7 +398,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         if self.budget is not None:
             self.budget.load_state_dict(budget)
         if self.precision.scaler.is_enabled() and state.get("scaler"):
-            self.precision.scaler.load_state_dict(state["scaler"])
+            load_like(self.precision.scaler, state["scaler"])
 
     def _shared(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@ import torchreid
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoint import load_state
+from ..checkpoint import load_like, load_state
 from ..errors import UserError
 from ..losses import batch_hard_triplet
 from .loop import Batch, ReproducibleLoop, classification_figures
@@ -217,7 +217,7 @@ class _Training(ReproducibleLoop):
             self.average.n_averaged.fill_(int(training["averaged"]))
             load_state(self._network(), training["state_dict"], path)
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(training["scaler"])
+            load_like(self.scaler, training["scaler"])
 
     def _check_description(self, found: Any, path: str | Path) -> None:
         """Networks may have the same weights and yet compute something else: by wiring, stride, neck or input."""

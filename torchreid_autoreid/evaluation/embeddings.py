@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -15,8 +13,6 @@ import numpy as np
 
 from ..errors import UserError
 
-# What numpy and zipfile raise for files that are torn, encrypted, packed in another way or no archives at all.
-DAMAGED = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 CHECK_ROWS = 8192  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
 
 
@@ -138,38 +134,52 @@ def _check_finite(values: np.ndarray) -> None:
 NPZ_KEYS = tuple(f"{part}_{field}" for part in ("query", "gallery") for field in ("features", "pids", "camids"))
 
 
+#: sizes that no file of feature vectors unpacks to: those barely shrink, labels do a hundredfold but are few
+_SMALL, _MAX_RATIO = 64 << 20, 100
+
+
 def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
     """Query and gallery from an npz file of any framework.
 
     Args:
         path: an npz with `query_features` (Nq, D), `query_pids` (Nq,), `query_camids` (Nq,) and the same three of the
-            gallery. Pickled objects are refused: loading never runs code.
+            gallery. Pickled objects are refused: loading never runs code. So is what would unpack to more than a
+            hundred times the file's size.
 
     Returns:
         (query, gallery).
 
     Raises:
-        UserError: no such file, not an npz, a key is missing, pickled objects, or whatever `Embeddings` refuses.
+        UserError: no such file, not an npz, a key is missing, pickled objects, absurd sizes, or whatever `Embeddings`
+            refuses.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise UserError(f"{path} holds a single array; write an npz with the keys {', '.join(NPZ_KEYS)}")
+    # NumPy and zipfile raise a dozen kinds of errors for files that are no archives or claim what they do not hold.
     try:
         archive = np.load(path, allow_pickle=False)
-    except DAMAGED as error:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())
+    except Exception as error:
         raise UserError(f"{path} is not an npz file; write it with numpy.savez") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds a single array; write an npz with the keys {', '.join(NPZ_KEYS)}")
     with archive:
+        if unpacked > _SMALL + _MAX_RATIO * path.stat().st_size:
+            raise UserError(f"{path} would unpack to {unpacked} bytes, {_MAX_RATIO} times its size; write it anew")
         missing = [key for key in NPZ_KEYS if key not in archive.files]
         if missing:
-            raise UserError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}")
+            found = ", ".join(archive.files) or "no arrays"
+            raise UserError(f"{path} lacks {', '.join(missing)}; it has {found[:200]}")
         arrays = {}
         for key in NPZ_KEYS:
             try:
                 arrays[key] = archive[key]
-            except DAMAGED as error:
+            except Exception as error:
                 raise UserError(f"{key} in {path} is pickled or damaged; save plain arrays of numbers") from error
+            if not isinstance(arrays[key], np.ndarray):  # a file in the archive that is no array comes as its bytes
+                raise UserError(f"{key} in {path} is no array; write it with numpy.savez")
     parts = []
     for part in ("query", "gallery"):
         try:

@@ -17,6 +17,7 @@ from .embeddings import release
 
 TRAINING_VECTORS = 1 << 18
 TRAINING_PER_CLUSTER = 64
+_SEARCH_LENGTH = 1024  # candidates of a query that a file may ask for whatever its size
 ADDED_AT_ONCE = 1 << 14
 QUERIES_AT_ONCE = 1 << 8
 FAISS_METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}
@@ -99,6 +100,8 @@ class RetrievalIndex:
     ) -> RetrievalIndex:
         """An index that `save` or faiss wrote.
 
+        The file is not trusted: see `_read`.
+
         Args:
             path: the file.
             dimension: what the features have, to be checked.
@@ -106,16 +109,14 @@ class RetrievalIndex:
             device: 'cpu' or 'cuda'.
 
         Raises:
-            UserError: no such file, not a faiss index, another dimension or metric.
+            UserError: no such file, not a faiss index, sizes that the file cannot hold, vectors kept in another file,
+                another dimension or metric.
         """
         check_metric(metric)
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no index file {path}; build one and save it first")
-        try:
-            index = faiss.read_index(os.fspath(path))
-        except RuntimeError as error:
-            raise UserError(f"{path} is not a faiss index; give a file that RetrievalIndex.save wrote") from error
+        index = _read(path)
         if dimension is not None and index.d != dimension:
             raise UserError(f"the index {path} has {index.d} dimensions, the features {dimension}; build it anew")
         if index.metric_type != FAISS_METRICS[metric]:
@@ -216,8 +217,10 @@ class RetrievalIndex:
         for start, stop in ranges(len(queries), QUERIES_AT_ONCE):
             try:
                 found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
-            except RuntimeError as error:  # a GPU's limits
+            except RuntimeError as error:  # a GPU's limits, for instance
                 raise UserError(f"faiss finds no {k} nearest in {self.factory!r} ({_reason(error)})") from error
+            if near.min() < -1 or near.max() >= len(self):
+                raise UserError(f"the index {self.factory!r} names items that it does not hold; build it anew")
             far = np.where(near < 0, np.float32(np.inf), self._distances(found))
             order = np.lexsort((near, far), axis=1)
             distances[start:stop] = np.take_along_axis(far, order, 1)
@@ -240,7 +243,7 @@ def _make(dimension: int, factory: str, metric: str) -> faiss.Index:
         try:
             index = faiss.index_factory(dimension, factory, FAISS_METRICS[metric])
             # faiss searches this one by distances and reports them as similarities.
-            euclidean_only = isinstance(_inner(index), faiss.IndexHNSWPQ)
+            euclidean_only = isinstance(_innermost(index), faiss.IndexHNSWPQ)
         except RuntimeError:
             euclidean_only = True
         return faiss.index_factory(dimension, factory, faiss.METRIC_L2) if euclidean_only else index
@@ -251,9 +254,42 @@ def _make(dimension: int, factory: str, metric: str) -> faiss.Index:
         ) from error
 
 
+def _read(path: Path) -> faiss.Index:
+    """An index file from elsewhere, with faiss's own checks made as tight as the file allows.
+
+    faiss (1.14.3 and later) checks the numbers of a header against one another and against limits, which by default let
+    a file of a hundred bytes claim a terabyte. No vector can be longer than the file, and no loop over items of it can
+    have more rounds than it has bytes. An index may also name another file to map into memory, which is not followed.
+    """
+    size = max(1, path.stat().st_size)
+    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(min(limits[0], size + 1))  # the limit itself is refused
+    faiss.set_deserialization_loop_limit(size)
+    try:
+        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"{path} is not a faiss index ({_reason(error)[:160]}); give a file that RetrievalIndex.save wrote"
+        ) from error
+    finally:
+        faiss.set_deserialization_vector_byte_limit(limits[0])
+        faiss.set_deserialization_loop_limit(limits[1])
+    inner = _innermost(index)
+    if isinstance(inner, faiss.IndexIVF) and isinstance(
+        faiss.downcast_InvertedLists(inner.invlists), faiss.OnDiskInvertedLists
+    ):
+        raise UserError(
+            f"{path} keeps its vectors in another file, which is not read; write the index with faiss.write_index"
+        )
+    graph = inner.nsg.search_L if isinstance(inner, faiss.IndexNSG) else 0
+    if graph > max(_SEARCH_LENGTH, index.ntotal):
+        raise UserError(f"{path} asks for {graph} candidates of each query, more than it holds; build the index anew")
+    return index
+
+
 def _reason(error: Exception) -> str:
     """The last words of a faiss exception, without its C++ location."""
-    last = str(error).strip().splitlines()[-1]
+    last = (str(error).strip().splitlines() or [""])[-1]
     return re.split(r"Error: |\.(?:cpp|h|cu):\d+: ", last)[-1].strip() or type(error).__name__
 
 
@@ -262,18 +298,18 @@ def _unit(features: np.ndarray, metric: str) -> np.ndarray:
     return prepare(features, metric, torch.device("cpu")).values.numpy()
 
 
-def _inner(index: faiss.Index) -> faiss.Index:
-    """The index behind transforms, identifiers and refinement."""
+def _num_clusters(index: faiss.Index) -> int:
+    """Clusters of an inverted-file index, 0 for others."""
+    inner = _innermost(index)
+    return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
+
+
+def _innermost(index: faiss.Index) -> faiss.Index:
+    """The index that holds the vectors, out of its transforms, maps and refinements."""
     inner = faiss.downcast_index(index)
     while isinstance(inner, faiss.IndexPreTransform | faiss.IndexIDMap | faiss.IndexRefine):
         inner = faiss.downcast_index(inner.base_index if isinstance(inner, faiss.IndexRefine) else inner.index)
     return inner
-
-
-def _num_clusters(index: faiss.Index) -> int:
-    """Clusters of an inverted-file index, 0 for others."""
-    inner = _inner(index)
-    return inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
 
 
 def _training_sample(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:

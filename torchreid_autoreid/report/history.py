@@ -13,7 +13,8 @@ from ..genotype import OPERATION_NAMES, Genotype, num_edges
 
 __all__ = ["read_history"]
 
-_MAX_BYTES = 64 << 20  # some 8000 epochs of the usual cell
+_MAX_BYTES = 16 << 20  # some 2000 epochs of the usual cell
+_MAX_LINE = 1 << 20  # a line of it has some 8 kB
 _MAX_BLOCKS = 16
 _MAX_REASON = 1000  # characters
 _ONE = 1 + 1e-6  # of fractions that were summed in float32
@@ -46,6 +47,8 @@ def read_history(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
     rest = lines.pop()  # what follows the last line feed: nothing, unless the line is torn
     records: list[dict[str, Any]] = []
     for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+        if len(line) > _MAX_LINE:
+            raise UserError(f"line {number} of {path} has {len(line)} bytes, which is no record of a search")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

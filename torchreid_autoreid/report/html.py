@@ -17,6 +17,7 @@ import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
+from ..config import plain_yaml
 from ..errors import UserError
 from ..genotype import Genotype
 from .history import read_history
@@ -149,8 +150,8 @@ def _head(folder: Path, config: str | None, notes: Sequence[str]) -> Iterator[st
 def _settings(config: str) -> str:
     """The settings that tell one search from another, in a line; what is not there is left out."""
     try:
-        tree = yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        tree = plain_yaml(config)
+    except yaml.YAMLError:
         return ""  # the file itself is shown below as it is
 
     def value(section: str, key: str) -> str:

@@ -1,0 +1,113 @@
+"""The commands under torchrun: a process that is killed, a restart, another number of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchreid_autoreid.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
+sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
+autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
+train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epoch: 4, batch_size: 8, print_freq: 1}
+loss: {softmax: {label_smooth: false}}
+test: {eval_freq: 1, batch_size: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        (folder / part).mkdir(parents=True)
+        for pid in range(1, 9):
+            colour = rng.integers(40, 215, size=3)
+            for index in range(8):
+                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+    (folder / "tiny.yaml").write_text(TINY)
+    return ["--config-file", folder / "tiny.yaml", "--root", folder, "--resume", "auto"]
+
+
+def start(options, log, *launcher, processes=2):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher]
+    words = [sys.executable, *torchrun, ROOT / "projects" / "autoreid" / "search.py", *options, "data.save_dir", log]
+    with open(log.with_suffix(".out"), "w") as output:
+        return subprocess.Popen(
+            [str(word) for word in words],
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+
+
+def kill_one(process, log):
+    """Kills the second process as soon as there is a checkpoint."""
+    while not (log / "checkpoint.pth").exists():
+        assert process.poll() is None, log.with_suffix(".out").read_text()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {int(entry[5:]): int(child) for entry in environment if entry.startswith(b"RANK=")}
+    os.kill(ranks[1], signal.SIGKILL)
+    return ranks
+
+
+def ended(log):
+    state = load_checkpoint(log / "checkpoint.pth")
+    lines = [json.loads(line) | {"seconds": 0} for line in (log / "history.jsonl").read_text().splitlines()]
+    return state["state_dict"], lines, (log / "genotype.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def unbroken(options, tmp_path_factory):
+    log = tmp_path_factory.mktemp("unbroken") / "log"
+    assert start(options, log).wait() == 0, log.with_suffix(".out").read_text()
+    return ended(log)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options, unbroken, tmp_path):
+    log = tmp_path / "log"
+    process = start(options, log, "--max-restarts=5")  # gloo does not always connect at once after a restart
+    kill_one(process, log)
+    text = log.with_suffix(".out").read_text
+    assert process.wait() == 0, text()
+    weights, lines, genotype = ended(log)
+    assert all(torch.equal(weights[key], value) for key, value in unbroken[0].items())
+    assert (lines, genotype) == unbroken[1:]
+    assert "resumed from" in text()
+    assert "Traceback" not in text()
+    assert "another process of the run has ended" in text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(options, unbroken, tmp_path):
+    log = tmp_path / "log"
+    process = start(options, log)
+    ranks = kill_one(process, log)
+    assert process.wait() != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert start(options, log, processes=1).wait() == 0, log.with_suffix(".out").read_text()
+    assert "was written by 2 processes, and now there are 1" in log.with_suffix(".out").read_text()
+    weights, lines, _ = ended(log)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    for key, value in unbroken[0].items():
+        assert weights[key].shape == value.shape
+    last, expected = lines[-1]["w"], unbroken[1][-1]["w"]
+    assert last["loss"] == pytest.approx(expected["loss"], rel=0.05)

@@ -1,0 +1,57 @@
+"""What is fuzzed: a reader of each format, given any bytes. All that it may do is return, or raise ``UserError``."""
+
+import os
+from pathlib import Path
+
+from torchreid_autoreid.checkpoint import load_checkpoint
+from torchreid_autoreid.config import check_search_config, check_train_config, load_config
+from torchreid_autoreid.description import Description
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.evaluation import RetrievalIndex, load_embeddings
+from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.report.history import read_history
+
+
+def read_config(path):
+    cfg = load_config(str(path))
+    for check in (check_search_config, check_train_config):
+        try:
+            check(cfg)
+        except UserError as error:
+            one_line(error)
+
+
+def read_options(path):
+    """Words of the command line."""
+    load_config(opts=path.read_bytes().decode("utf-8", errors="replace").split("\n"))
+
+
+def read_checkpoint(path):
+    load_checkpoint(path)
+    Description.of_checkpoint(path)
+
+
+READERS = {
+    "genotype": Genotype.load,
+    "config": read_config,
+    "options": read_options,
+    "npz": load_embeddings,
+    "history": read_history,
+    "checkpoint": read_checkpoint,
+    "index": RetrievalIndex.load,
+}
+
+
+def read(name, content, path):
+    """Gives a reader these bytes as a file."""
+    Path(path).write_bytes(content)
+    try:
+        READERS[name](Path(path))
+    except UserError as error:
+        one_line(error)
+    finally:
+        os.unlink(path)
+
+
+def one_line(error):
+    assert len(" ".join(str(error).split())) < 5000

@@ -1,0 +1,122 @@
+"""Starts the commands of ``projects/autoreid`` many times over: a process that has PyTorch loaded forks each of them.
+
+A child is the leader of a session of its own, so that all processes it starts can be found by its id.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Server:
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def start(self, script, arguments, output, limits=None):
+        """Starts a command; its stdout and stderr go to the file ``output``."""
+        request = {"script": script, "arguments": [str(a) for a in arguments], "output": str(output), "limits": limits}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return Run(self, int(self.process.stdout.readline()))
+
+    def run(self, script, arguments, output, limits=None):
+        """Its exit status."""
+        return self.start(script, arguments, output, limits).wait()
+
+
+class Run:
+    """A command that runs; ask for its status before starting the next one."""
+
+    def __init__(self, server, pid):
+        self.server, self.pid, self.status = server, pid, None
+
+    def send(self, signum):
+        os.kill(self.pid, signum)
+
+    def running(self):
+        return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+    def wait(self):
+        """The exit status; the negative signal if one has ended it."""
+        if self.status is None:
+            self.server.process.stdin.write("wait\n")
+            self.server.process.stdin.flush()
+            self.status = os.waitstatus_to_exitcode(int(self.server.process.stdout.readline()))
+        return self.status
+
+    def family(self):
+        """Ids of the processes in its session that are alive: itself, its loader processes, and theirs."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            except (OSError, ValueError):  # it has ended meanwhile
+                continue
+            if int(session) == self.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+
+def wait_until(condition, run=None):
+    """Polls; gives up when the command has ended."""
+    while not condition():
+        if run is not None and not run.running():
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def serve():
+    import torch
+
+    import torchreid_autoreid.engine
+    import torchreid_autoreid.report  # noqa: F401  and so matplotlib
+
+    torch.set_num_threads(1)
+    pid = 0
+    while line := sys.stdin.readline():
+        if line == "wait\n":
+            print(os.waitpid(pid, 0)[1], flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            break
+        print(pid, flush=True)
+    else:
+        return
+    request = json.loads(line)
+    os.setsid()
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.close(output)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request["limits"]:
+        import resource
+
+        for name, value in request["limits"].items():
+            resource.setrlimit(getattr(resource, name), (value, resource.RLIM_INFINITY))
+    script = str(ROOT / "projects" / "autoreid" / request["script"])
+    sys.argv = [script, *request["arguments"]]
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve()

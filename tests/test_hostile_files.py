@@ -1,0 +1,375 @@
+"""Files from elsewhere that want to run code, to write elsewhere, or to take all memory: one line each, nothing done.
+
+Each is given to the very command that reads such a file.
+"""
+
+import io
+import json
+import os
+import pickle
+import resource
+import runpy
+import struct
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
+from torchreid_autoreid.description import Description
+from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, save_embeddings
+from torchreid_autoreid.genotype import Genotype
+
+ROOT = Path(__file__).resolve().parents[1]
+TERABYTE = 10**12
+SCALAR = np.float64(0).__reduce__()[0]
+
+
+class Call:
+    """A pickle of it is a call, made where it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def Payload(mark):
+    """Makes a folder where it is unpickled."""
+    return Call(os.mkdir, str(mark))
+
+
+def test_the_payload_would_work(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
+    assert (tmp_path / "executed").is_dir()
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A path that must not come into being."""
+    path = tmp_path / "executed"
+    yield path
+    assert not path.exists()
+    assert not list(tmp_path.parent.glob("escaped*"))
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """Runs a command, and expects status 2, a single line, and no great need of memory."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+            runpy.run_path(str(ROOT / "projects" / "autoreid" / script), run_name="__main__")
+        errors = capsys.readouterr().err
+        assert ended.value.code == 2, errors
+        assert len(errors.splitlines()) == 1, errors
+        assert errors.startswith("error: ")
+        assert len(errors) < 2100
+        assert errors.rstrip("\n").isprintable()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kilobytes
+        return errors
+
+    return run
+
+
+def archive(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def npy(header, content=b""):
+    text = f"{header}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + content
+
+
+def deep(opening, closing, levels=50_000):
+    return opening * levels + closing * levels
+
+
+# -- weights and checkpoints ------------------------------------------------------------------------------------------
+
+
+def torch_archive(path, pickled, records=()):
+    """An archive as PyTorch writes it, around any pickle."""
+    members = {"a/data.pkl": pickled, "a/byteorder": "little", "a/version": "3\n", **dict(records)}
+    return archive(path, members)
+
+
+def bomb(path):
+    torch.save({"state_dict": {"x": torch.zeros(1 << 25)}}, path)
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    return archive(path, members, zipfile.ZIP_DEFLATED)
+
+
+def claims(path):
+    """A record of which the directory says that it has a terabyte."""
+    torch.save({"state_dict": {"x": torch.zeros(100)}}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02")
+    content[place + 20 : place + 28] = struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0)
+    path.write_bytes(content)
+
+
+def huge_network(path):
+    described = Description(
+        "autoreid", "softmax", 64, 32, [0.5] * 3, [0.2] * 3, genotype=Genotype.load("retrieval"),
+        channels=4096, layers=[64] * 4, parts=4, last_stride=2,
+    )  # fmt: skip
+    torch.save({"state_dict": {}, "network": described.to_dict() | {"num_classes": 1 << 24}}, path)
+
+
+def hostile_genotype(path):
+    network = {"name": "autoreid", "loss": "softmax", "height": 64, "width": 32, "norm_mean": [0.5] * 3}
+    network |= {"norm_std": [0.2] * 3, "channels": 4, "layers": [1] * 4, "parts": 2, "last_stride": 2, "num_classes": 3}
+    genotype = {"version": torch.zeros(3), "name": "\x1b[2J\n", "normal": 10**5000, "reduce": [[torch.zeros(2)] * 2]}
+    torch.save({"state_dict": {}, "network": network | {"genotype": genotype}}, path)
+
+
+WEIGHTS = {
+    "a pickle": lambda path, mark: path.write_bytes(pickle.dumps({"state_dict": Payload(mark)}, 2)),
+    "a pickle inside": lambda path, mark: torch.save({"state_dict": {}, "evil": Payload(mark)}, path),
+    "an old pickle": lambda path, mark: torch.save([Payload(mark)], path, _use_new_zipfile_serialization=False),
+    "an array's pickle": lambda path, mark: np.save(
+        path.open("wb"), np.array([Payload(mark)], dtype=object), allow_pickle=True
+    ),
+    "another name": lambda path, mark: torch_archive(path, b"\x80\x02cbuiltins\neval\n(X\x01\x00\x00\x001tR."),
+    "a scalar of a gigabyte": lambda path, mark: torch.save({"x": Call(SCALAR, np.dtype("V1073741824"))}, path),
+    "a scalar that is a pointer": lambda path, mark: torch.save({"x": Call(SCALAR, np.dtype("O"), b"A" * 8)}, path),
+    "a type": lambda path, mark: torch.save({"x": Call(np.dtype, [("x", "O")])}, path),
+    "a path": lambda path, mark: torch_archive(path, b"}.", [("../../escaped", "x"), ("/tmp/escaped", "x")]),
+    "nothing": lambda path, mark: path.touch(),
+    "zeros": lambda path, mark: path.write_bytes(bytes(4096)),
+    "a deep pickle": lambda path, mark: torch_archive(path, deep(b"(", b"t", 200_000) + b"."),
+    "a bomb": lambda path, mark: bomb(path),
+    "claims": lambda path, mark: claims(path),
+    "bytes": lambda path, mark: torch.save({"x": Call(bytearray, 10**14)}, path),
+    "no names": lambda path, mark: torch.save({"state_dict": {1: torch.zeros(3)}}, path),
+    "a list": lambda path, mark: torch.save([1, 2, 3], path),
+    "views": lambda path, mark: torch.save({"conv1.conv.weight": torch.zeros(1).expand(TERABYTE)}, path),
+    "sparse": lambda path, mark: torch.save(
+        {"classifier.bias": torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), [1.0], (1 << 40,))}, path
+    ),
+    "control characters": lambda path, mark: torch.save({"\x1b]0;x\x07\n\x9b": torch.zeros(1)}, path),
+    "a huge network": lambda path, mark: huge_network(path),
+    "a genotype of tensors": lambda path, mark: hostile_genotype(path),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights(name, refused, mark, tmp_path):
+    path = tmp_path / "weights.pth"
+    WEIGHTS[name](path, mark)
+    refused("export.py", "--weights", path, "--output", tmp_path / "out.onnx", "model.name", "autoreid_x0_25")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_is_in_a_checkpoint_besides_tensors_is_data(tmp_path, mark):
+    for name in ("a pickle", "a pickle inside", "an old pickle", "another name"):
+        WEIGHTS[name](tmp_path / "c.pth", mark)
+        with pytest.raises(ValueError, match="is not a readable checkpoint") as refused:
+            load_checkpoint(tmp_path / "c.pth")
+        assert "trust" not in str(refused.value)  # PyTorch advises to load it all the same
+    for number in (np.float32(0.5), np.float64(0.5), np.int64(3)):
+        torch.save({"state_dict": {}, "rank1": number}, tmp_path / "c.pth")
+        assert load_checkpoint(tmp_path / "c.pth")["rank1"] == number
+    save_checkpoint({"state_dict": {}, "rank1": 0.5}, tmp_path / "c.pth")
+    assert torch.load(tmp_path / "c.pth", weights_only=True) == {"state_dict": {}, "rank1": 0.5}
+
+
+# -- genotypes, configurations, histories -----------------------------------------------------------------------------
+
+GENOTYPES = {
+    "a pickle": lambda mark: pickle.dumps(Payload(mark)),
+    "a call": lambda mark: f"Genotype(__import__('os').mkdir({str(mark)!r}))".encode(),
+    "deep": lambda mark: deep("[", "]").encode(),
+    "deep cells": lambda mark: json.dumps({"version": 1, "name": "x", "normal": [[[]]], "reduce": 1}).encode(),
+    "a long number": lambda mark: b'{"version": ' + b"9" * 100_000 + b"}",
+    "not a text": lambda mark: b"\xff\xfe\x00",
+    "large": lambda mark: b" " * (2 << 20),
+    "many blocks": lambda mark: json.dumps(
+        {"version": 1, "name": "x", **dict.fromkeys(("normal", "reduce"), [[["none", 0], ["none", 1]]] * 9000)}
+    ).encode(),
+    "a path": lambda mark: json.dumps({"version": 1, "name": "../../escaped", "normal": [], "reduce": []}).encode(),
+    "control characters": lambda mark: json.dumps({"version": 1, "\x1b[2J\n": 0, "name": "\r"}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_genotypes(name, refused, mark, tmp_path):
+    path = tmp_path / "genotype.json"
+    path.write_bytes(GENOTYPES[name](mark))
+    refused(
+        "train.py", "--config-file", ROOT / "configs" / "autoreid_train.yaml", "--genotype", path,
+        "data.save_dir", tmp_path / "log",
+    )  # fmt: skip
+    assert not (tmp_path / "log").exists()
+
+
+CONFIGS = {
+    "an object": lambda mark: f"!!python/object/apply:os.mkdir ['{mark}']",
+    "a value that is one": lambda mark: f"train: {{lr: !!python/object/apply:os.mkdir ['{mark}']}}",
+    "a name": lambda mark: "train: {lr: !!python/name:os.system }",
+    "a module": lambda mark: "train: !!python/module:os",
+    "an object made new": lambda mark: f"!!python/object/new:os.mkdir ['{mark}']",
+    "a tag that does not fit": lambda mark: "train: {lr: !!int '', max_epoch: !!bool x, seed: !!timestamp x}",
+    "deep": lambda mark: deep("[", "]", 20_000),
+    "deep mappings": lambda mark: deep("{a: ", "}", 9_000),
+    "aliases": lambda mark: "a: &a [1]\nb: &b [*a, *a]",
+    "merges": lambda mark: "\n".join(
+        ["x0: &x0 {a: 1}", *(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}" for i in range(1, 60))]
+    ),
+    "a long number": lambda mark: "train: {max_epoch: 0x" + "f" * 50_000 + "}",
+    "a key that is a long number": lambda mark: "? 0x" + "f" * 50_000 + "\n: 1",
+    "a number of base sixty": lambda mark: "train: {max_epoch: 1" + ":59" * 20_000 + "}",
+    "large": lambda mark: "# " + "x" * (2 << 20),
+    "absurd images": lambda mark: "data: {height: 1000000, width: 1000000}",
+    "absurd workers": lambda mark: "data: {workers: 1000000}",
+    "not a text": lambda mark: "train: \x00",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations(name, refused, mark, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIGS[name](mark))
+    refused("search.py", "--config-file", path, "data.save_dir", tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+HISTORIES = {
+    "a pickle": lambda mark: pickle.dumps(Payload(mark)),
+    "deep": lambda mark: deep("[", "]").encode() + b"\n",
+    "a long line": lambda mark: b'{"epoch": [' + b"[]," * (1 << 20) + b"[]]}\n",
+    "large": lambda mark: b"\n" * (17 << 20),
+    "a long number": lambda mark: b'{"epoch": 1, "epochs": ' + b"9" * 100_000 + b"}\n",
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_histories(name, refused, mark, tmp_path):
+    Genotype.load("retrieval").save(tmp_path / "genotype.json")
+    (tmp_path / "history.jsonl").write_bytes(HISTORIES[name](mark))
+    refused("report.py", "--log-dir", tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+# -- feature vectors and indexes --------------------------------------------------------------------------------------
+
+FIELDS = {"features": "(3, 2)", "pids": "(3,)", "camids": "(3,)"}
+
+
+def features(path, compression=zipfile.ZIP_STORED, **changes):
+    members = {}
+    for part in ("query", "gallery"):
+        for field, shape in FIELDS.items():
+            kind, size = ("<f4", 24) if field == "features" else ("<i8", 24)
+            header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
+            members[f"{part}_{field}.npy"] = npy(header, bytes(size))
+    return archive(path, members | {f"{name}.npy": content for name, content in changes.items()}, compression)
+
+
+def pickled(mark):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Payload(mark)], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def shaped(shape, kind="<f4"):
+    return npy(f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}", bytes(24))
+
+
+FEATURES = {
+    "a pickle": lambda path, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "an array of objects": lambda path, mark: path.write_bytes(pickled(mark)),
+    "objects": lambda path, mark: features(path, query_pids=pickled(mark)),
+    "a header that is a call": lambda path, mark: features(path, query_features=npy(f"__import__('os').mkdir({mark})")),
+    "an open header": lambda path, mark: features(path, query_features=npy("{'descr': (((")),
+    "a deep header": lambda path, mark: features(path, query_features=npy(deep("(", ")", 4000))),
+    "a header of other keys": lambda path, mark: features(path, query_features=npy("{1: 2, 'descr': '<f4'}")),
+    "a trillion rows": lambda path, mark: features(path, query_features=shaped(f"({TERABYTE}, 512)")),
+    "some billion rows": lambda path, mark: features(path, query_features=shaped(f"({1 << 33}, 1)")),
+    "a number of rows that no word holds": lambda path, mark: features(path, query_features=shaped(f"(0, {10**30})")),
+    "a negative number of rows": lambda path, mark: features(path, query_features=shaped("(-3, 2)")),
+    "fields": lambda path, mark: features(path, query_features=npy("{'descr': [('a', '<f4', (99999, 99999))]}")),
+    "texts": lambda path, mark: features(path, query_features=shaped("(3, 2)", "<U1")),
+    "a bomb": lambda path, mark: features(
+        path, zipfile.ZIP_DEFLATED, query_features=shaped(f"({1 << 20}, 100)") + bytes(400 << 20)
+    ),
+    "paths": lambda path, mark: archive(path, {"../../escaped.npy": b"x", "/tmp/escaped.npy": b"x"}),
+    "no arrays": lambda path, mark: features(path, query_pids=b"PK not an array"),
+    "zeros": lambda path, mark: path.write_bytes(bytes(4096)),
+    "many names": lambda path, mark: archive(path, {f"{number}.npy": b"" for number in range(5000)}),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features(name, refused, mark, tmp_path):
+    path = tmp_path / "features.npz"
+    FEATURES[name](path, mark)
+    refused("evaluate.py", "--features", path)
+
+
+def on_disk(path, vectors, there):
+    """An index that keeps its vectors in another file, which it names, and which may be there."""
+    index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path.with_name("elsewhere")))
+    index.replace_invlists(lists)
+    index.add(vectors)
+    faiss.write_index(index, str(path))
+    if not there:
+        path.with_name("elsewhere").unlink()
+
+
+def altered(path, vectors, factory, place, number):
+    """An index with one number of its file changed."""
+    RetrievalIndex.build(vectors, factory).save(path)
+    content = bytearray(path.read_bytes())
+    content[place : place + 8] = struct.pack("<q", number)
+    path.write_bytes(content)
+
+
+INDEXES = {
+    "a pickle": lambda path, vectors, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "zeros": lambda path, vectors, mark: path.write_bytes(bytes(4096)),
+    "a trillion vectors": lambda path, vectors, mark: altered(path, vectors, "HNSW4", 8, TERABYTE),
+    "a trillion bytes": lambda path, vectors, mark: altered(path, vectors, "Flat", 37, TERABYTE // 4),
+    "ten billion bytes": lambda path, vectors, mark: altered(path, vectors, "Flat", 37, 10**10),
+    "a billion lists": lambda path, vectors, mark: altered(path, vectors, "IVF4,Flat", 37, 10**9),
+    "another file": lambda path, vectors, mark: on_disk(path, vectors, there=True),
+    "another file that is not there": lambda path, vectors, mark: on_disk(path, vectors, there=False),
+    "torn": lambda path, vectors, mark: (
+        RetrievalIndex.build(vectors, "IVF4,Flat").save(path),
+        path.write_bytes(path.read_bytes()[:-100]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes(name, refused, mark, tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
+    labels = np.arange(400) % 20
+    save_embeddings(
+        tmp_path / "f.npz", Embeddings(vectors[:9], labels[:9], labels[:9] + 99), Embeddings(vectors, labels, labels)
+    )
+    INDEXES[name](tmp_path / "a.index", vectors, mark)
+    refused("evaluate.py", "--features", tmp_path / "f.npz", "--index", tmp_path / "a.index")
+
+
+def test_the_limits_of_faiss_are_restored(tmp_path):
+    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    RetrievalIndex.build(np.eye(8, dtype=np.float32), "Flat").save(tmp_path / "a.index")
+    RetrievalIndex.load(tmp_path / "a.index")
+    assert (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()) == limits
