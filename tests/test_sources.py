@@ -173,12 +173,19 @@ def test_whole_network_gives_the_same_gradient_of_the_alphas(strategy, monkeypat
         assert torch.allclose(expected, found, rtol=1e-7, atol=1e-10)
 
 
-def test_autocast_trains():
+def test_mixed_precision_gives_the_gradients_of_the_edges_up_to_rounding(monkeypatch):
     torch.manual_seed(0)
     network = AutoReIDSearchNetwork(4, channels=4, layers=(1, 1, 1, 1), blocks=2)
-    images = torch.randn(6, 3, 40, 24)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, _ = network(images)
-    logits.float().square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-    assert all(alpha.grad.any() for alpha in network.alphas())
+    images = torch.randn(6, 3, 32, 16)  # one pixel in the last stage
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = network(images)
+        parameters = [*network.alphas(), *network.weights()]
+        found = torch.autograd.grad(logits.float().square().sum(), parameters, allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+    joined = gradients()
+    monkeypatch.setattr(SearchCell, "source_by_source", SearchCell.edge_by_edge)
+    expected = gradients()
+    assert (joined - expected).norm() < 0.2 * expected.norm()

@@ -89,6 +89,10 @@ def _mix_operations(edges: Sequence[Any], x: Tensor, weights: Tensor, skip_dropo
 
 def _separable(operations: Sequence[Any], rectified: Tensor, weight: Tensor) -> Tensor:
     first, second = ([operation[i] for operation in operations] for i in (1, 5))
+    if first[0].stride[0] == 2 and 1 in rectified.shape[2:]:
+        # The same with one more zero at the border. Of maps one pixel high or wide in channels-last, oneDNN's bfloat16
+        # kernel gives a wrong gradient (PyTorch 2.14).
+        rectified = F.pad(rectified, (0, rectified.shape[3] % 2, 0, rectified.shape[2] % 2))
     y = torch.cat([conv(rectified) for conv in first], dim=1)
     y = _norm(_pointwise([op[2] for op in operations], y), [op[3] for op in operations])
     y = F.relu(y, inplace=True)
