@@ -16,6 +16,8 @@ import torch
 
 import torchreid_autoreid  # noqa: F401  registers models and datasets
 
+collect_ignore = ["fuzz/run.py"]  # needs atheris, and is run by hand
+
 matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 torch.set_num_threads(1)

@@ -134,3 +134,10 @@ def test_what_it_does_not_know_stays_as_it_is():
     search = AutoReIDSearchNetwork(5, channels=2, layers=(1, 1, 1, 1))
     for network in (Other(5, channels=2, layers=(1, 1, 1, 1)), hooked, search, nn.Linear(2, 2)):
         assert fuse(network) is network
+
+
+def test_fusing_leaves_the_random_numbers_as_they_were():
+    network = AutoReIDNetwork(3, channels=2, layers=(1, 1, 1, 1)).eval()
+    before = torch.get_rng_state()
+    fuse(network)
+    assert torch.equal(torch.get_rng_state(), before)

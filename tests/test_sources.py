@@ -189,3 +189,13 @@ def test_mixed_precision_gives_the_gradients_of_the_edges_up_to_rounding(monkeyp
     monkeypatch.setattr(SearchCell, "source_by_source", SearchCell.edge_by_edge)
     expected = gradients()
     assert (joined - expected).norm() < 0.2 * expected.norm()
+
+
+def test_whoever_hooks_the_modules_sees_each_of_them():
+    cell, before, last, weights, _ = cell_and_arguments()
+    seen = set()
+    for name, module in cell.named_modules():
+        module.register_forward_hook(lambda *_, name=name: seen.add(name))
+    cell(before, last, Mixture(weights))
+    leaves = {name for name, module in cell.named_modules() if not list(module.children())}
+    assert {name for name in leaves if ".none" not in name} <= seen

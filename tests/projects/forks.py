@@ -3,11 +3,15 @@
 A child is the leader of a session of its own, so that all processes it starts can be found by its id.
 """
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +25,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
         return self
@@ -30,15 +35,32 @@ class Server:
         self.process.wait()
         self.process.stdout.close()
 
-    def start(self, script, arguments, output, limits=None):
-        """Starts a command; its stdout and stderr go to the file ``output``."""
-        request = {"script": script, "arguments": [str(a) for a in arguments], "output": str(output), "limits": limits}
+    def start(self, script, arguments, output, limits=None, errors=None):
+        """Starts a command; its stdout and stderr go to the file ``output``, or stderr to ``errors``."""
+        files = {"output": str(output), "errors": None if errors is None else str(errors)}
+        request = {"script": script, "arguments": [str(a) for a in arguments], "limits": limits, **files}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return Run(self, int(self.process.stdout.readline()))
 
     def run(self, script, arguments, output, limits=None):
         """Its exit status."""
         return self.start(script, arguments, output, limits).wait()
+
+
+@functools.cache
+def server():
+    """One for all tests of this process."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(Server())
+
+
+def completed(script, arguments):
+    """As ``subprocess.run(…, capture_output=True, text=True)`` of a command, without the seconds that PyTorch takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        status = server().start(script, arguments, output, errors=errors).wait()
+        return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
 
 
 class Run:
@@ -103,10 +125,11 @@ def serve():
         return
     request = json.loads(line)
     os.setsid()
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    for descriptor in (1, 2):
-        os.dup2(output, descriptor)
-    os.close(output)
+    Path(request["output"]).unlink(missing_ok=True)
+    for descriptor, name in ((1, request["output"]), (2, request["errors"] or request["output"])):
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(file, descriptor)
+        os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if request["limits"]:
         import resource

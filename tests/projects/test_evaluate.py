@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import completed
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, roc
@@ -23,14 +24,7 @@ DATA = Path(os.environ.get("TORCHREID_AUTOREID_DATA", ROOT.parent / "shared" / "
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "projects" / "autoreid" / "evaluate.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    return completed("evaluate.py", arguments)
 
 
 def torchrun(processes, *arguments):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import completed
 from PIL import Image
 
 from torchreid_autoreid.cost import NetworkShape, count_macs, count_parameters
@@ -57,16 +58,8 @@ def command(*arguments):
     return [sys.executable, str(ROOT / "projects" / "autoreid" / "search.py"), *map(str, arguments)]
 
 
-def search(*arguments, **keywords):
-    return subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        **keywords,
-    )
+def search(*arguments):
+    return completed("search.py", arguments)
 
 
 def assert_one_line(done, *words):
@@ -236,7 +229,7 @@ def test_mistakes_get_one_line_and_status_2(images, config, tmp_path, name):
         flags += ["--root", images]
     pairs = options if not options[0].startswith("-") else []
     flags += [] if pairs else options
-    done = search(*flags, "data.save_dir", tmp_path / "log", *pairs, cwd=ROOT)
+    done = search(*flags, "data.save_dir", tmp_path / "log", *pairs)
     assert_one_line(done, *words)
     assert not (tmp_path / "log" / "checkpoint.pth").exists()
 

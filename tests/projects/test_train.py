@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from forks import completed
 from PIL import Image
 
 from torchreid_autoreid.config import load_config
@@ -77,9 +78,7 @@ def environment(**more):
 
 
 def project(name, *arguments):
-    return subprocess.run(
-        words(name, *arguments), capture_output=True, text=True, check=False, timeout=300, env=environment()
-    )
+    return completed(f"{name}.py", arguments)
 
 
 def assert_one_line(done, *texts):

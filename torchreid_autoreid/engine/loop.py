@@ -10,7 +10,7 @@ import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -241,9 +241,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._interrupt(self.batch_idx + 1)
         return summary
 
+    def retrieve(self, *args: Any, **options: Any) -> RetrievalResult:
+        try:
+            return super().retrieve(*args, **options)
+        except _StopRequested:  # by now the network that was tested has given its place back to the one in training
+            self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
+
     def _features_of(self, images: Tensor) -> Tensor:
         if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
-            self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
+            raise _StopRequested
         return super()._features_of(images)
 
     def test(self, *args: Any, **options: Any) -> float:
@@ -387,7 +393,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self.keep_last > 1 and not (self.checkpoint_every and old % self.checkpoint_every == 0):
             (self.save_dir / f"checkpoint-{old}.pth").unlink(missing_ok=True)
 
-    def _interrupt(self, batch: int) -> None:
+    def _interrupt(self, batch: int) -> NoReturn:
         """Stops before this batch of the epoch; after the last epoch, in the test, there is nothing new to write."""
         with self.group.together():  # none of them ends before the checkpoint is written
             if batch and self.group.rank == 0:
@@ -467,6 +473,10 @@ def forget_later_epochs(path: Path, last_epoch: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             break  # a torn line is the last one
     write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
+
+
+class _StopRequested(Exception):
+    """Leaves an evaluation."""
 
 
 class _NoBoard:
