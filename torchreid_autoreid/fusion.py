@@ -47,7 +47,10 @@ def fuse(network: nn.Module) -> nn.Module:
     if not isinstance(network, AutoReIDNetwork) or type(network).forward is not AutoReIDNetwork.forward:
         return network
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
-    return network if hooks > (tested_norm(network) is not None) else FusedNetwork(network)
+    if hooks > (tested_norm(network) is not None):
+        return network
+    with torch.random.fork_rng(devices=[]):  # a module draws its first weights, and an evaluation must change no run
+        return FusedNetwork(network)
 
 
 class FusedNetwork(nn.Module):
