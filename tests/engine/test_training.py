@@ -243,10 +243,11 @@ def test_gradient_clipping_bounds_the_norm(root):
     assert float(total) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path):
-    expected = build(root)
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(ema_decay=0.5)])
+def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path, recipe):
+    expected = build(root, recipe=recipe)
     run(expected, tmp_path / "whole")
-    engine = build(root)
+    engine = build(root, recipe=recipe)
     extract = engine.extract_features
 
     def extract_features(images):
@@ -257,7 +258,7 @@ def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path):
     with pytest.raises(Interrupted):
         run(engine, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "history.jsonl").exists()
-    engine = build(root)
+    engine = build(root, recipe=recipe)
     run(engine, tmp_path / "stopped", start_epoch=engine.resume(tmp_path / "stopped" / "checkpoint.pth"))
     assert same(state(engine), state(expected))
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")

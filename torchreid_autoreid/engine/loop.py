@@ -44,6 +44,10 @@ class _EndedEarly(Exception):
     """Leaves torchreid's loop over the epochs."""
 
 
+class _Stopped(Exception):
+    """Leaves an evaluation of the loop, in which another network may stand in the place of the trained one."""
+
+
 class ReproducibleLoop(FaissEvaluationMixin):
     """Put before a torchreid engine: what a search and a training share around their steps.
 
@@ -243,7 +247,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _features_of(self, images: Tensor) -> Tensor:
         if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
-            self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
+            if self._looping:
+                raise _Stopped
+            self._interrupt(0)
         return super()._features_of(images)
 
     def test(self, *args: Any, **options: Any) -> float:
@@ -342,9 +348,12 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self._last_test is None or self._last_test[0] != self.epoch:
             metric, normalised = self._test_options
             loaders = self._validation_loaders()
-            result = self.retrieve(
-                loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
-            )
+            try:
+                result = self.retrieve(
+                    loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
+                )
+            except _Stopped:
+                self._interrupt(self.train_loader.num_batches(self.epoch))
             self._last_test = (self.epoch, result)
         return self._last_test[1]
 
