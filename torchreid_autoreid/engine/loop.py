@@ -19,6 +19,7 @@ from ..checkpoint import (
     LATEST,
     PREVIOUS,
     forget_half_written,
+    forget_torn,
     load_checkpoint,
     load_like,
     load_optimizer,
@@ -38,6 +39,14 @@ __all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_
 _LOGGER = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
+
+#: settings, and their only value by which the number of processes is no more than a matter of rounding
+_ALIKE = {
+    "search.sync_batch_norm": True,
+    "recipe.sync_batch_norm": True,
+    "search.grad_sync": "mean",
+    "search.skip_dropout": 0.0,
+}
 
 
 class _EndedEarly(Exception):
@@ -192,12 +201,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
             if self.group.rank == 0:
                 self.save_dir.mkdir(parents=True, exist_ok=True)
                 forget_half_written(self.save_dir)
+                forget_torn(self.save_dir)
                 forget_later_epochs(self.save_dir / "history.jsonl", start_epoch)
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
         if start_epoch >= max_epoch or self._ended:
-            self._write_results()  # perhaps into another folder
+            with self.group.together():
+                if self.group.rank == 0:
+                    self._write_results()  # perhaps into another folder
             return
         if not self._steps_done:
             self._epoch_rate = self.get_current_lr()
@@ -430,9 +442,11 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
             self._ended = str(loop.get("ended", ""))
             if (processes := int(loop.get("processes", 1))) != self.group.size:
+                others = [name for name, value in _ALIKE.items() if self.settings.get(name, value) != value]
                 _LOGGER.warning(
-                    "%s was written by %d processes, and now there are %d: the run goes on as it would have up to "
-                    "rounding, not bit for bit", path, processes, self.group.size,
+                    "%s was written by %d processes, and now there are %d: the run goes on %s", path, processes,
+                    self.group.size, f"otherwise than it would have, by {' and '.join(others)}" if others
+                    else "as it would have up to rounding, not bit for bit",
                 )  # fmt: skip
             restore_random_state(state["random"])
             if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
