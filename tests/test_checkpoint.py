@@ -13,6 +13,7 @@ from torchreid_autoreid.checkpoint import (
     LATEST,
     PREVIOUS,
     forget_half_written,
+    forget_torn,
     load_checkpoint,
     load_state,
     load_weights,
@@ -143,6 +144,24 @@ def test_a_torn_checkpoint_is_told_by_its_checksums(tmp_path, damage):
     (tmp_path / PREVIOUS).write_bytes(content)
     with pytest.raises(UserError, match=r"is torn .* and .* is torn"):
         newest_checkpoint(tmp_path)
+
+
+def test_a_torn_checkpoint_never_takes_the_place_of_the_whole_one_before_it(tmp_path):
+    def numbers():
+        return [int(load_checkpoint(tmp_path / name)["state_dict"]["x"][0]) for name in (LATEST, PREVIOUS)]
+
+    checkpoints(tmp_path, 2)
+    forget_torn(tmp_path)
+    assert numbers() == [1, 0]
+    (tmp_path / LATEST).write_bytes(b"torn")
+    forget_torn(tmp_path)
+    assert newest_checkpoint(tmp_path) == (tmp_path / LATEST, "")
+    checkpoints(tmp_path, 1)
+    assert numbers() == [0, 0]
+    for name in (LATEST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"torn")
+    forget_torn(tmp_path)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"torn"}
 
 
 def test_a_checkpoint_of_torchreid_without_checksums_is_read(tmp_path):

@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from torchreid_autoreid import cli
 from torchreid_autoreid.checkpoint import save_checkpoint
 from torchreid_autoreid.cli import (
     base_parser,
@@ -289,7 +291,8 @@ sys.stdin.read()
 """
 
 
-def test_two_processes_never_write_into_one_folder(tmp_path):
+def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_PATIENCE", 0.1)
     folder = tmp_path / "log"
     command = [sys.executable, "-W", "ignore", "-c", CLAIM, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -301,6 +304,15 @@ def test_two_processes_never_write_into_one_folder(tmp_path):
         process.stdin.close()
     keep_earlier_run(folder)  # the lock has ended with the process
     assert (tmp_path / "log-1" / "history.jsonl").exists()
+
+
+def test_a_restart_waits_for_the_last_process_of_a_killed_run(tmp_path):
+    folder = tmp_path / "log"
+    command = [sys.executable, "-W", "ignore", "-c", CLAIM, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "claimed\n"
+        threading.Timer(0.3, process.stdin.close).start()
+        keep_earlier_run(folder)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
@@ -353,6 +365,22 @@ def test_the_second_signal_stops_at_once_and_tells_where_to_resume(tmp_path, cap
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
+
+
+def test_torchrun_may_signal_a_process_twice(tmp_path, monkeypatch, capsys):
+    """A queue sends the signal to it, and to torchrun, which passes it on."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    engine = SimpleNamespace(stop_requested=False, save_dir=tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop_on_signals(engine)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert engine.stop_requested
+    assert capsys.readouterr().err.count("finishing the step") == 1
 
 
 LOUD = """

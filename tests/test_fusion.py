@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from torchreid_autoreid.distributed import SyncBatchNorm, synchronise_batch_norm
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.fusion import FusedNetwork, fold, fuse
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
@@ -136,8 +137,22 @@ def test_what_it_does_not_know_stays_as_it_is():
         assert fuse(network) is network
 
 
-def test_fusing_leaves_the_random_numbers_as_they_were():
-    network = AutoReIDNetwork(3, channels=2, layers=(1, 1, 1, 1)).eval()
-    before = torch.get_rng_state()
+def test_it_draws_no_random_numbers():
+    """Or a training would go another way after each evaluation."""
+    network = AutoReIDNetwork(5, channels=2, layers=(1, 1, 1, 1)).eval()
+    state = torch.get_rng_state()
     fuse(network)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("neck", ["none", "before", "after"])
+def test_synchronised_batch_norms_are_fused_as_well(neck):
+    network = AutoReIDNetwork(5, "triplet", channels=4, layers=(1, 1, 1, 1))
+    network = disturbed(add_neck(network, neck).double())
+    images = torch.randn(2, 3, 64, 32, dtype=torch.float64)
+    expected = network(images)
+    network = synchronise_batch_norm(network)
+    assert any(isinstance(module, SyncBatchNorm) for module in network.modules())
+    fused = fuse(network)
+    assert isinstance(fused, FusedNetwork)
+    assert torch.allclose(fused(images), expected, rtol=1e-9, atol=1e-9)

@@ -35,6 +35,7 @@ __all__ = [
     "LATEST",
     "PREVIOUS",
     "forget_half_written",
+    "forget_torn",
     "load_checkpoint",
     "load_like",
     "load_optimizer",
@@ -160,6 +161,14 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:
     if torn:
         raise UserError(f"{' and '.join(torn)}; resume from another checkpoint with --resume FILE, or start afresh")
     return None
+
+
+def forget_torn(folder: str | Path) -> None:
+    """Lets the checkpoint before a torn newest one take its place: at the next write the torn one would take *its*."""
+    with contextlib.suppress(UserError):  # all are torn: nothing is lost by writing over them
+        found = newest_checkpoint(folder)
+        if found is not None and found[0].name == PREVIOUS:
+            os.replace(found[0], Path(folder) / LATEST)
 
 
 def _damage(path: Path, archive: bool = False) -> str | None:

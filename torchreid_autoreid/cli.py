@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from .checkpoint import LATEST, newest_checkpoint
+from .checkpoint import LATEST, newest_checkpoint, write_atomically
 from .config import load_config
 from .errors import Interrupted, SharedError, UserError
 
@@ -338,14 +339,18 @@ def bring_history(save_dir: Path, resume: Path) -> None:
     """
     try:
         for name in ("history.jsonl", "checkpoint-best.pth"):
-            if not (save_dir / name).exists() and (resume.parent / name).is_file():
-                shutil.copyfile(resume.parent / name, save_dir / name)
+            there = resume.parent / name
+            if not (save_dir / name).exists() and there.is_file():
+                write_atomically(save_dir / name, partial(shutil.copyfile, there))
     except OSError as error:
         raise _not_writable(save_dir, error) from None
 
 
 #: of the log folders of this process; a lock ends with its process, however that ends
 _LOCKS: dict[Path, FileLock] = {}
+#: Seconds to wait for a lock: the loader processes of a killed run hold it until they see that they are alone, if
+#: filelock is older than 4.
+_PATIENCE = 15.0
 
 
 def _claim(save_dir: Path) -> None:
@@ -356,7 +361,7 @@ def _claim(save_dir: Path) -> None:
         _LOCKS.pop(place).release()
     lock = FileLock(place / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise UserError(
             f"another process is writing into data.save_dir {save_dir}; wait for its end, or give another data.save_dir"
@@ -367,10 +372,16 @@ def _claim(save_dir: Path) -> None:
 
 
 def stop_on_signals(engine: Any) -> None:
-    """The first SIGINT or SIGTERM finishes the step and writes a checkpoint, the second one stops at once."""
+    """The first SIGINT or SIGTERM finishes the step and writes a checkpoint, the second one stops at once.
+
+    Not under torchrun: a queue sends the signal to all processes of a job, and torchrun passes its own on, so that a
+    process gets two for one. It is torchrun that stops what does not end in time.
+    """
 
     def stop(signum: int, _: Any) -> None:
         if engine.stop_requested:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                return
             latest = engine.save_dir / "checkpoint.pth"
             raise KeyboardInterrupt(f"interrupted; resume with --resume {latest}" if latest.exists() else "")
         engine.stop_requested = True

@@ -49,7 +49,7 @@ def fuse(network: nn.Module) -> nn.Module:
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
     if hooks > (tested_norm(network) is not None):
         return network
-    with torch.random.fork_rng(devices=[]):  # new layers draw weights, in vain; a run goes on with the same numbers
+    with torch.random.fork_rng(devices=[]):  # a module draws its first weights, and an evaluation must change no run
         return FusedNetwork(network)
 
 

@@ -30,6 +30,8 @@ from torchreid_autoreid import Genotype, UserError
 from torchreid_autoreid.checkpoint import (
     LATEST,
     PREVIOUS,
+    forget_half_written,
+    forget_torn,
     load_checkpoint,
     load_like,
     load_optimizer,
@@ -108,8 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         output = Path(args.output)
         with first_process_first(world):
             if world.rank == 0:
-                if not args.resume:
-                    keep_earlier_run(output)
+                keep_earlier_run(output, output / LATEST if args.resume else None)
                 setup_logging(output, "pretrain")
         pretrain(args, torch.device(device), world)
     return 0
@@ -158,6 +159,8 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
     if world.size > 1:
         parallel = nn.parallel.DistributedDataParallel(network)
     if world.rank == 0:
+        forget_half_written(args.output)
+        forget_torn(args.output)
         forget_later_epochs(Path(args.output) / "history.jsonl", start)
         _LOGGER.info(
             "%d training and %d validation images of %d classes, %d processes",
@@ -185,11 +188,13 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
             "scheduler": scheduler.state_dict(),
             "best_top1": best,
         }
+        with open(Path(args.output) / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
         if is_best:
             save_checkpoint(state, Path(args.output) / "checkpoint-best.pth")
         save_checkpoint(state, Path(args.output) / LATEST, Path(args.output) / PREVIOUS)
-        with open(Path(args.output) / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
         _LOGGER.info(
             "epoch %d/%d took %.1f s, learning rate %.5f: loss %.4f, validation top-1 %.2f%%, top-5 %.2f%%",
             epoch + 1,

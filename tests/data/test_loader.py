@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -218,6 +219,26 @@ def test_workers_end_with_the_iterator(items, transforms):
     while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not set(multiprocessing.active_children()) - before
+
+
+def test_workers_outlive_a_sigterm_that_is_for_the_main_process(items, transforms):
+    """torchrun sends it to the whole group of processes; the main one needs more batches to finish its step."""
+    before = set(multiprocessing.active_children())
+    iterator = make(items, transforms, workers=2).batches(0, 0, 20)
+    expected = list(make(items, transforms).batches(0, 0, 20))
+    batches = [next(iterator)]
+    own = set(multiprocessing.active_children()) - before
+    for worker in own:
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # it comes from another process than this one
+    batches += list(iterator)
+    assert [batch["impath"] for batch in batches] == [batch["impath"] for batch in expected]
+    iterator = make(items, transforms, workers=2).batches(0, 0, 20)
+    next(iterator)
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.terminate()  # as PyTorch and Python do with one that does not end
+        worker.join()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(iterator)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

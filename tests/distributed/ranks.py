@@ -71,11 +71,16 @@ class Search(InFloat64, ImageAutoReIDSearchEngine):
     pass
 
 
-def search_engine(root, rank, size, sync=True, dtype=torch.float64, strategy="darts", **options):
+def search_engine(root, rank, size, sync=True, dtype=torch.float64, strategy="darts", recomputed=False, **options):
     torchreid.utils.set_random_seed(3)
     datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
     model = AutoReIDSearchNetwork(
-        datamanager.num_train_pids, channels=2, layers=(1, 1, 1, 1), blocks=1, strategy=strategy
+        datamanager.num_train_pids,
+        channels=2,
+        layers=(1, 1, 1, 1),
+        blocks=1,
+        strategy=strategy,
+        activation_checkpointing=recomputed,
     ).to(dtype)
     if size > 1 and sync:
         synchronise_batch_norm(model)
@@ -171,6 +176,7 @@ RUNS = {
     "first order": (searched, {}),
     "second order": (searched, {"order": 2}),
     "gdas": (searched, {"strategy": "gdas"}),
+    "drnas, cells computed again": (searched, {"strategy": "drnas", "recomputed": True}),
     "perturbation": (searched, {"selection": "perturbation", "perturbation_batches": 1, "perturbation_steps": 1}),
     "random": (searched_at_random, {}),
     "softmax": (trained, {"kind": "softmax", "auxiliary_weight": 0.4, "grad_clip": 0.5}),
@@ -329,8 +335,44 @@ def mishaps(root, folder, rank, size):
     return answers
 
 
+def going_on(root, folder, rank, size):
+    """Searches that stop after their first step, and go on in as many processes or in another number."""
+
+    def first_step(name, *world):
+        engine = search_engine(root, *world)
+        engine.on_step = lambda *_: setattr(engine, "stop_requested", True)
+        try:
+            engine.run(str(folder / name), EPOCHS, print_freq=100)
+        except Interrupted as interrupted:
+            return interrupted.path
+        raise AssertionError("it has not stopped")
+
+    def rest(path, *world):
+        engine = search_engine(root, *world)
+        torch.manual_seed(90 + rank)
+        start = engine.resume(path)
+        figures, alphas = [], []
+        engine.alpha_optimizer.register_step_pre_hook(
+            lambda *_: alphas.append([p.grad.clone() for p in engine.model.alphas()])
+        )
+        engine.on_step = lambda *args: figures.append(args[3])
+        engine.run(str(folder / "-".join([Path(path).parent.name, str(world[1])])), EPOCHS, start, print_freq=100)
+        return {"figures": figures, "gradients": alphas, "state": engine.model.state_dict()}
+
+    answers = {}
+    by_both = first_step("both", rank, size)
+    if rank == 0:
+        by_one = first_step("one", 0, 1)
+        answers["one, then one"], answers["two, then one"] = rest(by_one, 0, 1), rest(by_both, 0, 1)
+    torch.distributed.barrier()
+    answers["one, then two"] = rest(folder / "one" / "checkpoint.pth", rank, size)
+    answers["two, then two"] = rest(by_both, rank, size)
+    return answers
+
+
 #: what a test may ask two processes to do
 TASKS = {
+    "going on": going_on,
     "pieces": lambda root, folder, *world: {"norms": normalised(*world), "pieces": pieces(*world)},
     "runs": lambda root, folder, *world: {
         name: run(root, folder / name, *world, **options) for name, (run, options) in (RUNS | OTHER_RUNS).items()

@@ -239,6 +239,23 @@ def test_a_resumed_run_equals_one_that_never_stopped(mishaps):
 
 
 @pytest.mark.slow
+def test_another_number_of_processes_goes_on_up_to_rounding(root, tmp_path_factory):
+    first, second = answers_of_both("going on", root, tmp_path_factory.mktemp("going on"))
+    assert first.keys() - second.keys() == {"one, then one", "two, then one"}
+    expected = first["one, then one"]
+    for name in ("two, then one", "one, then two", "two, then two"):
+        found = first[name]
+        assert len(found["figures"]) == len(expected["figures"]) >= 4
+        assert found["figures"] != expected["figures"]  # rounding there is
+        for key in ("figures", "gradients"):  # of the steps after the resume
+            assert_close(found[key][:2], expected[key][:2], 1e-10, 1e-11)
+            assert_close(found[key], expected[key], 1e-6, 1e-8)
+        assert_close(found["state"], expected["state"], 1e-6, 1e-8)
+    for name in ("one, then two", "two, then two"):
+        assert_identical(first[name], second[name])
+
+
+@pytest.mark.slow
 def test_a_gradient_that_overflows_in_one_process_holds_both(mishaps):
     for answer in mishaps:
         assert answer["stood still"][:2] == [True, False]

@@ -54,16 +54,22 @@ def start(options, log, *launcher, processes=2):
         )
 
 
-def kill_one(process, log):
-    """Kills the second process as soon as there is a checkpoint."""
-    while not (log / "checkpoint.pth").exists():
-        assert process.poll() is None, log.with_suffix(".out").read_text()
-        time.sleep(0.02)
+def ranks_of(process):
+    """The processes that torchrun has started, by rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {}
     for child in children:
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         ranks |= {int(entry[5:]): int(child) for entry in environment if entry.startswith(b"RANK=")}
+    return ranks
+
+
+def kill_one(process, log):
+    """Kills the second process as soon as there is a checkpoint."""
+    while not (log / "checkpoint.pth").exists():
+        assert process.poll() is None, log.with_suffix(".out").read_text()
+        time.sleep(0.02)
+    ranks = ranks_of(process)
     os.kill(ranks[1], signal.SIGKILL)
     return ranks
 
@@ -94,6 +100,27 @@ def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options
     assert "resumed from" in text()
     assert "Traceback" not in text()
     assert "another process of the run has ended" in text()
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_stops_all_in_the_middle_of_an_epoch(options, unbroken, tmp_path):
+    """torchrun passes it to the processes, their loader processes included, and a queue sends it to all as well."""
+    log = tmp_path / "log"
+    process = start([*options, "data.workers", "2"], log)
+    text = log.with_suffix(".out").read_text
+    while "epoch: [2/4][2/" not in text():
+        assert process.poll() is None, text()
+        time.sleep(0.02)
+    for pid in [*ranks_of(process).values(), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait() != 0
+    assert text().count(f"interrupted; resume with --resume {log / 'checkpoint.pth'}") == 1, text()
+    assert "error: " not in text()
+    assert load_checkpoint(log / "checkpoint.pth")["loop"]["batch"] >= 1
+    assert start(options, log).wait() == 0, text()
+    weights, lines, genotype = ended(log)
+    assert all(torch.equal(weights[key], value) for key, value in unbroken[0].items())
+    assert (lines, genotype) == unbroken[1:]
 
 
 @pytest.mark.slow

@@ -119,6 +119,21 @@ def test_resumed_in_a_candidate_equals_uninterrupted(datamanager, tmp_path):
         assert history(folder) == history(tmp_path / "through")
         for key, value in through.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[key]), key
+    stopped = build(datamanager)
+    extract = stopped.extract_features
+
+    def extract_features(images):
+        stopped.stop_requested = stopped.epoch == 1  # while the first candidate is measured
+        return extract(images)
+
+    stopped.extract_features = extract_features
+    with pytest.raises(Interrupted):
+        run(stopped, tmp_path / "measured")
+    second = build(datamanager)
+    assert run(second, tmp_path / "measured", start_epoch=second.resume(tmp_path / "measured" / "checkpoint.pth")) == (
+        genotype
+    )
+    assert history(tmp_path / "measured") == history(tmp_path / "through")
     again = build(datamanager)
     assert (
         run(again, tmp_path / "through", start_epoch=again.resume(tmp_path / "through" / "checkpoint.pth")) == genotype

@@ -797,18 +797,18 @@ def test_a_scaled_loss_gives_the_same_search(root, tmp_path, order):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("which", ["alphas", "weights"])
 def test_an_overflow_skips_the_step_of_both(root, tmp_path, order, which):
-    engine = with_scaler(root, order=order)
+    engine = with_scaler(root, order=order, budget=tight_budget(macs=0.1))
     before, stood_still, scales, figures = [None], [], [], []
 
     def now():
-        kept = copy.deepcopy(state(engine) | {"steps": len(figures)})
+        kept = copy.deepcopy(state(engine) | {"steps": len(figures), "budget": engine.budget.weights})
         kept["model"] = {key: kept["model"][key] for key, _ in engine.model.named_parameters()}
         return kept
 
     def note(*arguments):
         figures.append(arguments[3])
         after = now()
-        stood_still.append(all(same(before[0][key], after[key]) for key in ("model", "w", "alpha")))
+        stood_still.append(all(same(before[0][key], after[key]) for key in ("model", "w", "alpha", "budget")))
         scales.append(engine.precision.scaler.get_scale())
         before[0] = after
 
@@ -837,6 +837,33 @@ def test_an_overflow_that_no_scale_cures_ends_the_search(root, tmp_path):
     engine.model.weights()[0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UserError, match=r"weight gradient became (inf|nan) at epoch 1, step 3"):
         run(engine, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"search.grad_sync": "mean", "search.sync_batch_norm": True},
+            "as it would have up to rounding, not bit for bit",
+        ),
+        (
+            {"search.grad_sync": "sum", "search.sync_batch_norm": False},
+            "otherwise than it would have, by search.sync_batch_norm and search.grad_sync",
+        ),
+    ],
+)
+def test_another_number_of_processes_is_told(root, tmp_path, caplog, settings, words):
+    first = build(root)
+    stop_after(first, 0, 0)
+    with pytest.raises(Interrupted):
+        run(first, tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pth")
+    checkpoint["loop"]["processes"] = 8
+    save_checkpoint(checkpoint, tmp_path / "checkpoint.pth")
+    second = build(root)
+    second.settings = settings
+    second.resume(tmp_path / "checkpoint.pth")
+    assert f"was written by 8 processes, and now there are 1: the run goes on {words}" in caplog.text
 
 
 def test_a_resumed_search_has_its_scale_back(root, tmp_path):

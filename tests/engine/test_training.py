@@ -243,7 +243,7 @@ def test_gradient_clipping_bounds_the_norm(root):
     assert float(total) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", [None, Recipe(ema_decay=0.5)])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(ema_decay=0.5)])
 def test_a_stop_in_an_evaluation_or_in_the_test_is_heard(root, tmp_path, recipe):
     expected = build(root, recipe=recipe)
     run(expected, tmp_path / "whole")

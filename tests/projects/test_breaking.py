@@ -272,6 +272,20 @@ def test_a_killed_loader_process_ends_the_search_with_its_state_kept(server, opt
 
 
 @pytest.mark.slow
+def test_a_killed_search_goes_on_at_once_though_its_loader_processes_live_a_little_longer(
+    server, options, unbroken, tmp_path
+):
+    log = tmp_path / "log"
+    run = start(server, options, log, "data.workers", 2)
+    assert wait_until(lambda: (log / "checkpoint.pth").exists() and len(run.family()) > 1, run)
+    run.send(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    status, text = search(server, options, log, "data.workers", 2)
+    assert status == 0, text
+    assert_identical(unbroken[0], log)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "interrupted", "an error", "the end"])
 def test_all_loader_processes_end_with_the_run(server, options, tmp_path, end):
     log = tmp_path / "log"

@@ -7,8 +7,10 @@ whether the run was resumed in the middle of an epoch.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count as count_from
@@ -290,9 +292,20 @@ def collate(samples: list[Any]) -> Any:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one finishes its step and needs its workers for that."""
+    """Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the
+    main one finishes its step and needs its workers for that. They end with it, or when it says so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not hasattr(signal, "sigwaitinfo"):  # not everywhere is there a way to learn who has sent a signal
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the threads that this one starts, too
+    threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_by_sigterm_of(sender: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+        pass
+    os._exit(0)  # as PyTorch's own handler does
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ..checkpoint import (
     LATEST,
     PREVIOUS,
     forget_half_written,
+    forget_torn,
     load_checkpoint,
     load_like,
     load_optimizer,
@@ -39,9 +40,21 @@ _LOGGER = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
+#: settings, and their only value by which the number of processes is no more than a matter of rounding
+_ALIKE = {
+    "search.sync_batch_norm": True,
+    "recipe.sync_batch_norm": True,
+    "search.grad_sync": "mean",
+    "search.skip_dropout": 0.0,
+}
+
 
 class _EndedEarly(Exception):
     """Leaves torchreid's loop over the epochs."""
+
+
+class _Stopped(Exception):
+    """Leaves an evaluation of the loop, in which another network may stand in the place of the trained one."""
 
 
 class ReproducibleLoop(FaissEvaluationMixin):
@@ -188,12 +201,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
             if self.group.rank == 0:
                 self.save_dir.mkdir(parents=True, exist_ok=True)
                 forget_half_written(self.save_dir)
+                forget_torn(self.save_dir)
                 forget_later_epochs(self.save_dir / "history.jsonl", start_epoch)
             else:
                 self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
         if start_epoch >= max_epoch or self._ended:
-            self._write_results()  # perhaps into another folder
+            with self.group.together():
+                if self.group.rank == 0:
+                    self._write_results()  # perhaps into another folder
             return
         if not self._steps_done:
             self._epoch_rate = self.get_current_lr()
@@ -241,15 +257,11 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._interrupt(self.batch_idx + 1)
         return summary
 
-    def retrieve(self, *args: Any, **options: Any) -> RetrievalResult:
-        try:
-            return super().retrieve(*args, **options)
-        except _StopRequested:  # by now the network that was tested has given its place back to the one in training
-            self._interrupt(self.train_loader.num_batches(self.epoch) if self._looping else 0)
-
     def _features_of(self, images: Tensor) -> Tensor:
         if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
-            raise _StopRequested
+            if self._looping:
+                raise _Stopped
+            self._interrupt(0)
         return super()._features_of(images)
 
     def test(self, *args: Any, **options: Any) -> float:
@@ -348,9 +360,12 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self._last_test is None or self._last_test[0] != self.epoch:
             metric, normalised = self._test_options
             loaders = self._validation_loaders()
-            result = self.retrieve(
-                loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
-            )
+            try:
+                result = self.retrieve(
+                    loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
+                )
+            except _Stopped:
+                self._interrupt(self.train_loader.num_batches(self.epoch))
             self._last_test = (self.epoch, result)
         return self._last_test[1]
 
@@ -427,9 +442,11 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
             self._ended = str(loop.get("ended", ""))
             if (processes := int(loop.get("processes", 1))) != self.group.size:
+                others = [name for name, value in _ALIKE.items() if self.settings.get(name, value) != value]
                 _LOGGER.warning(
-                    "%s was written by %d processes, and now there are %d: the run goes on as it would have up to "
-                    "rounding, not bit for bit", path, processes, self.group.size,
+                    "%s was written by %d processes, and now there are %d: the run goes on %s", path, processes,
+                    self.group.size, f"otherwise than it would have, by {' and '.join(others)}" if others
+                    else "as it would have up to rounding, not bit for bit",
                 )  # fmt: skip
             restore_random_state(state["random"])
             if self.group.size > 1 and torch.cuda.is_available() and "cuda" in state["random"]:
@@ -473,10 +490,6 @@ def forget_later_epochs(path: Path, last_epoch: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             break  # a torn line is the last one
     write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
-
-
-class _StopRequested(Exception):
-    """Leaves an evaluation."""
 
 
 class _NoBoard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torchreid
 from torch import nn
 
 from ..budget import Budget
-from ..checkpoint import load_checkpoint, write_atomically
+from ..checkpoint import load_checkpoint, load_like, write_atomically
 from ..errors import UserError
 from ..genotype import Genotype, num_edges
 from ..losses import RetrievalLoss
@@ -194,6 +195,9 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "scaler": self.precision.scaler.state_dict(),
         }
 
+    def _shared(self) -> dict[str, Any]:
+        return {"genotype": json.dumps([self.genotype().to_dict(), self.candidate.to_dict()]), **super()._shared()}
+
     def _limits(self) -> dict[str, float]:
         return {} if self.budget is None else self.budget.limits
 
@@ -213,4 +217,4 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         best = state["candidates"]["best"]
         self.best = None if best is None else (float(best[0]), Genotype.from_dict(best[1]))
         if self.precision.scaler.is_enabled() and state.get("scaler"):
-            self.precision.scaler.load_state_dict(state["scaler"])
+            load_like(self.precision.scaler, state["scaler"])

@@ -220,6 +220,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         sound, weight_summary = self._step_weights(batch, sound)
         if before is not None and not sound:
             self._set_alphas(*before)
+        elif alpha_batch is not None and self.budget is not None:
+            self.budget.adapt(self._derived())
         scaler.update()
         self._average_buffers()
         return summary | weight_summary
@@ -239,8 +241,6 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         if not self._sound("alpha gradient", float(norm), alphas):
             return False, {}
         self.alpha_optimizer.step()
-        if self.budget is not None:
-            self.budget.adapt(self._derived())
         return True, {f"alpha_{name}": value for name, value in self._alpha_parts.items()}
 
     def _step_weights(self, batch: Batch, alphas_stepped: bool) -> tuple[bool, dict[str, float]]:
