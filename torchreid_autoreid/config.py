@@ -720,9 +720,18 @@ _READ_WITH = {
     "recipe.min_lr": ("train.lr_scheduler", ("cosine",)),
     "train.new_layers": ("train.staged_lr", (True,)),
     "train.base_lr_mult": ("train.staged_lr", (True,)),
+    "test.visrank_topk": ("test.visrank", (True,)),
+    "sampler.num_cams": ("sampler.train_sampler", ("RandomDomainSampler",)),
+    "sampler.num_datasets": ("sampler.train_sampler", ("RandomDatasetSampler",)),
     "loss.triplet.weight_t": ("loss.name", ("triplet",)),
     "loss.triplet.weight_x": ("loss.name", ("triplet",)),
     "autoreid.pretrained": ("model.pretrained", (True,)),
+}
+
+#: Keys that nothing reads where another key is 0.
+_READ_ABOVE_ZERO = {
+    "recipe.warmup_factor": "recipe.warmup_epochs",
+    "train.open_layers": "train.fixbase_epoch",
 }
 
 # What torchreid knows by name. It would pass over an unknown transform without a word.
@@ -840,6 +849,12 @@ def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what
             raise UserError(
                 f"{name} {_get(cfg, name)!r} has no effect with {chooser} {_get(cfg, chooser)}; "
                 f"set {chooser} to {' or '.join(map(str, values))}, or leave the key out"
+            )
+    for name, chooser in _READ_ABOVE_ZERO.items():
+        if _get(cfg, name) != _get(default, name) and _get(cfg, chooser) == 0:
+            raise UserError(
+                f"{name} {_get(cfg, name)!r} has no effect with {chooser} 0; "
+                f"set {chooser} above 0, or leave the key out"
             )
 
 
