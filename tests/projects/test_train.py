@@ -298,6 +298,10 @@ def mistakes(images, folder, tmp_path):
         "export": (["export", "--weights", weights, "--output", tmp_path / "no" / "x"], ["cannot write", "no/x"]),
         "export of nothing": (["export", "--weights", tmp_path / "empty.pth", *to_x], ["empty.pth"]),
         "export of a payload": (["export", "--weights", tmp_path / "evil.pth", *to_x], ["evil.pth"]),
+        "export of a search": (
+            ["export", "--weights", weights, *to_x, "model.name", "autoreid_search"],
+            ["model.name autoreid_search", "genotype.json"],
+        ),
         "export of another": (
             ["export", "--weights", weights, *to_x, "model.name", "osnet_x1_0"],
             ["holds a network autoreid", "osnet_x1_0"],
@@ -310,7 +314,7 @@ MISTAKES = (
     "weights of another size", "torn weights", "pretrained", "size", "root", "new layers", "loss", "export",
     "export of nothing", "export of a payload", "export of another", "search network", "key of another model",
     "size of another model", "weights in the log", "test of nothing", "test and resume", "resume of another neck",
-    "format", "export into a folder",
+    "format", "export into a folder", "export of a search",
 )  # fmt: skip
 FAST = ("model", "export")
 
