@@ -865,8 +865,9 @@ def _check_images(cfg: CfgNode) -> None:
     for transform in cfg.data.transforms:
         if transform.lower() not in _TRANSFORMS:
             raise UserError(f"data.transforms: unknown transform {transform!r}; choose from {', '.join(_TRANSFORMS)}")
-    for name in ("train.batch_size", "test.batch_size", "sampler.num_instances"):
+    for name in ("test.batch_size", "sampler.num_instances"):
         _in_range(cfg, name, 1)
+    _in_range(cfg, "train.batch_size", 2)  # a batch norm takes statistics
     for name in ("data.height", "data.width"):
         _in_range(cfg, name, 1, _MOST_SIZE)
     for name in ("data.workers", "data.split_id"):
