@@ -25,7 +25,7 @@ from torchreid_autoreid.checkpoint import (
 )
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
-from torchreid_autoreid.networks import AutoReIDNetwork
+from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 
 def draw():
@@ -222,6 +222,29 @@ def test_another_network_is_told_by_key_and_shape():
         UserError, match=r"it lacks weight, it has a, which this network lacks, it has b, .*, and 1 more; "
     ):
         load_state(module, others | {"bias": torch.zeros(3)}, "c.pth")
+
+
+def test_the_network_of_a_search_is_told_where_a_derived_one_is_wanted():
+    searched = AutoReIDSearchNetwork(5, channels=2, layers=(1, 1, 1, 1)).state_dict()
+    own = AutoReIDNetwork(5, channels=2, layers=(1, 1, 1, 1))
+    with pytest.raises(UserError, match=r"another network: .* the network of a search: train the genotype\.json"):
+        load_state(own, searched, "c.pth")
+    larger = AutoReIDSearchNetwork(5, channels=4, layers=(1, 1, 1, 1))
+    with pytest.raises(UserError, match=r"give the configuration it was made with$"):
+        load_state(larger, searched, "c.pth")
+
+
+@pytest.mark.parametrize(("name", "size"), [("hacnn", (160, 64)), ("pcb_p6", (96, 32))])
+@pytest.mark.parametrize("testing", [True, False])
+def test_several_classifiers_of_a_model_may_be_others_too(tmp_path, name, size, testing):
+    one, other = (
+        torchreid.models.build_model(name, classes, pretrained=False, use_gpu=False).eval() for classes in (5, 7)
+    )
+    torch.save(one.state_dict(), tmp_path / "w.pth")
+    load_weights(other, tmp_path / "w.pth", testing)
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(one(images), other(images))
 
 
 def test_a_genotype_of_the_same_weights_is_told_from_another(tmp_path):

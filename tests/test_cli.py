@@ -470,6 +470,10 @@ def test_resume_means_a_file_a_folder_or_whatever_there_is(tmp_path, capsys):
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "log/a"), "cannot write log/a: No space left on device"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000),
+            "xxx' is too long for this system",
+        ),
         (OSError(errno.EFBIG, "File too large"), "cannot write: File too large"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a loader process has died"),
         (UserError("of a file \x1b[2J\r\nwith \x07 control characters"), "of a file ?[2J with ? control characters"),

@@ -189,7 +189,8 @@ def test_a_search_reads_every_key_or_refuses_it():
     source += "".join(inspect.getsource(function) for function in builders)
     read = set(re.findall(r"\bcfg\.([a-z0-9_]+(?:\.[a-z0-9_]+)*)", source))
     assert set(flat(get_default_config())) <= read | set(config._UNUSED_IN_SEARCH)
-    assert set(config._UNUSED_IN_SEARCH) | set(config._READ_WITH) <= set(flat(get_default_config()))
+    tables = (config._UNUSED_IN_SEARCH, config._READ_WITH, config._READ_ABOVE_ZERO)
+    assert set().union(*tables) <= set(flat(get_default_config()))
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -485,7 +486,7 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("train.print_freq 0", ["train.print_freq", "at least 1", "0"]),
         ("train.seed -1", ["train.seed", "at least 0", "-1"]),
         ("train.seed 4294967296", ["train.seed", "4294967295", "4294967296"]),
-        ("train.batch_size 0", ["train.batch_size", "at least 1", "0"]),
+        ("train.batch_size 1", ["train.batch_size", "at least 2", "1"]),
         ("train.batch_size 18", ["train.batch_size 18", "sampler.num_instances 4", "20"]),
         ("train.batch_size 4", ["train.batch_size 4", "a single identity"]),
         ("sampler.num_instances 1", ["sampler.num_instances 1", "no second image"]),
@@ -645,6 +646,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["sampler.train_sampler", "RandomSampler"], "set sampler.train_sampler RandomIdentitySampler"),
         (["sampler.train_sampler", "Randomly"], "sampler.train_sampler must be"),
         (["train.batch_size", "30"], "train.batch_size 30 does not divide"),
+        (["train.batch_size", "1", "sampler.train_sampler", "RandomSampler"], "train.batch_size must be at least 2"),
         (["train.batch_size", "4"], "a single identity"),
         (["recipe.warmup_epochs", "100"], "recipe.warmup_epochs must be"),
         (["recipe.warmup_factor", "0"], "recipe.warmup_factor must be above 0"),
@@ -661,6 +663,18 @@ def test_recipes_of_training_are_the_papers(name):
         ),
         (["train.base_lr_mult", "0.5"], "has no effect with train.staged_lr False; set train.staged_lr to True"),
         (["autoreid.pretrained", "x.pth"], "no effect with model.pretrained False"),
+        (
+            ["recipe.warmup_epochs", "0", "recipe.warmup_factor", "0.5"],
+            "recipe.warmup_factor 0.5 has no effect with recipe.warmup_epochs 0; set recipe.warmup_epochs above 0",
+        ),
+        (["train.open_layers", "[neck]"], "train.open_layers ['neck'] has no effect with train.fixbase_epoch 0"),
+        (["test.visrank_topk", "5"], "test.visrank_topk 5 has no effect with test.visrank False"),
+        (["test.visrank", "true", "test.visrank_topk", "0"], "test.visrank_topk must be at least 1"),
+        (
+            ["sampler.num_cams", "2"],
+            "sampler.num_cams 2 has no effect with sampler.train_sampler RandomIdentity",
+        ),
+        (["sampler.num_datasets", "2"], "set sampler.train_sampler to RandomDatasetSampler"),
         (["autoreid.last_stride", "3"], "autoreid.last_stride must be 1 or 2"),
         (["autoreid.drop_path", "1"], "autoreid.drop_path must be"),
         (["autoreid.auxiliary_weight", "-1"], "autoreid.auxiliary_weight must be"),
@@ -672,6 +686,20 @@ def test_mistakes_in_a_training_get_one_line(opts, words):
     with pytest.raises(UserError) as caught:
         check_train_config(train_config(*opts))
     assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["recipe.warmup_factor", "0.5"],
+        ["train.fixbase_epoch", "1", "train.open_layers", "[neck]"],
+        ["test.visrank", "true", "test.visrank_topk", "5"],
+        ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", "2", "loss.triplet.weight_t", "0"],
+        ["sampler.train_sampler", "RandomDatasetSampler", "sampler.num_datasets", "2", "loss.triplet.weight_t", "0"],
+    ],
+)
+def test_keys_that_another_one_switches_on_pass_with_it(opts):
+    check_train_config(train_config(*opts))
 
 
 def test_a_recipe_is_for_any_model_but_the_command_line_is_taken_at_its_word():

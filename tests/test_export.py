@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 
 import numpy as np
 import onnxruntime
@@ -107,6 +108,12 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, monkeypatch):
         export(weights, tmp_path / "n", "tflite")
     with pytest.raises(UserError, match="cannot write"):
         export(weights, tmp_path / "missing" / "n.onnx")
+    with pytest.raises(UserError, match=r"cannot write .*name too long"):
+        export(weights, tmp_path / f"{'n' * 300}.onnx")
+    before = weights.read_bytes()
+    with pytest.raises(UserError, match="it is the file of the weights"):
+        export(weights, tmp_path / "." / weights.name)
+    assert weights.read_bytes() == before
     torch.save(model.state_dict(), tmp_path / "plain.pth")
     with pytest.raises(UserError, match="does not say which network it holds"):
         export(tmp_path / "plain.pth", tmp_path / "n.onnx")
@@ -120,6 +127,25 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differs from PyTorch by"):
         export(weights, tmp_path / "n.onnx")
     assert not (tmp_path / "n.onnx").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_told_with_the_way_to_get_it(tmp_path, monkeypatch, package):
+    weights, _ = checkpoint(tmp_path, *TINY)
+    monkeypatch.setitem(sys.modules, package, None)  # what makes Python's import fail
+    with pytest.raises(UserError, match=rf"onnx needs a package that is missing \({package}\); pip install onnx onn"):
+        export(weights, tmp_path / "n.onnx")
+    assert not (tmp_path / "n.onnx").exists()
+    export(weights, tmp_path / "n.pt", "torchscript")  # which needs neither
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
+def test_a_model_that_pytorch_cannot_trace_gets_one_line(tmp_path, file_format):
+    weights, _ = checkpoint(tmp_path, "model.name", "hacnn", size=(160, 64))
+    with pytest.raises(UserError, match=f"cannot write hacnn as {file_format} .*; try the other format"):
+        export(weights, tmp_path / "n", file_format)
+    assert not (tmp_path / "n").exists()
 
 
 def test_foreign_files_have_no_metadata_and_run_nothing(tmp_path):

@@ -297,7 +297,7 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
         raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
     own = module.state_dict()
-    free = _UNTESTED if testing else ("classifier.", "auxiliary.")
+    free = _UNTESTED if testing else (*_UNTESTED, "classifier.")
     fitting = {
         key: value
         for key, value in state.items()
@@ -327,8 +327,9 @@ def _check_wiring(module: nn.Module, network: Any, path: str | Path) -> None:
                 )
 
 
-#: the beginnings of weights that the feature does not depend on
-_UNTESTED = ("classifier.weight", "classifier.bias", "classifier.linear.", "auxiliary.")
+#: the beginnings of weights that the feature does not depend on; torchreid's hacnn and pcb have several classifiers
+_UNTESTED = ("classifier.weight", "classifier.bias", "classifier.linear.", "auxiliary.", "classifier_")
+_UNTESTED += tuple(f"classifier.{part}." for part in range(6))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -341,11 +342,21 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
         raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
     if differences := state_differences(module, state):
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        fix = "give the configuration it was made with"
+        if _of_a_search(state) and not _of_a_search(module.state_dict()):
+            fix = (
+                "it is the network of a search: train the genotype.json beside it, "
+                "or test it with evaluate.py and model.name autoreid_search"
+            )
         raise UserError(
-            f"{path} belongs to another network: {', '.join(text[:200] for text in differences[:3])}{more}; "
-            "give the configuration it was made with"
+            f"{path} belongs to another network: {', '.join(text[:200] for text in differences[:3])}{more}; {fix}"
         )
     module.load_state_dict(dict(state))
+
+
+def _of_a_search(state: Mapping[str, Any]) -> bool:
+    """Whether there are alphas among the weights."""
+    return any(key.startswith("architecture.") for key in state)
 
 
 def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from .checkpoint import LATEST, newest_checkpoint, write_atomically
 from .config import load_config
-from .errors import Interrupted, SharedError, UserError
+from .errors import Interrupted, SharedError, UserError, short
 
 __all__ = [
     "RESUME_HELP",
@@ -153,6 +153,8 @@ def _line_of_the_machine(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _FULL:
         where = f" {error.filename}" if error.filename else ""
         return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name {short(error.filename)} is too long for this system; give a shorter one"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
         return f"a loader process has died ({str(error).rstrip('.')}); {hint}"

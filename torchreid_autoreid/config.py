@@ -720,9 +720,18 @@ _READ_WITH = {
     "recipe.min_lr": ("train.lr_scheduler", ("cosine",)),
     "train.new_layers": ("train.staged_lr", (True,)),
     "train.base_lr_mult": ("train.staged_lr", (True,)),
+    "test.visrank_topk": ("test.visrank", (True,)),
+    "sampler.num_cams": ("sampler.train_sampler", ("RandomDomainSampler",)),
+    "sampler.num_datasets": ("sampler.train_sampler", ("RandomDatasetSampler",)),
     "loss.triplet.weight_t": ("loss.name", ("triplet",)),
     "loss.triplet.weight_x": ("loss.name", ("triplet",)),
     "autoreid.pretrained": ("model.pretrained", (True,)),
+}
+
+#: Keys that nothing reads where another key is 0.
+_READ_ABOVE_ZERO = {
+    "recipe.warmup_factor": "recipe.warmup_epochs",
+    "train.open_layers": "train.fixbase_epoch",
 }
 
 # What torchreid knows by name. It would pass over an unknown transform without a word.
@@ -841,6 +850,12 @@ def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what
                 f"{name} {_get(cfg, name)!r} has no effect with {chooser} {_get(cfg, chooser)}; "
                 f"set {chooser} to {' or '.join(map(str, values))}, or leave the key out"
             )
+    for name, chooser in _READ_ABOVE_ZERO.items():
+        if _get(cfg, name) != _get(default, name) and _get(cfg, chooser) == 0:
+            raise UserError(
+                f"{name} {_get(cfg, name)!r} has no effect with {chooser} 0; "
+                f"set {chooser} above 0, or leave the key out"
+            )
 
 
 def _check_images(cfg: CfgNode) -> None:
@@ -850,8 +865,9 @@ def _check_images(cfg: CfgNode) -> None:
     for transform in cfg.data.transforms:
         if transform.lower() not in _TRANSFORMS:
             raise UserError(f"data.transforms: unknown transform {transform!r}; choose from {', '.join(_TRANSFORMS)}")
-    for name in ("train.batch_size", "test.batch_size", "sampler.num_instances"):
+    for name in ("test.batch_size", "sampler.num_instances"):
         _in_range(cfg, name, 1)
+    _in_range(cfg, "train.batch_size", 2)  # a batch norm takes statistics
     for name in ("data.height", "data.width"):
         _in_range(cfg, name, 1, _MOST_SIZE)
     for name in ("data.workers", "data.split_id"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -72,8 +73,7 @@ def export(
     if file_format not in FORMATS:
         raise UserError(f"unknown format {file_format!r}; choose {' or '.join(FORMATS)}")
     output = Path(output)
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"cannot write {output}; give a file in a folder that exists")
+    _check_output(output, Path(weights))
     if description is None:
         found = Description.of_checkpoint(weights)
         if found is None:
@@ -95,12 +95,16 @@ def export(
         made = Path(folder) / "network"
         try:
             (write_onnx if file_format == "onnx" else _write_torchscript)(deployed, images, made, described)
+            difference = max(_difference(reference, made, file_format, images[:size]) for size in (1, 3))
         except ImportError as error:
             raise UserError(
-                f"the format {file_format} needs a package that is missing ({error.name}); "
-                "pip install 'torchreid_autoreid[export]'"
+                f"the format {file_format} needs a package that is missing ({error.name}); pip install onnx onnxruntime"
             ) from None
-        difference = max(_difference(reference, made, file_format, images[:size]) for size in (1, 3))
+        except RuntimeError as error:  # of what PyTorch cannot trace, some of torchreid's models
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UserError(
+                f"PyTorch cannot write {description.name} as {file_format} ({reason}); try the other format"
+            ) from error
         if not difference <= TOLERANCE:
             raise UserError(
                 f"the exported network differs from PyTorch by {difference:.1e} of its largest value (at most "
@@ -113,6 +117,19 @@ def export(
                 f"cannot write {output} ({error.strerror}); give a file in a folder you may write"
             ) from None
     return difference
+
+
+def _check_output(output: Path, weights: Path) -> None:
+    """Finds out before the work that the result has nowhere to go, or would take the place of its own weights."""
+    try:
+        writable = output.parent.is_dir() and os.access(output.parent, os.W_OK) and not output.is_dir()
+        taken = writable and output.exists() and weights.exists() and output.samefile(weights)
+    except OSError as error:  # a name that is too long, for instance
+        raise UserError(f"cannot write {output} ({error.strerror}); give another file") from None
+    if not writable:
+        raise UserError(f"cannot write {output}; give a file in a folder that exists and that you may write")
+    if taken:
+        raise UserError(f"cannot write {output}: it is the file of the weights; give another one")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = config_from_args(args)
+    if cfg.model.name == "autoreid_search":
+        raise UserError(
+            "model.name autoreid_search is the network of a search, which is not for deployment; "
+            "train the genotype.json that it found (train.py), and export that"
+        )
     description = None
     found = Description.of_checkpoint(args.weights)
     if found is None:

@@ -107,6 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     with torchrun_processes(device) as world:
         if args.batch_size % world.size:
             raise UserError(f"--batch-size {args.batch_size} does not divide by the {world.size} processes")
+        if args.batch_size == world.size:
+            raise UserError(
+                f"--batch-size {args.batch_size} gives a process one image, of which a batch norm takes no statistics; "
+                f"give at least {2 * world.size}"
+            )
         output = Path(args.output)
         with first_process_first(world):
             if world.rank == 0:
@@ -126,6 +131,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("drop_path", "label_smooth"):
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
+    if args.seed >= 1 << 32:
+        raise UserError(f"--seed must be below {1 << 32}, not {args.seed}")
     if not args.lr > 0:
         raise UserError(f"--lr must be above 0, not {args.lr}")
     if args.warmup_epochs >= args.epochs:
@@ -141,6 +148,8 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
     if train_set.classes != val_set.classes:
         different = sorted(set(train_set.classes) ^ set(val_set.classes))
         raise UserError(f"{args.data}: train and val have different classes, {different[0]!r} for one")
+    if len(train_set.classes) == 1:
+        raise UserError(f"{args.data} has one class, {train_set.classes[0]!r}, and a network learns to tell several")
     if len(train_set) < args.batch_size:
         raise UserError(f"--batch-size {args.batch_size} is more than the {len(train_set)} training images")
     num_classes = len(train_set.classes)

@@ -3,20 +3,29 @@
     python projects/benchmarks/inference.py
     python projects/benchmarks/inference.py --model autoreid --model resnet50 --size 256 128 --rounds 5
 
-Every measurement runs in a process of its own, the contestants in turn, several rounds; the table shows medians.
+Each model has a process of its own, which holds all its forms and waits; they are measured in turn, several rounds. A
+line a model and round comes as it is measured, and the table of medians at the end of a size; ``--json`` is written
+after every line, so that a run that is cut leaves what it has. All of it takes about ten minutes on two idle cores and
+6 GB of memory.
+
 PyTorch runs in channels-last, which is the faster layout for all of them; weights are random. Memory is the highest
-resident size beyond what the process held with the network loaded. Rates are also given as multiples of ResNet-50's.
+resident size of a pass beyond what the process held before it, all free memory given back. Rates are also given as
+multiples of ResNet-50's.
 
 ``pytorch`` and ``onnxruntime-plain`` are the networks as they are trained; ``pytorch-fused`` and ``onnxruntime`` those
 that are deployed: ours in their fused form, torchreid's with the batch norms folded into the convolutions (which
-onnxruntime does by itself). All processes keep the memory that they free, or PyTorch on a CPU spends a third of
-its time on page faults. ``--cpu-time`` takes rates by the processor's time, for a machine with other work.
+onnxruntime does by itself). While they are timed, all processes keep the memory that they free, or PyTorch on a CPU
+spends a third of its time on page faults. ``--cpu-time`` takes rates by the processor's time, for a machine with other
+work.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -25,8 +34,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 warnings.filterwarnings("ignore")
@@ -38,6 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from torchreid_autoreid.checkpoint import write_atomically  # noqa: E402
 from torchreid_autoreid.config import load_config  # noqa: E402
 from torchreid_autoreid.description import Description  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
@@ -74,14 +85,13 @@ def describe(name: str, size: tuple[int, int]) -> Description:
     return Description.of_config(load_config(opts=opts))
 
 
-def count(name: str, size: tuple[int, int]) -> tuple[float, float]:
-    """Parameters in millions and MACs in billions, without the classifier."""
-    network = describe(name, size).build(1).eval()
+def count(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """Parameters in millions and MACs of an image in billions, without the classifier."""
     parameters = sum(p.numel() for key, p in network.named_parameters() if not key.startswith("classifier"))
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        network(torch.zeros(1, 3, *size))
-    return parameters / 1e6, counter.get_total_flops() / 2 / 1e9
+        network(images[:1])
+    return {"parameters": parameters / 1e6, "macs": counter.get_total_flops() / 2 / 1e9}
 
 
 def deployed(network: nn.Module) -> nn.Module:
@@ -93,8 +103,8 @@ def deployed(network: nn.Module) -> nn.Module:
     return fused
 
 
-def pytorch_runner(network: nn.Module, images: torch.Tensor, threads: int) -> Callable[[], object]:
-    network = network.to(memory_format=torch.channels_last)
+def pytorch_runner(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
 
     def run() -> object:
@@ -117,106 +127,191 @@ def onnxruntime_runner(network: nn.Module, images: torch.Tensor, threads: int) -
     return lambda: session.run(None, {"images": array})
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Images per second of one contestant in this process, and its memory."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    name, size = options.model[0], tuple(options.size[0])
-    network = describe(name, size).build(1).eval()
-    if options.backend in ("pytorch-fused", "onnxruntime"):
-        network = deployed(network)
-    runner = pytorch_runner if options.backend.startswith("pytorch") else onnxruntime_runner
-    run = runner(network, torch.randn(options.batch, 3, *size), options.threads)
+def peak_memory(run: Callable[[], object]) -> float:
+    """The highest resident size of a pass beyond the one before it, in MB."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # of a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest size starts again from here
     run()
+    return memory("VmHWM") - before
+
+
+def rate(run: Callable[[], object], options: argparse.Namespace) -> float:
+    """Images per second."""
     clock = time.process_time if options.cpu_time else time.perf_counter
     started, batches = clock(), 0
     while batches < 3 or clock() - started < options.seconds:
         run()
         batches += 1
-    rate = batches * options.batch / (clock() - started)
-    return {"rate": rate, "memory": memory("VmHWM") - before}
+    return batches * options.batch / (clock() - started)
 
 
-def in_own_process(name: str, size: tuple[int, int], backend: str, options: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", __file__, "--measure", "--model", name, "--size", *map(str, size)]
-    for key in ("threads", "batch", "seconds"):
-        command += [f"--{key}", str(getattr(options, key))]
-    finished = subprocess.run(
-        [*command, "--backend", backend, *(["--cpu-time"] if options.cpu_time else [])],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": str(options.threads)},
-    )
-    if finished.returncode:
-        raise UserError(f"{name} failed: {(finished.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads(finished.stdout.splitlines()[-1])
+def serve(options: argparse.Namespace) -> None:
+    """The process of a model: says what it costs, and then its rates for every line that it is sent."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    (name,), (size,) = options.model, options.size
+    network = describe(name, size).build(1).eval()
+    images = torch.randn(options.batch, 3, *size)
+    costs: dict[str, Any] = count(network, images)
+    runners = {}
+    for backend in options.backend:
+        form = deployed(network) if backend in ("pytorch-fused", "onnxruntime") else network
+        if backend.startswith("pytorch"):
+            runners[backend] = pytorch_runner(form, images)
+        else:
+            runners[backend] = onnxruntime_runner(form, images, options.threads)
+    costs["memory"] = {backend: peak_memory(run) for backend, run in runners.items()}
+    print(json.dumps(costs), file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({b: rate(run, options) for b, run in runners.items()}), file=answers, flush=True)
 
 
-def compare(size: tuple[int, int], options: argparse.Namespace) -> list[dict]:
-    """Rounds of all contestants in turn; prints and returns the medians."""
-    names = options.model or MODELS
-    answers: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _ in range(options.rounds):
-        for backend in options.backends:
-            for name in names:
-                answers.setdefault((name, backend), []).append(in_own_process(name, size, backend, options))
+class Contestant:
+    """A model in a process of its own, which ends with this one."""
+
+    def __init__(self, name: str, size: tuple[int, int], options: argparse.Namespace) -> None:
+        command = [sys.executable, "-W", "ignore", __file__, "--serve", "--model", name, "--size", *map(str, size)]
+        for key in ("threads", "batch", "seconds"):
+            command += [f"--{key}", str(getattr(options, key))]
+        for backend in options.backend:
+            command += ["--backend", backend]
+        self.name, self.size = name, size
+        self.costs: dict[str, Any] = {}
+        self.rates: list[dict[str, float]] = []
+        self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process lives
+        self.process = subprocess.Popen(
+            [*command, *(["--cpu-time"] if options.cpu_time else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.complaints,
+            text=True,
+            env=os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": str(options.threads)},
+        )
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.complaints.seek(0)
+            raise UserError(
+                f"{self.name} failed: {(self.complaints.read().strip().splitlines() or ['no message'])[-1]}"
+            )
+        return json.loads(line)
+
+    def measure(self) -> None:
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        self.rates.append(self.answer())
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.complaints.close()
+
+    def row(self, resnet50: Contestant | None) -> dict[str, Any]:
+        """The medians so far, with multiples of ResNet-50's."""
+        row = {"name": self.name, "size": list(self.size), "rounds": len(self.rates)}
+        row |= {key: self.costs[key] for key in ("parameters", "macs")}
+        for backend, used in self.costs["memory"].items():
+            median = statistics.median(rates[backend] for rates in self.rates)
+            of_peer = [rates[backend] for rates in resnet50.rates] if resnet50 else []
+            ratio = median / statistics.median(of_peer) if of_peer else None
+            row[backend] = {"rate": median, "ratio": ratio, "memory": used}
+        return row
+
+
+def compare(size: tuple[int, int], options: argparse.Namespace, save: Callable[[list[dict]], None]) -> list[dict]:
+    """Rounds of all contestants in turn; prints, hands on and returns the medians."""
     clock = "second of the processor" if options.cpu_time else "second"
     print(
         f"\n{size[0]} x {size[1]}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds, "
-        f"images per {clock}"
+        f"images per {clock}",
+        flush=True,
     )
-    head = "".join(f"{backend:>20}{'x ResNet-50':>13}{'MB':>7}" for backend in options.backends)
+    contestants: list[Contestant] = []
+    try:
+        contestants += [Contestant(name, size, options) for name in options.model]
+        for contestant in contestants:
+            contestant.costs = contestant.answer()
+        resnet50 = next((contestant for contestant in contestants if contestant.name == "resnet50"), None)
+        rows: list[dict] = []
+        for number in range(1, options.rounds + 1):
+            for contestant in contestants:
+                contestant.measure()
+                found = "".join(f"{value:20.1f}" for value in contestant.rates[-1].values())
+                print(f"round {number:<3}{contestant.name:18}{found}", flush=True)
+                rows = [one.row(resnet50) for one in contestants if one.rates]
+                save(rows)
+        print_table(rows, options)
+        return rows
+    finally:
+        for contestant in contestants:
+            contestant.end()
+
+
+def print_table(rows: list[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    head = "".join(f"{backend:>20}{'x ResNet-50':>13}{'MB':>7}" for backend in options.backend)
     print(f"{'':18}{'M params':>9}{'GMACs':>8}{head}")
-    rows = []
-    for name in names:
-        parameters, macs = count(name, size)
-        row: dict = {"name": name, "size": list(size), "parameters": parameters, "macs": macs}
-        line = f"{name:18}{parameters:9.2f}{macs:8.3f}"
-        for backend in options.backends:
-            rate = statistics.median(answer["rate"] for answer in answers[name, backend])
-            used = statistics.median(answer["memory"] for answer in answers[name, backend])
-            peer = answers.get(("resnet50", backend))
-            ratio = rate / statistics.median(answer["rate"] for answer in peer) if peer else float("nan")
-            row[backend] = {"rate": rate, "ratio": ratio, "memory": used}
-            line += f"{rate:20.1f}{ratio:13.2f}{used:7.0f}"
+    for row in rows:
+        line = f"{row['name']:18}{row['parameters']:9.2f}{row['macs']:8.3f}"
+        for backend in options.backend:
+            found = row[backend]
+            ratio = "-" if found["ratio"] is None else f"{found['ratio']:.2f}"
+            line += f"{found['rate']:20.1f}{ratio:>13}{found['memory']:7.0f}"
         print(line, flush=True)
-        rows.append(row)
-    return rows
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="model name; may be repeated (default: eight of them)")
     parser.add_argument("--size", action="append", type=int, nargs=2, metavar=("H", "W"), help="may be repeated")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: all")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="may be repeated (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="least time of a measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="images per second of the processor's time")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures there, as they come")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.model = options.model or list(MODELS)
+    options.size = [tuple(size) for size in options.size or SIZES]
+    options.backend = options.backend or list(BACKENDS)
+    return options
 
 
 def main() -> int:
     options = parse()
-    options.backends = (options.backend,) if options.backend else BACKENDS
     try:
-        if options.measure:
-            print(json.dumps(measure(options)))
+        if options.serve:
+            serve(options)
             return 0
         if options.rounds < 1 or options.batch < 1 or options.threads < 1:
             raise UserError("--rounds, --batch and --threads must be at least 1")
-        figures = [row for size in options.size or SIZES for row in compare(tuple(size), options)]
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1))
+        if options.json and not options.json.parent.is_dir():
+            raise UserError(f"cannot write --json {options.json}; give a file in a folder that exists")
+        figures: list[dict] = []
+
+        def save(rows: list[dict]) -> None:
+            if options.json:
+                text = json.dumps(figures + rows, indent=1)
+                write_atomically(options.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+
+        for size in options.size:
+            figures += compare(size, options, save)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"cannot write --json {options.json}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {options.json or 'what is above'} has what was measured", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -297,6 +297,10 @@ def mistakes(images, folder, tmp_path):
         "export": (["export", "--weights", weights, "--output", tmp_path / "no" / "x"], ["cannot write", "no/x"]),
         "export of nothing": (["export", "--weights", tmp_path / "empty.pth", *to_x], ["empty.pth"]),
         "export of a payload": (["export", "--weights", tmp_path / "evil.pth", *to_x], ["evil.pth"]),
+        "export of a search": (
+            ["export", "--weights", weights, *to_x, "model.name", "autoreid_search"],
+            ["model.name autoreid_search", "genotype.json"],
+        ),
         "export of another": (
             ["export", "--weights", weights, *to_x, "model.name", "osnet_x1_0"],
             ["holds a network autoreid", "osnet_x1_0"],
@@ -309,7 +313,7 @@ MISTAKES = (
     "weights of another size", "torn weights", "pretrained", "size", "root", "new layers", "loss", "export",
     "export of nothing", "export of a payload", "export of another", "search network", "key of another model",
     "size of another model", "weights in the log", "test of nothing", "test and resume", "resume of another neck",
-    "format", "export into a folder",
+    "format", "export into a folder", "export of a search",
 )  # fmt: skip
 FAST = ("model", "export")
 
@@ -451,6 +455,8 @@ def test_two_processes_pre_train(classes, tmp_path):
         (["--data", "/nowhere/at/all"], ["/nowhere/at/all"]),
         (["--epochs", "1"], ["--warmup-epochs 1"]),
         (["--batch-size", "1000"], ["--batch-size 1000"]),
+        (["--batch-size", "1", "--size", "32"], ["--batch-size 1", "one image", "at least 2"]),
+        (["--seed", str(1 << 32)], ["--seed must be below"]),
         (["--size", "8"], ["--size 8", "four stages"]),
         (["--genotype", "retreival"], ["did you mean retrieval"]),
         (["--resume", "--output", "/nowhere"], ["/nowhere"]),
@@ -470,6 +476,24 @@ def test_a_torn_image_is_named_in_pre_training(tmp_path):
     torn = tmp_path / "c" / "train" / "n1" / "3.png"
     torn.write_bytes(torn.read_bytes()[:50])
     assert_one_line(pretrain(tmp_path / "c", tmp_path / "p", "--epochs", 2, "--workers", 2), str(torn))
+
+
+@pytest.mark.slow
+def test_folders_of_classes_that_are_no_use_are_told(tmp_path):
+    def folder(name, classes):
+        for part in ("train", "val"):
+            for number in range(classes):
+                (tmp_path / name / part / f"n{number}" / "deeper").mkdir(parents=True)
+                Image.new("L", (40, 40)).save(tmp_path / name / part / f"n{number}" / "deeper" / "0.png")
+                (tmp_path / name / part / f"n{number}" / "read.me").write_text("no image")
+        return tmp_path / name
+
+    small = ["--epochs", 2, "--batch-size", 2]
+    assert_one_line(pretrain(folder("one", 1), tmp_path / "p", *small), "has one class, 'n0'")
+    several = folder("several", 2)  # images at any depth, and what is no image beside them
+    assert pretrain(several, tmp_path / "q", *small).returncode == 0
+    (several / "train" / "n2").mkdir()
+    assert_one_line(pretrain(several, tmp_path / "p", *small), "no valid file for the classes n2")
 
 
 def torchrun(name, *arguments, processes=2):
