@@ -328,8 +328,10 @@ def _check_wiring(module: nn.Module, network: Any, path: str | Path) -> None:
 
 
 #: the beginnings of weights that the feature does not depend on; torchreid's hacnn and pcb have several classifiers
-_UNTESTED = ("classifier.weight", "classifier.bias", "classifier.linear.", "auxiliary.", "classifier_")
-_UNTESTED += tuple(f"classifier.{part}." for part in range(6))
+_UNTESTED = (
+    *("classifier.weight", "classifier.bias", "classifier.linear.", "classifier_", "auxiliary."),
+    *(f"classifier.{part}." for part in range(6)),
+)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
