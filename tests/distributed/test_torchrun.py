@@ -87,7 +87,8 @@ def unbroken(options, tmp_path_factory):
     return ended(log)
 
 
-@pytest.mark.slow
+# Now and then gloo hangs while it connects after a restart, until its time is out; so does a script of PyTorch alone.
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options, unbroken, tmp_path):
     log = tmp_path / "log"
     process = start(options, log, "--max-restarts=5")  # gloo does not always connect at once after a restart
