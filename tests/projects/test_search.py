@@ -257,7 +257,7 @@ def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
 def test_a_budget_by_all_measures_and_the_same_latencies_after_a_resume(images, config, tmp_path):
     log, other = tmp_path / "log", tmp_path / "other"
     budget = ["search.budget.channels", 4, "search.budget.layers", "[1, 1, 1, 1]", "search.budget.params", 5e3]
-    budget += ["search.budget.macs", 1e12, "search.budget.latency_ms", 1e3]
+    budget += ["search.budget.macs", 1e12, "search.budget.latency_ms", 1e3, "search.checkpoint_every", 1]
     options = ["--config-file", config, "--root", images, *budget]
     done = search(*options, "data.save_dir", log)
     assert done.returncode == 0, done.stderr
@@ -271,7 +271,7 @@ def test_a_budget_by_all_measures_and_the_same_latencies_after_a_resume(images, 
     assert count_parameters(network) <= 5e3
     assert "Cost and budget" in (log / "report.html").read_text()
     # Resumed in another folder: the table of the first one is used, and goes with it.
-    again = search("--resume", log, *options, "data.save_dir", other, "train.max_epoch", 3)
+    again = search("--resume", log / "checkpoint-1.pth", *options, "data.save_dir", other)
     assert again.returncode == 0, again.stderr
     assert (other / "latency.json").read_text() == (log / "latency.json").read_text()
     # A search that no network can satisfy leaves the earlier run where it is.
