@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from torchreid_autoreid.architect import Architect, gradients
+from torchreid_autoreid.architect import Architect, TrainPass, gradients, random_states, unchanged_buffers
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.losses import RetrievalLoss
 from torchreid_autoreid.networks import AutoReIDSearchNetwork
@@ -173,6 +173,34 @@ def test_second_order_of_a_strategy_agrees_with_exact_autograd(strategy):
     Architect(network, loss, optimizer, order=2, displacement=1e-6).backward(*batches)
     ours = torch.cat([alpha.grad.flatten() for alpha in network.alphas()])
     assert (ours - exact).norm() / exact.norm() < 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["darts", "gdas"])
+def test_a_gradient_that_is_known_saves_its_pass_and_changes_nothing(strategy):
+    torch.manual_seed(0)
+    network = AutoReIDSearchNetwork(4, channels=4, layers=(1, 1, 1, 1), blocks=2, strategy=strategy)
+    batches = [(torch.randn(4, 3, 32, 16), torch.tensor([0, 0, 1, 1])) for _ in range(2)]
+    optimizer = torch.optim.SGD(network.weights(), lr=0.1, momentum=0.9)
+    passes = []
+    network.register_forward_pre_hook(lambda *_: passes.append(None))
+
+    def loss(outputs, identities):
+        return RetrievalLoss()(outputs, identities)[0]
+
+    architect = Architect(network, loss, optimizer, order=2)
+    torch.manual_seed(1)
+    architect.backward(*batches)
+    expected = [alpha.grad.clone() for alpha in network.alphas()]
+    assert len(passes) == 4
+    torch.manual_seed(1)
+    states = random_states(network.weights())
+    with unchanged_buffers(network):
+        known = gradients(loss(network(batches[0][0]), batches[0][1]), network.weights())
+    passes.clear()
+    architect.backward(*batches, TrainPass(known, states))
+    assert len(passes) == 3
+    for alpha, wanted in zip(network.alphas(), expected, strict=True):
+        assert torch.equal(alpha.grad, wanted)
 
 
 def test_first_order_is_the_plain_gradient_at_the_present_weights():

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
 
-__all__ = ["Architect", "SearchableNetwork", "gradients", "unchanged_buffers"]
+__all__ = ["Architect", "SearchableNetwork", "TrainPass", "gradients", "random_states", "unchanged_buffers"]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
 Gradient = Callable[[Tensor, Sequence[nn.Parameter]], list[Tensor]]
+RandomStates = Mapping[int | None, Tensor]
+
+
+class TrainPass(NamedTuple):
+    """What is known already of a batch of the weights' half, at the present weights and alphas.
+
+    Attributes:
+        gradients: of the loss, for each of ``network.weights()``.
+        states: :func:`random_states` before the pass.
+    """
+
+    gradients: Sequence[Tensor]
+    states: RandomStates
 
 
 class SearchableNetwork(Protocol):
@@ -97,18 +110,20 @@ class Architect:
         self.forward = forward or network
         self.gradient = gradient or gradients
 
-    def backward(self, train_batch: Batch, val_batch: Batch) -> Tensor:
+    def backward(self, train_batch: Batch, val_batch: Batch, train_pass: TrainPass | None = None) -> Tensor:
         """Sets ``.grad`` of every alpha; returns the detached loss on the validation batch.
 
         Args:
             train_batch: ``(images (B, 3, H, W), identities (B,))`` of the weights' half; used by the second order only.
             val_batch: the same of the alphas' half.
+            train_pass: the gradient on ``train_batch``, which the second order needs, where it has been taken already:
+                it saves one of the three passes with a gradient of the weights.
         """
         with unchanged_buffers(self.network):
             if self.order == 1:
                 value, found = self._first_order(val_batch)
             else:
-                value, found = self._second_order(train_batch, val_batch)
+                value, found = self._second_order(train_batch, val_batch, train_pass)
         for alpha, gradient in zip(self.network.alphas(), found, strict=True):
             alpha.grad = gradient
         return value
@@ -117,13 +132,17 @@ class Architect:
         value = self._value(self.forward, self.val_loss, val_batch)
         return value.detach(), self.gradient(value, self.network.alphas())
 
-    def _second_order(self, train_batch: Batch, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def _second_order(
+        self, train_batch: Batch, val_batch: Batch, train_pass: TrainPass | None
+    ) -> tuple[Tensor, list[Tensor]]:
         weights, alphas = self.network.weights(), self.network.alphas()
         saved = [w.detach().clone() for w in weights]
         try:
-            noise = _random_states(weights)
-            train_gradients = self.gradient(self._value(self.forward, self.loss, train_batch), weights)
-            rates = self._virtual_step(weights, train_gradients)
+            if train_pass is None:
+                states = random_states(weights)
+                value = self._value(self.forward, self.loss, train_batch)
+                train_pass = TrainPass(self.gradient(value, weights), states)
+            rates = self._virtual_step(weights, train_pass.gradients)
             value = self._value(self.forward, self.val_loss, val_batch)
             both = self.gradient(value, [*alphas, *weights])
             found, at_virtual = both[: len(alphas)], both[len(alphas) :]
@@ -131,7 +150,7 @@ class Architect:
             norm = torch.stack([u.double().pow(2).sum() for u in direction]).sum().sqrt()
             if norm > 0:
                 epsilon = self.displacement / norm.item()
-                product = self._hessian_product(train_batch, weights, saved, direction, epsilon, noise)
+                product = self._hessian_product(train_batch, weights, saved, direction, epsilon, train_pass.states)
                 found = [g - p for g, p in zip(found, product, strict=True)]
         finally:
             _copy(weights, saved)  # copies, never arithmetic: bit for bit
@@ -168,7 +187,7 @@ class Architect:
         saved: Sequence[Tensor],
         direction: Sequence[Tensor],
         epsilon: float,
-        noise: Mapping[int | None, Tensor],
+        states: RandomStates,
     ) -> list[Tensor]:
         """``d^2 L_train / (d alpha d w) . direction`` at the saved weights, by central differences."""
         displaced = []
@@ -176,7 +195,7 @@ class Architect:
             with torch.no_grad():
                 for w, start, u in zip(weights, saved, direction, strict=True):
                     w.copy_(start + sign * epsilon * u)
-            with _randomness(noise):
+            with _randomness(states):
                 value = self._value(self.network, self.loss, train_batch)
                 displaced.append(self.gradient(value, self.network.alphas()))
         return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
@@ -211,14 +230,14 @@ def unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
         _copy(buffers, saved)
 
 
-def _random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:
+def random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:
     """The random states of the CPU (``None``) and of the GPUs that hold the weights."""
     devices = sorted({w.device.index or 0 for w in weights if w.device.type == "cuda"})
     return {None: torch.get_rng_state(), **{device: torch.cuda.get_rng_state(device) for device in devices}}
 
 
 @contextmanager
-def _randomness(states: Mapping[int | None, Tensor]) -> Iterator[None]:
+def _randomness(states: RandomStates) -> Iterator[None]:
     """Lets the block draw what was drawn from these states on, and puts the present ones back."""
     with torch.random.fork_rng([device for device in states if device is not None]):
         for device, state in states.items():

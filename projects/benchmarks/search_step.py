@@ -40,7 +40,7 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from torchreid_autoreid.architect import Architect  # noqa: E402
+from torchreid_autoreid.architect import Architect, TrainPass, random_states  # noqa: E402
 from torchreid_autoreid.cells import SearchCell  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.losses import RetrievalLoss  # noqa: E402
@@ -84,11 +84,21 @@ def our_step(options: argparse.Namespace, contestant: str, step: str) -> Callabl
     order = 2 if step == "second" else 1
     architect = Architect(network, lambda outputs, ids: retrieval(outputs, ids)[0], optimizer, order)
 
-    def run() -> None:
-        architect.backward(train, val)
-        alpha_optimizer.step()
+    def differentiate_weights() -> None:
         optimizer.zero_grad()
         retrieval(network(train[0]), train[1])[0].backward()
+
+    def run() -> None:  # as the engine does
+        if order == 2:
+            states = random_states(network.weights())
+            differentiate_weights()
+            known = [torch.zeros_like(w) if w.grad is None else w.grad for w in network.weights()]
+            architect.backward(train, val, TrainPass(known, states))
+            alpha_optimizer.step()
+        else:
+            architect.backward(train, val)
+            alpha_optimizer.step()
+            differentiate_weights()
         optimizer.step()
 
     return run

@@ -693,6 +693,26 @@ def test_optimisers_must_not_mix_alphas_and_weights(root):
             ImageAutoReIDSearchEngine(engine.datamanager, model, everything, alphas)
 
 
+def test_the_weights_take_the_virtual_step_of_the_second_order(root, tmp_path):
+    """Without clipping, in the first step and in a later one, which has momentum."""
+    engine = build(root, order=2, grad_clip=0.0)
+    at_pass, after_step = [], []
+
+    def weights():
+        return [w.detach().clone() for w in engine.model.weights()]
+
+    engine.model.register_forward_pre_hook(lambda *_: at_pass.append(weights()) if engine.model.training else None)
+    engine.on_step = lambda *_: after_step.append(weights())
+    run(engine, tmp_path, max_epoch=1)
+    assert len(after_step) > 1
+    assert len(at_pass) == 4 * len(after_step)  # of the weights, after the virtual step, and twice displaced
+    for step, found in enumerate(after_step):
+        start, virtual, *displaced = at_pass[4 * step : 4 * step + 4]
+        assert not any(same(virtual, other) for other in (start, *displaced))
+        for one, other in zip(found, virtual, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
 def test_second_order_needs_sgd(root):
     with pytest.raises(UserError, match="Adam"):
         build(root, optimizer="adam", order=2)
@@ -738,14 +758,14 @@ def dtypes_of_passes(engine):
     return seen
 
 
-@pytest.mark.parametrize(("order", "passes"), [(1, "bb"), (2, "bbffb")])
+@pytest.mark.parametrize(("order", "passes"), [(1, "bb"), (2, "bbff")])
 def test_bfloat16_is_for_all_but_the_finite_differences(root, tmp_path, order, passes):
     engine = build(root, order=order, amp="bfloat16")
     seen = dtypes_of_passes(engine)
     stop_after(engine, 0, 1)
     with pytest.raises(Interrupted):
         run(engine, tmp_path)
-    # Of the alphas: before the virtual step, after it, and twice displaced; then that of the weights.
+    # First order: of the alphas, of the weights. Second: of the weights, after the virtual step, and twice displaced.
     assert seen == [{"b": torch.bfloat16, "f": torch.float32}[letter] for letter in 2 * passes]
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in engine.model.parameters())
     assert all(buffer.dtype == torch.float32 for buffer in engine.model.buffers() if buffer.is_floating_point())

@@ -15,7 +15,7 @@ import torch
 import torchreid
 from torch import Tensor, nn
 
-from ..architect import Architect, gradients, unchanged_buffers
+from ..architect import Architect, TrainPass, gradients, random_states, unchanged_buffers
 from ..budget import Budget
 from ..checkpoint import load_like, load_optimizer, write_atomically
 from ..errors import Interrupted, UserError
@@ -36,8 +36,9 @@ _LOGGER = logging.getLogger(__name__)
 class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     """Searches an architecture: a step of the alphas on ``D_alpha``, then one of the weights on ``D_w``.
 
-    The alphas move first, as in DARTS, so that the virtual step of the second order is the very step that the weights
-    take next.
+    In the first order the weights' gradient is taken after the alphas have moved, as in DARTS. In the second order both
+    gradients are taken before either moves: the virtual step of the alphas' gradient is the very step that the weights
+    then take (but for its clipping), and its gradient is computed once.
 
     Args:
         datamanager: a :class:`~torchreid_autoreid.data.SearchDataManager`.
@@ -211,26 +212,43 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         batch, alpha_batch = batches
         scaler = self.precision.scaler
         before = None
-        sound = True
-        summary: dict[str, float] = {}
-        if alpha_batch is not None:
+        if alpha_batch is None:
+            sound, summary = self._step_weights(batch)
+        else:
             if scaler.is_enabled():
                 before = copy.deepcopy((self.model.alphas(), self.alpha_optimizer.state_dict()))
-            sound, summary = self._step_alphas(batch, alpha_batch)
-        sound, weight_summary = self._step_weights(batch, sound)
+            step = self._step_first_order if self.architect.order == 1 else self._step_second_order
+            sound, summary = step(batch, alpha_batch)
         if before is not None and not sound:
             self._set_alphas(*before)
         elif alpha_batch is not None and self.budget is not None:
             self.budget.adapt(self._derived())
         scaler.update()
         self._average_buffers()
-        return summary | weight_summary
+        return summary
 
-    def _step_alphas(self, train_batch: Batch, alpha_batch: Batch) -> tuple[bool, dict[str, float]]:
-        """Whether the step has been taken, and its figures."""
+    def _step_first_order(self, batch: Batch, alpha_batch: Batch) -> tuple[bool, dict[str, float]]:
+        """Whether both steps have been taken, and their figures; so do the following."""
+        sound, alpha_summary = self._step_alphas(batch, alpha_batch)
+        sound, summary = self._step_weights(batch, sound)
+        return sound, alpha_summary | summary
+
+    def _step_second_order(self, batch: Batch, alpha_batch: Batch) -> tuple[bool, dict[str, float]]:
+        weights = self.model.weights()
+        states = random_states(weights)
+        summary = self._differentiate_weights(batch)
+        known = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        if not self._sound("weight gradient", float(torch.nn.utils.get_total_norm(known)), weights):
+            return False, summary
+        sound, alpha_summary = self._step_alphas(batch, alpha_batch, TrainPass(known, states))
+        return self._move_weights(sound), alpha_summary | summary
+
+    def _step_alphas(
+        self, train_batch: Batch, alpha_batch: Batch, train_pass: TrainPass | None = None
+    ) -> tuple[bool, dict[str, float]]:
         alphas, scaler = self.model.alphas(), self.precision.scaler
         self.alpha_optimizer.zero_grad()
-        value = self.architect.backward(train_batch, alpha_batch)
+        value = self.architect.backward(train_batch, alpha_batch, train_pass)
         if not scaler.is_enabled():  # else an overflow before the virtual step is the likely cause
             self._check_finite("alpha loss", float(value))
         if scaler.is_enabled():  # it must see the gradient in its own unit, to notice an overflow
@@ -243,21 +261,31 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.alpha_optimizer.step()
         return True, {f"alpha_{name}": value for name, value in self._alpha_parts.items()}
 
-    def _step_weights(self, batch: Batch, alphas_stepped: bool) -> tuple[bool, dict[str, float]]:
+    def _step_weights(self, batch: Batch, alphas_stepped: bool = True) -> tuple[bool, dict[str, float]]:
         """Whether the step has been taken (never without that of the alphas), and its figures."""
-        weights, scaler = self.model.weights(), self.precision.scaler
+        summary = self._differentiate_weights(batch)
+        return self._move_weights(alphas_stepped), summary
+
+    def _differentiate_weights(self, batch: Batch) -> dict[str, float]:
+        """Sets the gradient of the weights, over all processes; returns the figures."""
+        scaler = self.precision.scaler
         outputs, identities = self.group.joined((self._forward(batch[0]), batch[1]))
         total, parts = self.loss(outputs, identities)
         self._check_finite("weight loss", float(parts["loss"]))
         self.optimizer.zero_grad()
         scaler.scale(total).backward()
-        self._reduce_gradients(weights)
+        self._reduce_gradients(self.model.weights())
         scaler.unscale_(self.optimizer)
+        return step_figures(parts, outputs[0], identities)
+
+    def _move_weights(self, alphas_stepped: bool) -> bool:
+        """Takes the step, where the gradient is sound and the alphas have taken theirs; whether it did."""
+        weights = self.model.weights()
         norm = torch.nn.utils.clip_grad_norm_(weights, self.grad_clip or math.inf)
         sound = self._sound("weight gradient", float(norm), weights) and alphas_stepped
         if sound:
             self.optimizer.step()
-        return sound, step_figures(parts, outputs[0], identities)
+        return sound
 
     def _forward(self, images: Tensor) -> Any:
         return self.precision.forward(self.model, images)
@@ -454,7 +482,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
                 self._stop_selection()
                 batch = self._to_device(next(tuning))
                 self.group.agree()
-                self._step_weights(batch, alphas_stepped=True)
+                self._step_weights(batch)
                 self.precision.scaler.update()
                 self._average_buffers()
 
