@@ -81,7 +81,13 @@ def _mix_operations(edges: Sequence[Any], x: Tensor, weights: Tensor, skip_dropo
     total = terms[0]
     for term in terms[1:]:
         total = total.add_(term)  # in place: no batch norm keeps its output for the gradient
+    if total.requires_grad and total.is_contiguous(memory_format=torch.channels_last):
+        total.register_hook(_in_channels_last)  # once for all terms
     return total
+
+
+def _in_channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 # -- operations -------------------------------------------------------------------------------------------------------
