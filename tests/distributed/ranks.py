@@ -3,10 +3,8 @@
 import weakref
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchreid
-from PIL import Image
 from torch import nn
 
 from torchreid_autoreid.checkpoint import load_checkpoint
@@ -28,18 +26,6 @@ from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 PROCESSES = 2
 EPOCHS = 2  # of the runs that go on after the first; the others end with it
-
-
-def write_images(folder):
-    """Eight identities, each a colour, with eight noisy images from two cameras."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "query", "gallery"):
-        (folder / part).mkdir(parents=True)
-        for pid in range(1, 9):
-            colour = rng.integers(40, 215, size=3)
-            for index in range(8):
-                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
 
 
 DATA = {

@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import ranks
 import torch
+from drawn_images import draw_people
 
 from torchreid_autoreid.distributed import Group, group
 from torchreid_autoreid.errors import UserError
@@ -12,9 +13,7 @@ from torchreid_autoreid.errors import UserError
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    ranks.write_images(folder)
-    return folder
+    return draw_people(tmp_path_factory.mktemp("images"))
 
 
 def answers_of_both(task, root, folder):

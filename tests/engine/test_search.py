@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchreid
-from PIL import Image
+from drawn_images import draw_people
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchreid_autoreid.budget import Budget
@@ -28,18 +28,7 @@ EPOCHS = 2
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Eight identities, each a colour, with eight noisy images from two cameras."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for part in ("train", "query", "gallery"):
-        (folder / part).mkdir()
-        for pid in range(1, 9):
-            colour = rng.integers(40, 215, size=3)
-            for index in range(8):
-                noise = rng.normal(0, 25, size=(40, 20, 3))
-                image = Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
-                image.save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
-    return folder
+    return draw_people(tmp_path_factory.mktemp("images"))
 
 
 def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", network=None, on_gpu=False, **keywords):

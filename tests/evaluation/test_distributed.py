@@ -2,6 +2,11 @@
 
 import json
 import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,8 @@ import workers
 from torchreid_autoreid.errors import SharedError, UserError
 from torchreid_autoreid.evaluation import evaluate, roc
 from torchreid_autoreid.evaluation.processes import torchrun_processes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -47,3 +54,29 @@ def test_more_processes_than_gpus_end_all_of_them_and_one_tells(rank, kind, monk
     with pytest.raises(UserError, match="more processes here than the 2 GPUs") as caught, torchrun_processes("cuda"):
         pass
     assert type(caught.value) is kind
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_a_process_that_waits_for_a_connection_in_vain_ends_with_one_line():
+    """gloo waits in C++, where neither an exception nor a signal's handler reaches it."""
+    script = (
+        "from datetime import timedelta\n"
+        "from torchreid_autoreid.evaluation import processes\n"
+        "processes.CONNECT_TIMEOUT = timedelta(seconds=2)\n"
+        "with processes.torchrun_processes('cpu'):\n"
+        "    print('connected')\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=os.environ | {name: str(value) for name, value in alone.items()} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    (line,) = [line for line in finished.stderr.splitlines() if not line.startswith("[")]  # PyTorch's own
+    assert line.startswith("error: the processes have not connected within 2 s; torchrun starts them again if")

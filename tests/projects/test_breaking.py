@@ -8,11 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn_images import draw_people
 from forks import wait_until
-from PIL import Image
 
 from torchreid_autoreid.checkpoint import load_checkpoint
 from torchreid_autoreid.errors import UserError
@@ -31,21 +30,9 @@ test: {eval_freq: 1, batch_size: 8}
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """Options of a search of a few seconds: eight identities, 20 steps."""
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder, identities=8, images=8)
-    return ["--config-file", folder / "tiny.yaml", "--root", folder]
-
-
-def write_images(folder, identities, images):
-    rng = np.random.default_rng(0)
-    for part in ("train", "query", "gallery"):
-        (folder / part).mkdir(parents=True)
-        for pid in range(1, identities + 1):
-            colour = rng.integers(40, 215, size=3)
-            for index in range(images):
-                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
+    folder = draw_people(tmp_path_factory.mktemp("images"))
     (folder / "tiny.yaml").write_text(TINY)
+    return ["--config-file", folder / "tiny.yaml", "--root", folder]
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +294,9 @@ def memory_and_files(pid):
 @pytest.mark.slow
 @pytest.mark.long
 def test_memory_and_open_files_stay_flat_over_2000_steps(server, tmp_path, record_property):
-    write_images(tmp_path / "images", identities=40, images=20)
-    options = ["--config-file", tmp_path / "images" / "tiny.yaml", "--root", tmp_path / "images"]
+    folder = draw_people(tmp_path / "images", identities=40, images=20)
+    (folder / "tiny.yaml").write_text(TINY)
+    options = ["--config-file", folder / "tiny.yaml", "--root", folder]
     log = tmp_path / "log"
     run = start(server, options, log, "data.workers", 2, "train.max_epoch", 1000)
     seen = {}

@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn_images import draw_people
 from forks import completed
-from PIL import Image
 
 from torchreid_autoreid.cost import NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.genotype import Genotype
@@ -30,21 +29,9 @@ test: {eval_freq: 1}
 """
 
 
-def make_images(folder, identities=8, images=8):
-    rng = np.random.default_rng(0)
-    for part in ("train", "query", "gallery"):
-        (folder / part).mkdir(parents=True)
-        for pid in range(1, identities + 1):
-            colour = rng.integers(40, 215, size=3)
-            for index in range(images):
-                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("images"))
+    return draw_people(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
@@ -245,7 +232,7 @@ def test_mistakes_get_one_line_and_status_2(images, config, tmp_path, name):
     ],
 )
 def test_a_damaged_image_is_named(config, tmp_path, damage, workers):
-    folder = make_images(tmp_path / "images")
+    folder = draw_people(tmp_path / "images")
     victim = sorted((folder / "train").iterdir())[5]
     whole = victim.read_bytes()
     victim.write_bytes({"torn": whole[: len(whole) // 2], "zero bytes": b"", "no image": b"hello"}[damage])
@@ -355,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(images, c
 
 @pytest.mark.slow
 def test_a_half_with_one_camera_cannot_be_evaluated(config, tmp_path):
-    folder = make_images(tmp_path / "images")
+    folder = draw_people(tmp_path / "images")
     for path in sorted((folder / "train").iterdir()):
         if "_c2" in path.name:
             path.unlink()
@@ -449,7 +436,7 @@ def test_a_mistake_is_told_once_by_two_processes(images, config, tmp_path, optio
 
 @pytest.mark.slow
 def test_a_torn_image_ends_two_processes(config, tmp_path):
-    folder = make_images(tmp_path / "images")
+    folder = draw_people(tmp_path / "images")
     sorted((folder / "train").iterdir())[20].write_bytes(b"\xff\xd8 torn")
     done = torchrun("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log")
     assert_told_once(done, "cannot read the image")

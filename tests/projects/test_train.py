@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from drawn_images import draw_people
 from forks import completed
 from PIL import Image
 
@@ -35,21 +36,9 @@ test: {eval_freq: 1}
 """
 
 
-def make_images(folder):
-    rng = np.random.default_rng(0)
-    for part in ("train", "query", "gallery"):
-        (folder / part).mkdir(parents=True)
-        for pid in range(1, 9):
-            colour = rng.integers(40, 215, size=3)
-            for index in range(8):
-                pixels = (colour + rng.normal(0, 25, size=(40, 20, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / part / f"{pid:04d}_c{1 + index % 2}s1_{index:06d}_00.jpg")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("images"))
+    return draw_people(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

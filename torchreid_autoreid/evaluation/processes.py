@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +17,10 @@ from ..errors import SharedError, UserError
 
 #: how long a process waits for another, which may be reading a dataset first
 TIMEOUT = timedelta(minutes=30)
+#: how long the processes may take to connect, once torchrun has started them all
+CONNECT_TIMEOUT = timedelta(minutes=5)
+
+_PORT_KEY = "torchreid_autoreid/port"
 
 
 class OneProcess:
@@ -110,11 +117,67 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
                 "set --nproc_per_node to their number, or use the CPU"
             )
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    with _ends_without(CONNECT_TIMEOUT):
+        store, rank, size = _store_of_this_start()
+        torch.distributed.init_process_group(
+            "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
+        )
     try:
         yield processes(distributed=True)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _store_of_this_start() -> tuple[torch.distributed.Store, int, int]:
+    """Where the processes find one another, with the rank and the number of processes.
+
+    torchrun serves one store for all its restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is set), and the addresses
+    of processes that are gone stay in it: some of the new ones read these and connect to nobody
+    (https://github.com/pytorch/pytorch/issues/135712). So the first process serves a store of its own, and the others
+    take from torchrun's only where that is. If they read the place of an earlier one, nobody answers, and they look
+    again.
+    """
+    shared, rank, size = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return shared, rank, size  # the first process serves it
+    host = os.environ["MASTER_ADDR"]
+    if rank == 0:
+        own = torch.distributed.TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        shared.set(_PORT_KEY, str(own.port))
+        return own, rank, size
+    while True:
+        port = int(shared.get(_PORT_KEY))
+        try:
+            own = torch.distributed.TCPStore(host, port, size, False, timedelta(seconds=5), wait_for_workers=False)
+        except torch.distributed.DistError:
+            time.sleep(0.1)
+            continue
+        own.set_timeout(TIMEOUT)
+        return own, rank, size
+
+
+@contextmanager
+def _ends_without(patience: timedelta) -> Iterator[None]:
+    """Ends this process if the block takes longer, so that torchrun starts all of them again.
+
+    gloo waits in C++ for a process that is gone, where no exception reaches it.
+    """
+    connected = threading.Event()
+
+    def watch() -> None:
+        if not connected.wait(patience.total_seconds()):
+            sys.stderr.write(
+                f"error: the processes have not connected within {patience.total_seconds():.0f} s; torchrun starts "
+                "them again if --max-restarts allows, else start the same command again\n"
+            )
+            sys.stderr.flush()
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        connected.set()
 
 
 @contextmanager
