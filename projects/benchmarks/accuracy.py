@@ -4,7 +4,8 @@
     python projects/benchmarks/accuracy.py --root DIR --output log/accuracy --contestant gdas --contestant random
 
 Market-1501, or a subset of it, is expected in DIR/market1501/Market-1501-v15.09.15. The contestants are the strategies,
-the second order, and the search in the space without the part-aware operation. Each of them
+the second order, alphas that wait until half of the search is over, the search in the space without the part-aware
+operation, and the first genotype that a seed draws. Each of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
    `--seconds`;
@@ -37,13 +38,16 @@ from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype  # noqa: E402
 
 CANDIDATE_EPOCHS = 2
+HALF = "half of the epochs"
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
     "gdas": {"search.strategy": "gdas"},
     "pc_darts": {"search.strategy": "pc_darts"},
     "drnas": {"search.strategy": "drnas"},
+    "darts, warm-up": {"search.strategy": "darts", "search.warmup_epochs": HALF},
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
+    "one random genotype": {"search.strategy": "random", "train.max_epoch": 1},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
 }
 #: of both: the images and the network
@@ -76,13 +80,14 @@ def unit(name: str) -> int:
 
 def calibrate(name: str, options: argparse.Namespace) -> int:
     """How many epochs fit into the time: from the seconds between two ends of a unit of epochs."""
+    if "train.max_epoch" in CONTESTANTS[name]:
+        return int(CONTESTANTS[name]["train.max_epoch"])
     folder = options.output / "calibration" / name.replace(", ", "-").replace(" ", "_")
     known = folder.with_suffix(".json")
     if not known.exists():
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            running = pool.submit(
-                execute, "search", options, folder, CONTESTANTS[name] | {"train.max_epoch": 3 * unit(name)}
-            )
+            every_step_alike = {"search.warmup_epochs": 0, "train.max_epoch": 3 * unit(name)}
+            running = pool.submit(execute, "search", options, folder, CONTESTANTS[name] | every_step_alike)
             ends: list[float] = []  # when an epoch's line appeared
             history = folder / "history.jsonl"
             while not running.done():
@@ -99,7 +104,8 @@ def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> d
     """Searches, trains what was found, and tests it."""
     folder = options.output / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
     seeded = {"train.seed": seed}
-    used = execute("search", options, folder / "search", CONTESTANTS[name] | seeded | {"train.max_epoch": epochs})
+    settings = {key: epochs // 2 if value == HALF else value for key, value in CONTESTANTS[name].items()}
+    used = execute("search", options, folder / "search", settings | seeded | {"train.max_epoch": epochs})
     found = folder / "search" / "genotype.json"
     execute(
         "train", options, folder / "train", seeded | {"train.max_epoch": options.train_epochs},
