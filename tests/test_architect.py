@@ -221,12 +221,14 @@ def test_first_order_is_the_plain_gradient_at_the_present_weights():
 def test_weights_buffers_gradients_and_optimiser_stay_bit_for_bit(order, dtype):
     network, optimizer = trained(OPTIMIZERS["nesterov"], 3)
     network = network.to(dtype)
+    network.weights()[1].requires_grad_(False)
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict(), [w.grad for w in network.weights()]))
     batches = [(x.to(dtype), y) for x, y in (make_batch(1), make_batch(2))]
     Architect(network, nn.functional.cross_entropy, optimizer, order).backward(*batches)
     after = (network.state_dict(), optimizer.state_dict(), [w.grad for w in network.weights()])
     for old, new in zip(leaves(before), leaves(after), strict=True):
         assert torch.equal(old, new)
+    assert [w.requires_grad for w in network.weights()] == [number != 1 for number in range(len(network.weights()))]
 
 
 def test_weights_are_restored_when_the_loss_fails():
@@ -243,6 +245,7 @@ def test_weights_are_restored_when_the_loss_fails():
     with pytest.raises(RuntimeError, match="stop"):
         Architect(network, failing, optimizer, order=2).backward(make_batch(1), make_batch(2))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert all(w.requires_grad for w in network.weights())
 
 
 def test_displaced_passes_see_the_same_dropout():

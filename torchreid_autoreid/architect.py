@@ -129,8 +129,9 @@ class Architect:
         return value
 
     def _first_order(self, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        value = self._value(self.forward, self.val_loss, val_batch)
-        return value.detach(), self.gradient(value, self.network.alphas())
+        with _frozen(self.network.weights()):
+            value = self._value(self.forward, self.val_loss, val_batch)
+            return value.detach(), self.gradient(value, self.network.alphas())
 
     def _second_order(
         self, train_batch: Batch, val_batch: Batch, train_pass: TrainPass | None
@@ -183,7 +184,7 @@ class Architect:
     def _hessian_product(
         self,
         train_batch: Batch,
-        weights: Sequence[Tensor],
+        weights: Sequence[nn.Parameter],
         saved: Sequence[Tensor],
         direction: Sequence[Tensor],
         epsilon: float,
@@ -195,7 +196,7 @@ class Architect:
             with torch.no_grad():
                 for w, start, u in zip(weights, saved, direction, strict=True):
                     w.copy_(start + sign * epsilon * u)
-            with _randomness(states):
+            with _randomness(states), _frozen(weights):
                 value = self._value(self.network, self.loss, train_batch)
                 displaced.append(self.gradient(value, self.network.alphas()))
         return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
@@ -228,6 +229,19 @@ def unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
         yield
     finally:
         _copy(buffers, saved)
+
+
+@contextmanager
+def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Spares the block what only gradients of the weights need: all of the network before the first alpha, and more."""
+    active = [w for w in weights if w.requires_grad]
+    for w in active:
+        w.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for w in active:
+            w.requires_grad_(True)
 
 
 def random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:
