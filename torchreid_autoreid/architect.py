@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-__all__ = ["Architect", "SearchableNetwork", "TrainPass", "gradients", "random_states", "unchanged_buffers"]
+__all__ = [
+    "Architect",
+    "SearchableNetwork",
+    "TrainPass",
+    "frozen",
+    "gradients",
+    "random_states",
+    "unchanged_buffers",
+]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -129,7 +137,7 @@ class Architect:
         return value
 
     def _first_order(self, val_batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        with _frozen(self.network.weights()):
+        with frozen(self.network.weights()):
             value = self._value(self.forward, self.val_loss, val_batch)
             return value.detach(), self.gradient(value, self.network.alphas())
 
@@ -147,8 +155,8 @@ class Architect:
             value = self._value(self.forward, self.val_loss, val_batch)
             both = self.gradient(value, [*alphas, *weights])
             found, at_virtual = both[: len(alphas)], both[len(alphas) :]
-            direction = [rate * gradient for rate, gradient in zip(rates, at_virtual, strict=True)]  # u
-            norm = torch.stack([u.double().pow(2).sum() for u in direction]).sum().sqrt()
+            direction = torch._foreach_mul(at_virtual, rates)  # u
+            norm = torch.stack(torch._foreach_norm(direction)).double().norm()
             if norm > 0:
                 epsilon = self.displacement / norm.item()
                 product = self._hessian_product(train_batch, weights, saved, direction, epsilon, train_pass.states)
@@ -185,7 +193,7 @@ class Architect:
         self,
         train_batch: Batch,
         weights: Sequence[nn.Parameter],
-        saved: Sequence[Tensor],
+        saved: list[Tensor],
         direction: Sequence[Tensor],
         epsilon: float,
         states: RandomStates,
@@ -193,10 +201,8 @@ class Architect:
         """``d^2 L_train / (d alpha d w) . direction`` at the saved weights, by central differences."""
         displaced = []
         for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for w, start, u in zip(weights, saved, direction, strict=True):
-                    w.copy_(start + sign * epsilon * u)
-            with _randomness(states), _frozen(weights):
+            _copy(weights, torch._foreach_add(saved, list(direction), alpha=sign * epsilon))
+            with _randomness(states), frozen(weights):
                 value = self._value(self.network, self.loss, train_batch)
                 displaced.append(self.gradient(value, self.network.alphas()))
         return [(plus - minus) / (2.0 * epsilon) for plus, minus in zip(*displaced, strict=True)]
@@ -216,8 +222,8 @@ def gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]
 
 @torch.no_grad()
 def _copy(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for target, value in zip(targets, values, strict=True):
-        target.copy_(value)
+    if targets:
+        torch._foreach_copy_(list(targets), list(values))
 
 
 @contextmanager
@@ -232,16 +238,16 @@ def unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Spares the block what only gradients of the weights need: all of the network before the first alpha, and more."""
-    active = [w for w in weights if w.requires_grad]
-    for w in active:
-        w.requires_grad_(False)
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Spares the block what only the gradients of these parameters need."""
+    active = [p for p in parameters if p.requires_grad]
+    for p in active:
+        p.requires_grad_(False)
     try:
         yield
     finally:
-        for w in active:
-            w.requires_grad_(True)
+        for p in active:
+            p.requires_grad_(True)
 
 
 def random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:

@@ -40,7 +40,7 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from torchreid_autoreid.architect import Architect, TrainPass, random_states  # noqa: E402
+from torchreid_autoreid.architect import Architect, TrainPass, frozen, random_states  # noqa: E402
 from torchreid_autoreid.cells import SearchCell  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.losses import RetrievalLoss  # noqa: E402
@@ -86,7 +86,8 @@ def our_step(options: argparse.Namespace, contestant: str, step: str) -> Callabl
 
     def differentiate_weights() -> None:
         optimizer.zero_grad()
-        retrieval(network(train[0]), train[1])[0].backward()
+        with frozen(network.alphas()):
+            retrieval(network(train[0]), train[1])[0].backward()
 
     def run() -> None:  # as the engine does
         if order == 2:

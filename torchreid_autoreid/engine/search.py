@@ -15,7 +15,7 @@ import torch
 import torchreid
 from torch import Tensor, nn
 
-from ..architect import Architect, TrainPass, gradients, random_states, unchanged_buffers
+from ..architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
 from ..budget import Budget
 from ..checkpoint import load_like, load_optimizer, write_atomically
 from ..errors import Interrupted, UserError
@@ -269,11 +269,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _differentiate_weights(self, batch: Batch) -> dict[str, float]:
         """Sets the gradient of the weights, over all processes; returns the figures."""
         scaler = self.precision.scaler
-        outputs, identities = self.group.joined((self._forward(batch[0]), batch[1]))
-        total, parts = self.loss(outputs, identities)
-        self._check_finite("weight loss", float(parts["loss"]))
-        self.optimizer.zero_grad()
-        scaler.scale(total).backward()
+        with frozen(self.model.alphas()):
+            outputs, identities = self.group.joined((self._forward(batch[0]), batch[1]))
+            total, parts = self.loss(outputs, identities)
+            self._check_finite("weight loss", float(parts["loss"]))
+            self.optimizer.zero_grad()
+            scaler.scale(total).backward()
         self._reduce_gradients(self.model.weights())
         scaler.unscale_(self.optimizer)
         return step_figures(parts, outputs[0], identities)
