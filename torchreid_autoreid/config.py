@@ -178,8 +178,10 @@ def get_default_config() -> CfgNode:
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
     # How alphas weigh the operations of an edge: darts (ICLR 2019), gdas (CVPR 2019), pc_darts (ICLR 2020), drnas (ICLR
-    # 2021); or random, which trains random genotypes (Li and Talwalkar, UAI 2019). strategies.py says more of each.
-    cfg.search.strategy = "darts"
+    # 2021); strategies.py says more of each. Or random, which trains random genotypes for a short time and keeps the
+    # best (Li and Talwalkar, UAI 2019): the default, because it found the best networks in the README's comparison. The
+    # recipes in configs/ say darts, which is Auto-ReID's own.
+    cfg.search.strategy = "random"
     cfg.search.order = 1  # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
     cfg.search.split = "image"  # image: every identity in both halves (published); identity: in one (MSINet, CVPR 2023)

@@ -2,7 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +15,12 @@ import torch
 import torchreid
 from image_files import market_names, write_images
 
-from torchreid_autoreid.data.loader import InOrderLoader, ReadableImages, SearchLoader
+from torchreid_autoreid.data.loader import (
+    InOrderLoader,
+    ReadableImages,
+    SearchLoader,
+    _leave_signals_to_the_main_process,
+)
 from torchreid_autoreid.errors import UserError
 
 COUNTS = [2, 3, 4, 5, 6, 20, 4, 4]  # images of each identity
@@ -273,3 +280,33 @@ def test_batches_that_do_not_divide_into_parts_are_refused(items, transforms):
         make(items, transforms, share=(0, 3))
     with pytest.raises(UserError, match=r"8 images cannot be shared by 3 processes.* a multiple of 3"):
         make(items, transforms, train_sampler="RandomSampler", share=(2, 3))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
+def test_a_worker_ends_though_the_main_process_was_killed_before_it_began(tmp_path):
+    """PyTorch's own watch compares parents, and the first that such a worker sees is another already."""
+    processes = multiprocessing.get_context("fork")
+    reader, writer = processes.Pipe(duplex=False)
+
+    def worker():
+        while os.getppid() == main_process:
+            time.sleep(0.01)
+        writer.send("begins")
+        _leave_signals_to_the_main_process(0)
+        time.sleep(600)
+
+    def main():
+        nonlocal main_process
+        main_process = os.getpid()
+        processes.Process(target=worker).start()
+        os.kill(main_process, signal.SIGKILL)
+
+    main_process = 0
+    process = processes.Process(target=main)
+    process.start()
+    writer.close()
+    process.join()
+    assert reader.recv() == "begins"
+    assert reader.poll(60)
+    with pytest.raises(EOFError):  # the worker held the last end of the pipe
+        reader.recv()

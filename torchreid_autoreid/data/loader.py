@@ -7,6 +7,7 @@ whether the run was resumed in the middle of an epoch.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -295,16 +296,19 @@ def _leave_signals_to_the_main_process(_: int) -> None:
     """Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the
     main one finishes its step and needs its workers for that. They end with it, or when it says so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # not everywhere is there a way to learn who has sent a signal
+    if not hasattr(signal, "sigtimedwait"):  # not everywhere is there a way to learn who has sent a signal
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the threads that this one starts, too
-    threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_by_sigterm_of(sender: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
-        pass
+def _end_with(main: Any) -> None:
+    """PyTorch watches the main process too, but not one that is killed before a worker has begun to watch it."""
+    while main.is_alive():
+        sent = signal.sigtimedwait({signal.SIGTERM}, 5.0)
+        if sent is not None and sent.si_pid == main.pid:
+            break
     os._exit(0)  # as PyTorch's own handler does
 
 
