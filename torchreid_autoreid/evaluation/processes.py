@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -148,8 +149,9 @@ def _store_of_this_start() -> tuple[torch.distributed.Store, int, int]:
     while True:
         port = int(shared.get(_PORT_KEY))
         try:
+            socket.create_connection((host, port), timeout=5).close()  # the store would complain at length
             own = torch.distributed.TCPStore(host, port, size, False, timedelta(seconds=5), wait_for_workers=False)
-        except torch.distributed.DistError:
+        except (OSError, torch.distributed.DistError):
             time.sleep(0.1)
             continue
         own.set_timeout(TIMEOUT)
