@@ -519,14 +519,17 @@ def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :class:`~torchreid_autoreid.networks.AutoReIDSearchNetwork`."""
+    """Arguments of :class:`~torchreid_autoreid.networks.AutoReIDSearchNetwork`.
+
+    A random search has no such network: whoever tests one without naming its strategy gets that of darts.
+    """
     return {
         "channels": cfg.autoreid.channels,
         "layers": cfg.autoreid.layers,
         "blocks": cfg.autoreid.blocks,
         "parts": cfg.autoreid.parts,
         "space": cfg.search.space,
-        "strategy": cfg.search.strategy,
+        "strategy": "darts" if cfg.search.strategy == "random" else cfg.search.strategy,
         "partial_channels": cfg.search.partial_channels,
         "activation_checkpointing": cfg.search.activation_checkpointing,
     }
