@@ -81,7 +81,7 @@ examples:
   # on four GPUs: each takes its share of every batch, and the search is that of one GPU
   torchrun --nproc_per_node 4 projects/autoreid/search.py --config-file configs/autoreid_search_market1501.yaml \\
       --root DIR search.amp bfloat16
-  # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch, as the baseline
+  # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch (the key's default)
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml search.strategy gdas
   # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
   python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search

@@ -24,6 +24,7 @@ import argparse
 import concurrent.futures
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
     folder = options.output / "calibration" / name.replace(", ", "-").replace(" ", "_")
     known = folder.with_suffix(".json")
     if not known.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a timing that was stopped
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             every_step_alike = {"search.warmup_epochs": 0, "train.max_epoch": 3 * unit(name)}
             running = pool.submit(execute, "search", options, folder, CONTESTANTS[name] | every_step_alike)
@@ -171,14 +173,17 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{options.seconds:.0f} s are enough for these epochs: {epochs}", flush=True)
         waiting = [(name, seed) for seed in range(1, options.seeds + 1) for name in names if (name, seed) not in done]
         running = [pool.submit(compete, name, seed, epochs[name], options) for name, seed in waiting]
-        for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
-            row = future.result()
-            with open(results, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            print(
-                f"{number} of {len(running)}: {row['contestant']}, seed {row['seed']}: mAP {row['mAP']:.1%}", flush=True
-            )
+        try:
+            for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+                row = future.result()
+                with open(results, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                rows.append(row)
+                who = f"{row['contestant']}, seed {row['seed']}"
+                print(f"{number} of {len(running)}: {who}: mAP {row['mAP']:.1%}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or all that is waiting would still run
+            raise
     print(table([row for row in rows if row["contestant"] in names]))
 
 
