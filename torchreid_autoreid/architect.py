@@ -41,6 +41,11 @@ class TrainPass(NamedTuple):
     gradients: Sequence[Tensor]
     states: RandomStates
 
+    @classmethod
+    def of(cls, weights: Sequence[Tensor], states: RandomStates) -> TrainPass:
+        """The pass whose gradients the weights hold in ``.grad``."""
+        return cls([torch.zeros_like(w) if w.grad is None else w.grad for w in weights], states)
+
 
 class SearchableNetwork(Protocol):
     """What the architect needs of a network; ``buffers`` and ``modules`` are those of any ``nn.Module``."""

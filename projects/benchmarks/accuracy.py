@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from torchreid_autoreid.cli import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype  # noqa: E402
 
@@ -54,10 +55,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 #: of both: the images and the network
 SHARED = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "autoreid.channels": 16, "test.eval_freq": -1}
 
-Usage = dict[str, float]
 
-
-def execute(script: str, options: argparse.Namespace, folder: Path, settings: dict[str, Any], *more: str) -> Usage:
+def execute(
+    script: str, options: argparse.Namespace, folder: Path, settings: dict[str, Any], *more: str
+) -> dict[str, float]:
     """Runs a script to its end; returns the processor's seconds and the highest memory in MB."""
     command = [sys.executable, str(ROOT / f"projects/autoreid/{script}.py")]
     command += ["--config-file", str(ROOT / f"configs/autoreid_{script}.yaml"), "--root", str(options.root)]
@@ -79,11 +80,15 @@ def unit(name: str) -> int:
     return int(CONTESTANTS[name].get("search.candidate_epochs", 1))
 
 
+def folder_name(contestant: str) -> str:
+    return contestant.replace(", ", "-").replace(" ", "_")
+
+
 def calibrate(name: str, options: argparse.Namespace) -> int:
     """How many epochs fit into the time: from the seconds between two ends of a unit of epochs."""
     if "train.max_epoch" in CONTESTANTS[name]:
         return int(CONTESTANTS[name]["train.max_epoch"])
-    folder = options.output / "calibration" / name.replace(", ", "-").replace(" ", "_")
+    folder = options.output / "calibration" / folder_name(name)
     known = folder.with_suffix(".json")
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)  # of a timing that was stopped
@@ -104,7 +109,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
 
 def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> dict[str, Any]:
     """Searches, trains what was found, and tests it."""
-    folder = options.output / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
+    folder = options.output / f"{folder_name(name)}-{seed}"
     seeded = {"train.seed": seed}
     settings = {key: epochs // 2 if value == HALF else value for key, value in CONTESTANTS[name].items()}
     used = execute("search", options, folder / "search", settings | seeded | {"train.max_epoch": epochs})
@@ -187,19 +192,14 @@ def compare(options: argparse.Namespace) -> None:
     print(table([row for row in rows if row["contestant"] in names]))
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
-    try:
-        if min(options.seeds, options.jobs, options.threads) < 1 or options.seconds <= 0:
-            raise UserError("--seeds, --jobs, --threads and --seconds must be positive")
-        if options.train_epochs <= 5:
-            raise UserError("--train-epochs must be above 5, the epochs of the warm-up")
-        compare(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if min(options.seeds, options.jobs, options.threads) < 1 or options.seconds <= 0:
+        raise UserError("--seeds, --jobs, --threads and --seconds must be positive")
+    if options.train_epochs <= 5:
+        raise UserError("--train-epochs must be above 5, the epochs of the warm-up")
+    compare(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

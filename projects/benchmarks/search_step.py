@@ -93,8 +93,7 @@ def our_step(options: argparse.Namespace, contestant: str, step: str) -> Callabl
         if order == 2:
             states = random_states(network.weights())
             differentiate_weights()
-            known = [torch.zeros_like(w) if w.grad is None else w.grad for w in network.weights()]
-            architect.backward(train, val, TrainPass(known, states))
+            architect.backward(train, val, TrainPass.of(network.weights(), states))
             alpha_optimizer.step()
         else:
             architect.backward(train, val)

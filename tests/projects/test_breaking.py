@@ -21,18 +21,18 @@ TINY = """
 data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
 sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
 autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
-search: {strategy: darts}
 train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epoch: 5, batch_size: 8, print_freq: 1}
 loss: {softmax: {label_smooth: false}}
 test: {eval_freq: 1, batch_size: 8}
 """
+SEARCH = "search: {strategy: darts}\n"
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """Options of a search of a few seconds: eight identities, 20 steps."""
     folder = draw_people(tmp_path_factory.mktemp("images"))
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(TINY + SEARCH)
     return ["--config-file", folder / "tiny.yaml", "--root", folder]
 
 
@@ -152,10 +152,7 @@ def assert_one_line(text, *words):
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_stops_with_a_checkpoint_and_ends_the_same(server, options, tmp_path, kind):
     training = tmp_path / "train.yaml"
-    for_a_search = "search: {strategy: darts}\n"
-    assert for_a_search in TINY
-    tiny = TINY.replace("blocks: 1", "parts: 2").replace(for_a_search, "")
-    training.write_text(tiny + "model: {name: autoreid, pretrained: false}\n")
+    training.write_text(TINY.replace("blocks: 1", "parts: 2") + "model: {name: autoreid, pretrained: false}\n")
     options = ["--config-file", training, *options[2:]]
     pairs = ["train.max_epoch", 3, "recipe.ema_decay", "0.9"]
     logs = [tmp_path / name for name in ("through", "stopped")]
@@ -299,7 +296,7 @@ def memory_and_files(pid):
 @pytest.mark.long
 def test_memory_and_open_files_stay_flat_over_2000_steps(server, tmp_path, record_property):
     folder = draw_people(tmp_path / "images", identities=40, images=20)
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(TINY + SEARCH)
     options = ["--config-file", folder / "tiny.yaml", "--root", folder]
     log = tmp_path / "log"
     run = start(server, options, log, "data.workers", 2, "train.max_epoch", 1000)

@@ -236,12 +236,11 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _step_second_order(self, batch: Batch, alpha_batch: Batch) -> tuple[bool, dict[str, float]]:
         weights = self.model.weights()
         states = random_states(weights)
-        summary = self._differentiate_weights(batch)
-        known = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        if not self._sound("weight gradient", float(torch.nn.utils.get_total_norm(known)), weights):
+        norm, summary = self._differentiate_weights(batch)
+        if not self._sound("weight gradient", float(norm), weights):
             return False, summary
-        sound, alpha_summary = self._step_alphas(batch, alpha_batch, TrainPass(known, states))
-        return self._move_weights(sound), alpha_summary | summary
+        sound, alpha_summary = self._step_alphas(batch, alpha_batch, TrainPass.of(weights, states))
+        return self._move_weights(norm, sound), alpha_summary | summary
 
     def _step_alphas(
         self, train_batch: Batch, alpha_batch: Batch, train_pass: TrainPass | None = None
@@ -263,11 +262,11 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _step_weights(self, batch: Batch, alphas_stepped: bool = True) -> tuple[bool, dict[str, float]]:
         """Whether the step has been taken (never without that of the alphas), and its figures."""
-        summary = self._differentiate_weights(batch)
-        return self._move_weights(alphas_stepped), summary
+        norm, summary = self._differentiate_weights(batch)
+        return self._move_weights(norm, alphas_stepped), summary
 
-    def _differentiate_weights(self, batch: Batch) -> dict[str, float]:
-        """Sets the gradient of the weights, over all processes; returns the figures."""
+    def _differentiate_weights(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Sets the gradient of the weights, over all processes; returns its norm and the figures."""
         scaler = self.precision.scaler
         with frozen(self.model.alphas()):
             outputs, identities = self.group.joined((self._forward(batch[0]), batch[1]))
@@ -275,14 +274,16 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             self._check_finite("weight loss", float(parts["loss"]))
             self.optimizer.zero_grad()
             scaler.scale(total).backward()
-        self._reduce_gradients(self.model.weights())
-        scaler.unscale_(self.optimizer)
-        return step_figures(parts, outputs[0], identities)
-
-    def _move_weights(self, alphas_stepped: bool) -> bool:
-        """Takes the step, where the gradient is sound and the alphas have taken theirs; whether it did."""
         weights = self.model.weights()
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.grad_clip or math.inf)
+        self._reduce_gradients(weights)
+        scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        return norm, step_figures(parts, outputs[0], identities)
+
+    def _move_weights(self, norm: Tensor, alphas_stepped: bool) -> bool:
+        """Takes the step, clipped, where the gradient is sound and the alphas have taken theirs; whether it did."""
+        weights = self.model.weights()
+        torch.nn.utils.clip_grads_with_norm_(weights, self.grad_clip or math.inf, norm)
         sound = self._sound("weight gradient", float(norm), weights) and alphas_stepped
         if sound:
             self.optimizer.step()
