@@ -19,3 +19,4 @@ __all__ = ["Genotype", "UserError", "__version__", "register_model"]
 
 plugin.register()
 data.register_datasets()
+data.use_in_feature_extractor()

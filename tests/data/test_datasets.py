@@ -1,5 +1,9 @@
 """A user's own images, and the names of datasets."""
 
+import os
+import sys
+import unicodedata
+
 import pytest
 from image_files import market_names, write_images
 
@@ -26,7 +30,7 @@ def market(tmp_path):
 def folders(tmp_path):
     write_images(tmp_path / "train", ["alice/c1_0001.jpg", "alice/2_0001.png", "Bob Smith/cam03_x.JPEG"])
     write_images(tmp_path / "query", ["0000/c1_1.jpg"])  # a name like any other
-    write_images(tmp_path / "gallery", ["0000/C2s1-4.jpg", "-1/camera_12_a.bmp", "zoë/3.jpg"])
+    write_images(tmp_path / "gallery", ["0000/C2s1-4.jpg", "-1/camera_12_a.bmp", "zoë/c3.jpg"])
     return tmp_path
 
 
@@ -74,6 +78,115 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path):
     (tmp_path / "train" / "._0007_c1s1_000001_00.jpg").write_bytes(b"what a Mac leaves")
     (tmp_path / "train" / "Thumbs.db").write_bytes(b"what Windows leaves")
     assert len(load(tmp_path).train) == 3
+
+
+def test_what_is_left_out_is_told_in_one_warning_with_counts_and_reasons(tmp_path, caplog):
+    write_images(market(tmp_path) / "gallery", ["0009_c2s1_000002_00.gif", "0009_c2s1_000003_00.gif"])
+    write_images(tmp_path / "train", ["-1_c1s1_000001_00.jpg"])
+    (tmp_path / "train" / "Thumbs.db").write_bytes(b"what Windows leaves")
+    (tmp_path / "query" / "0009_c1s1_000007_00.jpg").symlink_to("/nowhere/a.jpg")
+    os.mkfifo(tmp_path / "gallery" / "0009_c1s1_000008_00.jpg")
+    for mode in ("train", "query", "gallery"):
+        load(tmp_path, mode=mode)
+    (message,) = [record.message for record in caplog.records]
+    for text in (
+        f"1 images of identities -1 and 0 in {tmp_path / 'train'}",
+        f"1 dead links in {tmp_path / 'query'} (such as 0009_c1s1_000007_00.jpg)",
+        f"2 .gif files in {tmp_path / 'gallery'} (such as 0009_c2s1_000002_00.gif)",
+        f"1 pipes or devices in {tmp_path / 'gallery'} (such as 0009_c1s1_000008_00.jpg)",
+    ):
+        assert text in message
+    assert "Thumbs" not in message
+
+
+@pytest.mark.parametrize("ending", [".webp", ".tif", ".TIFF", ".ppm"])
+def test_pictures_of_other_endings_are_read(tmp_path, caplog, ending):
+    write_images(market(tmp_path) / "gallery", [f"0009_c2s1_000009_00{ending}"])
+    assert len(load(tmp_path).gallery) == 3
+    assert not caplog.records
+
+
+def test_a_folder_of_dead_links_says_so(tmp_path):
+    market(tmp_path)
+    for path in (tmp_path / "query").iterdir():
+        path.unlink()
+        path.symlink_to("/nowhere/a.jpg")
+    with pytest.raises(UserError, match=r"query holds no images .*, but 1 dead links in .*\(such as 0009_c1s1_000001_"):
+        load(tmp_path)
+
+
+def test_names_in_the_folder_of_their_identity(tmp_path):
+    """The names of Market-1501, in a folder an identity."""
+    write_images(tmp_path / "train", ["0007/0007_c1s1_000001_00.jpg", "0007/0007_c2s1_000002_00.jpg"])
+    write_images(tmp_path / "query", ["9/0009_c1s1_000001_00.jpg"])
+    write_images(tmp_path / "gallery", ["0009/0009_c2s1_000001_00.jpg", "0000/0000_c3s1_1.jpg", "-1/-1_c3s1_1.jpg"])
+    dataset = load(tmp_path)
+    assert labels(dataset.train) == [("0007_c1s1_000001_00.jpg", 0, 0), ("0007_c2s1_000002_00.jpg", 0, 1)]
+    assert labels(dataset.query) == [("0009_c1s1_000001_00.jpg", 9, 0)]
+    assert labels(dataset.gallery) == [("0000_c3s1_1.jpg", 0, 2), ("0009_c2s1_000001_00.jpg", 9, 1)]
+    write_images(tmp_path / "gallery", ["0010/0009_c2s1_000002_00.jpg"])
+    with pytest.raises(UserError, match=r"identity and camera from 1 of 4 names, such as .*0010/0009_c2s1"):
+        load(tmp_path)
+
+
+def test_identities_and_cameras_of_more_digits_than_a_tensor_holds(tmp_path):
+    big = 10**20
+    write_images(tmp_path / "train", [f"{big + pid}_c{big + cam}_1.jpg" for pid in (4, 3) for cam in (1, 2)])
+    write_images(tmp_path / "query", [f"{big + 5}_c{big + 1}_1.jpg"])
+    write_images(tmp_path / "gallery", [f"{big + 5}_c{big + 2}_1.jpg", "0000_c1s1_1.jpg", "-1_c1s1_1.jpg"])
+    dataset = load(tmp_path)
+    assert [pid for _, pid, _, _ in dataset.train] == [0, 0, 1, 1]
+    assert [cam for _, _, cam, _ in dataset.train] in ([1, 2] * 2, [2, 3] * 2)
+    (query,), (distractor, match) = dataset.query, dataset.gallery
+    assert (distractor[1], distractor[2]) == (0, 0)
+    assert match[1] == query[1] > 0
+    assert match[2] != query[2]
+    assert max(match[1:]) < 1 << 32
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_one_person_in_both_forms_of_unicode(tmp_path, form):
+    other = "NFD" if form == "NFC" else "NFC"
+    write_images(tmp_path / "train", ["bob/c1_1.jpg"])
+    write_images(tmp_path / "query", [unicodedata.normalize(form, "José") + "/c1_1.jpg"])
+    write_images(tmp_path / "gallery", [unicodedata.normalize(other, "José") + "/c2_1.jpg"])
+    dataset = load(tmp_path)
+    assert dataset.query[0][1] == dataset.gallery[0][1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8(tmp_path):
+    folders(tmp_path)
+    for part in ("query", "gallery"):
+        os.rename(tmp_path / part / "0000", os.fsencode(tmp_path / part) + b"/\xd5\xc5")
+    dataset = load(tmp_path)
+    assert dataset.query[0][1] in {pid for _, pid, _, _ in dataset.gallery}
+
+
+@pytest.mark.parametrize("name", ["0001.jpg", "7.png", "000451.JPG"])
+def test_a_number_alone_is_no_camera(tmp_path, name):
+    write_images(folders(tmp_path) / "train", [f"alice/{name}"])
+    with pytest.raises(UserError, match=f"cannot read identity and camera from 1 of 4 names, such as .*alice/{name}"):
+        load(tmp_path)
+
+
+def test_as_many_cameras_as_images_are_suspicious(tmp_path, caplog):
+    write_images(folders(tmp_path) / "train", [f"alice/{number}_x.jpg" for number in range(80)])
+    load(tmp_path)
+    assert "give 80 cameras for 87 images; if they begin with the number of the image" in caplog.text
+
+
+def test_a_person_in_all_parts_is_one_class_when_they_are_combined(tmp_path):
+    write_images(tmp_path / "train", ["0003_c1s1_1.jpg", "0009_c1s1_1.jpg"])
+    write_images(tmp_path / "query", ["0009_c2s1_1.jpg", "0005_c2s1_1.jpg"])  # 5 is in the query alone
+    write_images(tmp_path / "gallery", ["0009_c3s1_1.jpg", "0004_c3s1_1.jpg", "0000_c3s1_1.jpg"])
+    dataset = load(tmp_path, combineall=True)
+    classes = {}
+    for path, pid, _, _ in dataset.train:
+        classes.setdefault(path.rsplit("/", 1)[1][:4], set()).add(pid)
+    assert classes == {"0003": {0}, "0009": {1}, "0004": {2}, "0005": {3}}
+    assert dataset.num_train_pids == 4
+    assert len(dataset.query) == 2
 
 
 def broken(tmp_path, part, name):

@@ -3,6 +3,7 @@
 import glob
 import logging
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torchreid
 from image_files import market_names, write_folder_dataset, write_images
 
-from torchreid_autoreid.data import SearchDataManager, dataset_names
+from torchreid_autoreid.data import SearchDataManager, TrainDataManager, dataset_names
 from torchreid_autoreid.data.manager import ReadableDataManager
 from torchreid_autoreid.errors import UserError
 
@@ -143,6 +144,61 @@ def test_a_torn_test_image_is_named(tmp_path, kind, workers):
     manager = kind(str(tmp_path), "folder", **OPTIONS | {"workers": workers})
     with pytest.raises(UserError, match=f"cannot read the image {victim} "):
         list(manager.test_loader["folder"]["gallery"])
+
+
+@pytest.mark.parametrize("name", ["my [new] data", "a*b", "[", "plain"])
+def test_a_root_with_the_letters_of_a_pattern(tmp_path, name):
+    folder = tmp_path / name / "market1501" / "Market-1501-v15.09.15"
+    for part, names in (("bounding_box_train", market_names([4] * 8)), ("query", market_names([1]))):
+        write_images(folder / part, names)
+    write_images(folder / "bounding_box_test", ["0001_c2s1_000001_00.jpg"])
+    plain = glob.glob
+    assert make(tmp_path / name, sources="market1501").num_train_pids == 8
+    assert glob.glob is plain
+
+
+def test_the_digest_of_the_images_is_that_of_names_identities_and_cameras(tmp_path):
+    first, moved = tmp_path / "first", tmp_path / "elsewhere" / "moved"
+    write_folder_dataset(first, [4] * 8)
+    shutil.copytree(first, moved)
+    described = make(first).trained_images
+    assert described.startswith("32 images of 8 identities by 2 cameras, digest ")
+    assert make(moved).trained_images == described == train(moved).trained_images
+    assert make(moved, split="identity", seed=5, batch_size_train=4).trained_images == described
+    tested = make(first).tested_images()
+    victim = moved / "train" / "0008_c1s1_000000_00.jpg"
+    for name in ("0008_c3s1_000000_00.jpg", "0007_c1s1_000009_00.jpg", "0008_c1s1_000001_00.jpg"):
+        victim = victim.rename(victim.with_name(name))
+        assert make(moved).trained_images != described
+    assert make(moved).tested_images() == tested
+    (moved / "query" / "0900_c1s1_000000_00.jpg").rename(moved / "query" / "0900_c3s1_000000_00.jpg")
+    assert make(moved).tested_images() != tested
+
+
+def train(root, **options):
+    return TrainDataManager(str(root), "folder", **({"batch_size_train": 8, "workers": 0, "use_gpu": False} | options))
+
+
+def test_a_test_set_of_one_camera_is_told_before_a_training(tmp_path):
+    write_folder_dataset(tmp_path, [4] * 8)
+    (tmp_path / "gallery" / "0900_c2s1_000000_00.jpg").rename(tmp_path / "gallery" / "0900_c1s1_000001_00.jpg")
+    for options in ({}, {"held_out": 0.5}):  # the test after the last epoch is of the target in both cases
+        with pytest.raises(UserError, match=r"none of the 1 queries of folder has a true match .*\(1 camera in all\)"):
+            train(tmp_path, **options)
+    make(tmp_path)  # a search tests on its own half
+
+
+def test_messages_of_a_training_speak_of_its_own_keys(tmp_path):
+    write_folder_dataset(tmp_path, [4] * 8, cameras=1)
+    with pytest.raises(
+        UserError, match=r"no identity of those held out is seen by two cameras.*recipe\.held_out"
+    ) as caught:
+        train(tmp_path, held_out=0.5)
+    assert "search." not in str(caught.value)
+    write_folder_dataset(tmp_path, [4] * 8)
+    with pytest.raises(UserError, match="the training set has 4 identities") as caught:
+        train(tmp_path, train_sampler="RandomIdentitySampler", num_instances=2, batch_size_train=10, held_out=0.5)
+    assert "search." not in str(caught.value)
 
 
 def test_random_patch_warns(images_root, caplog):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import glob
 import logging
+import os
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,21 +17,24 @@ from typing import Any
 import torchreid
 
 from ..errors import UserError
+from .images import SUFFIXES
 from .pedestrians import SyntheticPedestrians
 
-__all__ = ["FolderDataset", "check_dataset", "dataset_names", "register_datasets"]
+__all__ = ["FolderDataset", "check_dataset", "dataset_names", "literal_root", "register_datasets"]
 
 _LOGGER = logging.getLogger(__name__)
 
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
 _MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)", re.IGNORECASE)  # 0002_c1s1_000451_03.jpg
-_CAMERA_NAME = re.compile(
-    r"(?:camera|cam|c)?_?(\d+)(?:s\d+)?(?:[_.\-]|$)", re.IGNORECASE
-)  # c1_1.jpg, 1_1.jpg, cam03-a.jpg
+#: c1_1.jpg, c1.jpg, cam03-a.jpg, 1_1.jpg; a number alone may count images as well as cameras
+_CAMERA_NAME = re.compile(r"(?:(?:camera|cam|c)_?(\d+)(?:s\d+)?(?:[_.\-]|$)|_?(\d+)(?:s\d+)?[_.\-])", re.IGNORECASE)
 _JUNK, _DISTRACTOR = -1, 0  # identities in Market-1501's names
 
 #: What to do without any data.
 _EMBEDDED = "to try without data: python projects/autoreid/search.py --config-file configs/autoreid_search.yaml"
+
+#: files that systems leave in folders
+_OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
+_MOST_LABEL = (1 << 63) - 1  # of a tensor
 
 Read = Callable[[Path], "tuple[int, int] | None"]  # identity and camera by a path, or None
 Labelled = list[tuple[str, int, int]]  # path, identity, camera
@@ -81,21 +89,44 @@ def check_dataset(name: str, root: str) -> None:
         )
 
 
+@contextmanager
+def literal_root(root: str) -> Iterator[None]:
+    """Lets torchreid's datasets find their images below a root that has ``[``, ``*`` or ``?`` in its name.
+
+    They list folders by patterns, in which the root's own letters would be patterns too.
+    """
+    place, plain = os.path.abspath(os.path.expanduser(root)), glob.glob
+    if glob.escape(place) == place:
+        yield
+        return
+
+    def below_root(pattern: str, **options: Any) -> list[str]:
+        return plain(glob.escape(place) + pattern[len(place) :] if pattern.startswith(place) else pattern, **options)
+
+    glob.glob = below_root  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        glob.glob = plain
+
+
 class FolderDataset(torchreid.data.ImageDataset):
     """A user's own images: ``-s folder -t folder --root DIR`` with ``DIR/train``, ``DIR/query`` and ``DIR/gallery``.
 
-    Identity and camera are read in one of two ways, the same in all three folders:
+    Identity and camera are read in one of three ways, the same in all three folders:
 
     - from Market-style names: ``train/0002_c1s1_000451_03.jpg`` is identity 2 by camera 1. Identity ``-1`` is junk and
       left out; identity ``0`` is a distractor, kept in query and gallery;
+    - from such names in a folder an identity: ``train/0002/0002_c1s1_000451_03.jpg``;
     - from a folder an identity, whose name may be any text, and file names that begin with the camera:
       ``train/alice/c1_0001.jpg``, ``train/alice/2_0001.png``, ``train/alice/cam03_x.jpg``.
 
-    Images end in .jpg, .jpeg, .png or .bmp, in any case. Hidden files are passed over. Pixels are taken as they are
-    stored, as everywhere in torchreid: apply the rotation that a phone notes beside them (EXIF) before.
+    Images end in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .ppm or .pgm, in any case, and are read by
+    :func:`~torchreid_autoreid.data.images.read_image`. Hidden files are passed over. What else is left out is counted
+    in one warning.
 
     Raises:
-        UserError: if a folder is missing or empty, the two ways are mixed, or a name cannot be read; one is named.
+        UserError: if a folder is missing or empty, the ways are mixed, or a name cannot be read; one is named.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -113,46 +144,97 @@ class FolderDataset(torchreid.data.ImageDataset):
 
     def __init__(self, root: str = "", **options: Any) -> None:
         folder = Path(root or ".").expanduser().absolute()
-        paths = {part: _images(folder / part) for part in ("train", "query", "gallery")}
+        left_out = _LeftOut()
+        paths = {part: _images(folder / part, left_out) for part in ("train", "query", "gallery")}
         read = _way_of_naming(folder, [path for part in paths.values() for path in part])
-        train, query, gallery = (_labelled(part, read) for part in paths.values())
-        unlabelled = [item for item in train if item[1] in (_JUNK, _DISTRACTOR)]
+        train, query, gallery = _numbered([_labelled(part, read) for part in paths.values()])
+        for _, pid, _ in train:
+            if pid in (_JUNK, _DISTRACTOR):
+                left_out.add("images of identities -1 and 0", folder / "train", "")
         train = [item for item in train if item[1] not in (_JUNK, _DISTRACTOR)]
         if not train:
             raise UserError(f"{folder / 'train'} holds junk and distractors only; add images of identities above 0")
-        if unlabelled and options.get("mode", "train") == "train":  # torchreid loads a dataset once for every mode
-            _LOGGER.warning("left out %d images of identities -1 and 0 in %s", len(unlabelled), folder / "train")
-        numbers = {pid: number for number, pid in enumerate(sorted({pid for _, pid, _ in train}))}
+        if left_out.found:
+            _warn_once(f"left out {left_out}")
+        _check_cameras(folder, train + query + gallery)
+        self._classes = {pid: number for number, pid in enumerate(sorted({pid for _, pid, _ in train}))}
         super().__init__(
-            [(path, numbers[pid], camid) for path, pid, camid in train],
+            [(path, self._classes[pid], camid) for path, pid, camid in train],
             _without_junk(folder / "query", query),
             _without_junk(folder / "gallery", gallery),
             **options,
         )
 
+    def combine_all(self) -> None:
+        """Adds query and gallery to the training set. A person who is in both is one class (in torchreid: two)."""
+        new = sorted({pid for _, pid, _, _ in self.query + self.gallery} - {*self._classes, *self._junk_pids})
+        classes = self._classes | {pid: number for number, pid in enumerate(new, start=len(self._classes))}
+        self.train: list[Any] = [
+            *self.train,
+            *(
+                (path, classes[pid], camid, dsetid)
+                for path, pid, camid, dsetid in self.query + self.gallery
+                if pid not in self._junk_pids
+            ),
+        ]
+        self.num_train_pids = self.get_num_pids(self.train)
+        self.num_train_cams = self.get_num_cams(self.train)
 
-def _images(folder: Path) -> list[Path]:
-    """The images in a folder and in the folders therein."""
+
+class _LeftOut:
+    """Counts the files that a dataset does not use, by reason and folder."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, Path], list[str]] = {}
+
+    def add(self, reason: str, folder: Path, path: str) -> None:
+        self.found.setdefault((reason, folder), []).append(path)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{len(paths)} {reason} in {folder}{f' (such as {os.path.relpath(paths[0], folder)})' if paths[0] else ''}"
+            for (reason, folder), paths in self.found.items()
+        )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """torchreid loads a dataset once for every mode."""
+    _LOGGER.warning("%s", text)
+
+
+def _images(folder: Path, left_out: _LeftOut) -> list[Path]:
+    """The images in a folder and in the folders therein, sorted."""
     if not folder.is_dir():
         raise UserError(
             f"the dataset folder is expected in {folder.parent}, and {folder} does not exist; "
             f"give the folder that holds train/, query/ and gallery/ with --root; {_EMBEDDED}"
         )
     inside = _listed(folder)
-    below = [path for sub in inside if sub.is_dir() for path in _listed(sub)]
-    if deeper := [path for path in below if path.is_dir()]:
+    below = [entry for sub in inside if sub.is_dir() for entry in _listed(sub.path)]
+    if deeper := [entry.path for entry in below if entry.is_dir()]:
         raise UserError(f"{deeper[0]} is a folder in the folder of an identity; move its images one level up")
-    files = [path for path in inside + below if path.is_file()]
-    images = [path for path in files if path.suffix.lower() in _IMAGE_ENDINGS]
+    images = []
+    for entry in inside + below:
+        if entry.is_dir():
+            continue
+        if entry.is_file():
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in SUFFIXES:
+                images.append(Path(entry.path))
+            elif entry.name.lower() not in _OF_THE_SYSTEM:
+                left_out.add(f"{ending} files" if ending else "files without an ending", folder, entry.path)
+        else:
+            left_out.add("dead links" if entry.is_symlink() else "pipes or devices", folder, entry.path)
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(_IMAGE_ENDINGS))}); put some there")
-    if others := [path for path in files if path.suffix.lower() not in _IMAGE_ENDINGS]:
-        _LOGGER.debug("%d files in %s are no images, such as %s", len(others), folder, others[0])
+        others = f", but {left_out}" if left_out.found else ""
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}){others}; put some there")
     return images
 
 
-def _listed(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:
@@ -164,7 +246,9 @@ def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:
             f"{folder} mixes {len(flat)} images directly in train/, query/ or gallery/, such as {flat[0]}, "
             f"with {len(nested)} in folders of an identity, such as {nested[0]}; use one way"
         )
-    return _read_market_name if flat else _FolderNames()
+    if flat:
+        return _read_market_name
+    return _read_market_name_in_folder if _read_market_name_in_folder(nested[0]) else _FolderNames()
 
 
 def _labelled(paths: Sequence[Path], read: Read) -> Labelled:
@@ -182,6 +266,12 @@ def _read_market_name(path: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2]) - 1) if match else None
 
 
+def _read_market_name_in_folder(path: Path) -> tuple[int, int] | None:
+    """``0002/0002_c1s1_000451_03.jpg``: the folder repeats the name's identity."""
+    label, folder = _read_market_name(path), path.parent.name
+    return label if label and re.fullmatch(r"-1|\d+", folder) and int(folder) == label[0] else None
+
+
 class _FolderNames:
     """Numbers identities from 1 by the names of their folders; query and gallery share the numbers."""
 
@@ -192,7 +282,32 @@ class _FolderNames:
         match = _CAMERA_NAME.match(path.stem)
         if not match or _MARKET_NAME.match(path.name):  # 0002_c1s1_1.jpg would be read as camera 2
             return None
-        return self.numbers.setdefault(path.parent.name, len(self.numbers) + 1), int(match[1])
+        # A letter with an accent is one code point or two, as the system likes (NFC, NFD).
+        name = unicodedata.normalize("NFC", path.parent.name)
+        return self.numbers.setdefault(name, len(self.numbers) + 1), int(match[1] or match[2])
+
+
+def _numbered(parts: list[Labelled]) -> list[Labelled]:
+    """Numbers identities and cameras anew where one has more digits than a tensor holds."""
+    items = [item for part in parts for item in part]
+    identities, cameras = _within_64_bits({pid for _, pid, _ in items}), _within_64_bits({cam for *_, cam in items})
+    return [[(path, identities[pid], cameras[camid]) for path, pid, camid in part] for part in parts]
+
+
+def _within_64_bits(values: set[int]) -> dict[int, int]:
+    if max(values) <= _MOST_LABEL:
+        return {value: value for value in values}
+    return {value: value if value <= 0 else number for number, value in enumerate(sorted(values), start=1)}
+
+
+def _check_cameras(folder: Path, items: Labelled) -> None:
+    """Numbers that count images are easily taken for cameras."""
+    cameras = len({camid for _, _, camid in items})
+    if cameras > max(64, len(items) // 4):
+        _warn_once(
+            f"the names in {folder} give {cameras} cameras for {len(items)} images; "
+            "if they begin with the number of the image, put the camera before it, as in c1_0001.jpg"
+        )
 
 
 def _without_junk(folder: Path, items: Labelled) -> Labelled:

@@ -27,6 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import UserError
+from .images import read_image
 
 __all__ = ["InOrderLoader", "ReadableFolder", "ReadableImages", "SearchLoader", "collate"]
 
@@ -87,12 +88,9 @@ class ReadableFolder(Dataset):
 
 def _pixels(path: str) -> Image.Image | UserError:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(f" {path!r}", "")[:120]
-        return UserError(f"cannot read the image {path} ({reason}); replace the file or remove it")
+        return read_image(path)
+    except UserError as error:
+        return error
 
 
 class _Reproducible(Dataset):

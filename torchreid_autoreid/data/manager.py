@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torchreid
 
 from ..errors import UserError
-from .datasets import check_dataset
+from .datasets import check_dataset, literal_root
 from .loader import InOrderLoader, Item, ReadableImages, SearchLoader
 from .split import held_out_retrieval, split_by_identity, split_by_image
 
@@ -51,14 +54,15 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
         for name in names:
             check_dataset(name, root)
         try:
-            super().__init__(
-                root=root,
-                sources=sources,
-                targets=targets or None,
-                batch_size_test=batch_size_test,
-                workers=workers,
-                **options,
-            )
+            with literal_root(root):
+                super().__init__(
+                    root=root,
+                    sources=sources,
+                    targets=targets or None,
+                    batch_size_test=batch_size_test,
+                    workers=workers,
+                    **options,
+                )
         except (UserError, BrokenPipeError):  # it prints, perhaps to a reader that has gone
             raise
         except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, ValueError) as error:
@@ -70,6 +74,31 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
             for part, loader in loaders.items():
                 images = ReadableImages(loader.dataset.data, self.transform_te)
                 loaders[part] = InOrderLoader(images, batch_size_test, workers, self.use_gpu)
+
+    def check_retrievable(self) -> None:
+        """Makes sure that retrieval can be measured on every target, before anything is computed.
+
+        Raises:
+            UserError: if no query of a target has a true match by another camera in the gallery.
+        """
+        for name, loaders in self.test_loader.items():
+            cameras: dict[int, set[int]] = defaultdict(set)
+            for _, pid, camid, _ in loaders["gallery"].dataset.data:
+                cameras[pid].add(camid)
+            query = loaders["query"].dataset.data
+            if not any(cameras[pid] - {camid} for _, pid, camid, _ in query):
+                seen = len({camid for _, _, camid, _ in query}.union(*cameras.values()))
+                raise UserError(
+                    f"none of the {len(query)} queries of {name} has a true match by another camera in its gallery "
+                    f"({seen} {'camera' if seen == 1 else 'cameras'} in all), so retrieval cannot be measured; give "
+                    "images by several cameras, or another dataset with --targets"
+                )
+
+    def tested_images(self) -> str:
+        """Counts and digest of the names, identities and cameras of all targets, see :func:`described_images`."""
+        return described_images(
+            [item for loaders in self.test_loader.values() for part in loaders.values() for item in part.dataset.data]
+        )
 
 
 class SearchDataManager(ReadableDataManager):
@@ -94,6 +123,7 @@ class SearchDataManager(ReadableDataManager):
         held_out_loaders: ``{'query': …, 'gallery': …}`` over ``D_alpha`` with the transforms of testing, see
             :func:`~torchreid_autoreid.data.split.held_out_retrieval`.
         split_summary: counts of the split, for the log.
+        trained_images: counts and digest of the training images, see :func:`described_images`.
 
     Raises:
         UserError: if a dataset is unknown, missing or cannot be read, an argument is out of range, the batch size does
@@ -159,9 +189,16 @@ class SearchDataManager(ReadableDataManager):
         _warn_of_memory(options)
         self.split = split
         items = _relabelled(self.train_loader.dataset.train)
+        self.trained_images = described_images(items)
         w_items, alpha_items = _SPLITS[split](items, alpha_fraction, seed)
         for name, half in (("w", w_items), ("alpha", alpha_items)):
-            _check_half(name, half, batch_size_train, num_instances if by_identity else batch_size_train)
+            _check_enough(
+                f"the {name} half",
+                half,
+                batch_size_train,
+                num_instances if by_identity else batch_size_train,
+                "search.alpha_fraction",
+            )
 
         def search_loader(half: Sequence[Item], stream: str) -> SearchLoader:
             return SearchLoader(
@@ -216,6 +253,7 @@ class TrainDataManager(ReadableDataManager):
     Attributes:
         train_loader: :class:`SearchLoader` of the training images, drawn by any of torchreid's samplers.
         validation_loaders: ``{'query': …, 'gallery': …}``: of the identities held out, or of the first target.
+        trained_images: counts and digest of the training images, see :func:`described_images`.
 
     Raises:
         UserError: as :class:`SearchDataManager`.
@@ -260,15 +298,19 @@ class TrainDataManager(ReadableDataManager):
             **options,
         )
         _warn_of_memory(options)
+        self.check_retrievable()
         items = _relabelled(self.train_loader.dataset.train)
+        self.trained_images = described_images(items)
         query: Sequence[Item] = ()
         gallery: Sequence[Item] = ()
         if held_out:
             items, rest = split_by_identity(items, held_out, seed)
             items = _relabelled(items)
-            query, gallery = held_out_retrieval(rest, seed)
+            query, gallery = held_out_retrieval(
+                rest, seed, "those held out", "raise recipe.held_out, or set it to 0 to choose on the targets"
+            )
         instances = num_instances if train_sampler == "RandomIdentitySampler" else batch_size_train
-        _check_half("training", items, batch_size_train, instances)
+        _check_enough("the training set", items, batch_size_train, instances, "recipe.held_out")
         self._num_train_pids = len(_identities(items))  # torchreid's own name, behind its property
         self.train_loader = SearchLoader(
             ReadableImages(items, self.transform_tr),
@@ -319,15 +361,34 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_half(name: str, items: Sequence[Item], batch_size: int, num_instances: int) -> None:
+def described_images(items: Sequence[Item]) -> str:
+    """Counts images, identities and cameras, with a digest of all names, identities and cameras.
+
+    Names count below the innermost folder that all share, so that a dataset may be moved.
+
+    >>> described_images([("/a/0001_c1.jpg", 0, 0, 0), ("/a/0001_c2.jpg", 0, 1, 0)])
+    '2 images of 1 identities by 2 cameras, digest e7fb47e03641'
+    """
+    folder = os.path.commonpath([os.path.dirname(path) for path, *_ in items])
+    digest = hashlib.sha256()
+    for path, pid, camid, dsetid in sorted(items):
+        digest.update(os.fsencode(os.path.relpath(path, folder)) + f"\0{pid}\0{camid}\0{dsetid}\n".encode())
+    cameras = len({camid for _, _, camid, _ in items})
+    return (
+        f"{len(items)} images of {len(_identities(items))} identities by {cameras} cameras, "
+        f"digest {digest.hexdigest()[:12]}"
+    )
+
+
+def _check_enough(what: str, items: Sequence[Item], batch_size: int, num_instances: int, share: str) -> None:
+    """``share`` is the key that decides how many images are here."""
     needed, found = batch_size // num_instances, len(_identities(items))
-    name = "training set" if name == "training" else f"{name} half"
     if found == 0:
-        raise UserError(f"the {name} has no images; give more, or split them otherwise (search.alpha_fraction)")
+        raise UserError(f"{what} has no images; give more, or split them otherwise ({share})")
     if found < needed:
         fix = f"set train.batch_size to at most {found * num_instances}"
         raise UserError(
-            f"the {name} has {found} {'identity' if found == 1 else 'identities'}, and a batch of {batch_size} with "
+            f"{what} has {found} {'identity' if found == 1 else 'identities'}, and a batch of {batch_size} with "
             f"{num_instances} images each needs {needed}; {fix if found > 1 else 'give images of more people'}"
         )
 

@@ -59,11 +59,21 @@ def split_by_identity(items: Sequence[Item], fraction: float, seed: int) -> tupl
     return sorted(item for images in w for item in images), sorted(item for images in alpha for item in images)
 
 
-def held_out_retrieval(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
+def held_out_retrieval(
+    items: Sequence[Item],
+    seed: int,
+    what: str = "the alpha half",
+    fix: str = "give identities with two images by each of two cameras, or search.split identity (one by each)",
+) -> tuple[list[Item], list[Item]]:
     """Draws queries by camera: at most one an identity and camera; the rest is the gallery.
 
     An image becomes a query only while every query of its identity keeps a true match by another camera in the gallery,
     so each query counts. Identities seen by one camera only are distractors in the gallery.
+
+    Args:
+        items: ``(path, pid, camid, dsetid)`` each, in any order.
+        seed: of the choice.
+        what, fix: what the error calls the items, and its advice.
 
     Returns:
         Query and gallery, sorted.
@@ -94,10 +104,7 @@ def held_out_retrieval(items: Sequence[Item], seed: int) -> tuple[list[Item], li
             query += camera[:queries]
             gallery += camera[queries:]
     if not query:
-        raise UserError(
-            "no identity of the alpha half is seen by two cameras, so retrieval cannot be measured on it; "
-            "give identities with two images by each of two cameras, or search.split identity (one by each)"
-        )
+        raise UserError(f"no identity of {what} is seen by two cameras, so retrieval cannot be measured on it; {fix}")
     return sorted(query), sorted(gallery)
 
 

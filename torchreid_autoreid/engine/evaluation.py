@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchreid
 from torch.nn import functional as F
@@ -23,6 +20,7 @@ from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..evaluation.blocks import Progress
 from ..evaluation.processes import OneProcess, processes
 from ..fusion import fuse
+from .ranked import draw_ranked_results
 
 __all__ = ["FaissEvaluationMixin", "with_faiss_evaluation"]
 
@@ -189,9 +187,10 @@ class FaissEvaluationMixin:
         if visrank and processes(self.distributed).rank == 0:
             folder = Path(save_dir) / f"visrank_{dataset_name}"
             manager = self.datamanager  # type: ignore[attr-defined]
-            draw_ranked_results(
+            drawn = draw_ranked_results(
                 result, manager.fetch_test_loaders(dataset_name), manager.width, manager.height, folder, visrank_topk
             )
+            _tell(f"drew the {visrank_topk} nearest images of {drawn} queries into {folder}")
         return float(result.cmc[0]), float(result.mAP)
 
 
@@ -219,36 +218,6 @@ def share_of_loader(loader: Any, world: OneProcess) -> Any:
         pin_memory=loader.pin_memory,
         collate_fn=loader.collate_fn,
     )
-
-
-def draw_ranked_results(
-    result: RetrievalResult,
-    dataset: tuple[Sequence[Any], Sequence[Any]],
-    width: int,
-    height: int,
-    folder: Path,
-    topk: int,
-) -> None:
-    """Draws each query beside its ``topk`` nearest gallery images, by torchreid's own function, a query at a time.
-
-    That function sorts a dense matrix; here it gets a row that has the nearest items only, in their order.
-
-    Args:
-        result: with ``topk_indices``.
-        dataset: the query and gallery items, ``(path, pid, camid, …)`` each.
-        width, height: of an image, in pixels.
-        folder: where the pictures go.
-    """
-    queries, gallery = dataset
-    assert result.topk_indices is not None
-    for query, nearest in zip(queries, result.topk_indices, strict=True):
-        found = [gallery[index] for index in nearest if index >= 0]
-        order = np.arange(len(found), dtype=np.float32)[None, :]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints three lines a call
-            torchreid.utils.visualize_ranked_results(
-                order, ([query], found), "image", width=width, height=height, save_dir=str(folder), topk=topk
-            )
-    _tell(f"drew the {topk} nearest images of {len(queries)} queries into {folder}")
 
 
 def _tell(text: str) -> None:
