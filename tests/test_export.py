@@ -43,6 +43,12 @@ TINY = ["model.name", "autoreid", "autoreid.channels", "4", "autoreid.layers", "
     [
         (["recipe.neck", "after"], (64, 32)),
         (["autoreid.last_stride", "1"], (80, 48)),  # sizes that the stripes do not divide
+        (["recipe.neck", "after"], (96, 48)),  # an odd map in the last stage
+        (["recipe.neck", "before"], (64, 16)),  # a map of one column
+        (["recipe.neck", "after"], (16, 32)),  # of one row
+        (["recipe.neck", "after"], (16, 16)),
+        pytest.param(["recipe.neck", "after"], (224, 112), marks=pytest.mark.slow),
+        pytest.param(["recipe.neck", "after"], (160, 80), marks=pytest.mark.slow),
         pytest.param([], (384, 128), marks=pytest.mark.slow),
     ],
 )
@@ -141,11 +147,39 @@ def test_a_missing_package_is_told_with_the_way_to_get_it(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
-def test_a_model_that_pytorch_cannot_trace_gets_one_line(tmp_path, file_format):
+def test_a_model_that_pytorch_cannot_trace_gets_one_line(tmp_path, file_format, capfd):
     weights, _ = checkpoint(tmp_path, "model.name", "hacnn", size=(160, 64))
     with pytest.raises(UserError, match=f"cannot write hacnn as {file_format} .*; try the other format"):
         export(weights, tmp_path / "n", file_format)
     assert not (tmp_path / "n").exists()
+    assert capfd.readouterr().out == ""  # PyTorch would print 180 kB
+
+
+class Unwritable(torch.nn.Module):
+    """Fails where a tracer looks at it, and not where an eager run does."""
+
+    def forward(self, images):
+        if torch.jit.is_tracing():
+            raise KeyError("of any kind")
+        return images.mean((2, 3))
+
+
+def test_any_failure_of_a_writer_gets_one_line(tmp_path, monkeypatch):
+    weights, _ = checkpoint(tmp_path, *TINY)
+    monkeypatch.setattr(module, "fuse", lambda _: Unwritable())
+    with pytest.raises(UserError, match=r"cannot write autoreid as onnx .*; try the other format"):
+        export(weights, tmp_path / "n")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.onnx", "onnx"), ("a.pt", "torchscript"), ("b.PTH", "torchscript")])
+def test_the_ending_says_the_format(name, kind):
+    assert module.format_of(name) == kind
+
+
+@pytest.mark.parametrize("name", ["a", "a.tflite", "onnx"])
+def test_an_ending_that_says_none_asks_for_it(name):
+    with pytest.raises(UserError, match=f"{name} does not end in .onnx, .pt, .*; say --format onnx or torchscript"):
+        module.format_of(name)
 
 
 def test_foreign_files_have_no_metadata_and_run_nothing(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from .errors import UserError
 from .fusion import fuse
 from .version import __version__
 
-__all__ = ["FORMATS", "TOLERANCE", "export", "read_metadata", "write_onnx"]
+__all__ = ["FORMATS", "TOLERANCE", "export", "format_of", "read_metadata", "write_onnx"]
 
 FORMATS = ("onnx", "torchscript")
+#: ending of a file -> its format
+_OF_ENDINGS = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
 #: the largest difference of a feature value, relative to the largest value, that a file may have
 TOLERANCE = 1e-4
 _METADATA = "torchreid_autoreid.json"  # in a TorchScript archive
@@ -100,7 +103,9 @@ def export(
             raise UserError(
                 f"the format {file_format} needs a package that is missing ({error.name}); pip install onnx onnxruntime"
             ) from None
-        except RuntimeError as error:  # of what PyTorch cannot trace, some of torchreid's models
+        except Exception as error:  # of what PyTorch cannot trace, some of torchreid's models; runtimes have their own
+            if isinstance(error, MemoryError):
+                raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(
                 f"PyTorch cannot write {description.name} as {file_format} ({reason}); try the other format"
@@ -117,6 +122,21 @@ def export(
                 f"cannot write {output} ({error.strerror}); give a file in a folder you may write"
             ) from None
     return difference
+
+
+def format_of(output: str | Path) -> str:
+    """The format that a file's ending says.
+
+    Raises:
+        UserError: if it says none.
+
+    >>> format_of("reid.onnx"), format_of("reid.PT")
+    ('onnx', 'torchscript')
+    """
+    ending = Path(output).suffix.lower()
+    if ending not in _OF_ENDINGS:
+        raise UserError(f"{output} does not end in {', '.join(_OF_ENDINGS)}; say --format {' or '.join(FORMATS)}")
+    return _OF_ENDINGS[ending]
 
 
 def _check_output(output: Path, weights: Path) -> None:
@@ -160,7 +180,7 @@ def write_onnx(deployed: nn.Module, images: Tensor, path: Path, described: Mappi
     """Writes a network in eval mode; ``described`` goes into the metadata, ``images`` are an example of its input."""
     import onnx
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_graph():
         warnings.simplefilter("ignore")  # the tracer remarks on every constant
         torch.onnx.export(
             deployed,
@@ -177,6 +197,20 @@ def write_onnx(deployed: nn.Module, images: Tensor, path: Path, described: Mappi
     entry.key, entry.value = "torchreid_autoreid", json.dumps(described)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+@contextlib.contextmanager
+def _without_graph() -> Iterator[None]:
+    """PyTorch prints the whole graph of what it cannot write, and its switch for that does not switch (2.14)."""
+    log = getattr(torch._C, "_jit_onnx_log", None)
+    if log is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def _write_torchscript(deployed: nn.Module, images: Tensor, path: Path, described: Mapping[str, Any]) -> None:

@@ -70,7 +70,8 @@ class FusedNetwork(nn.Module):
         self.pool = copy.deepcopy(pool)
         self.cells = nn.ModuleList(_FusedCell(cell, cell is cells[-1]) for cell in cells)
         self.feature_dim = network.feature_dim
-        self.norm = copy.deepcopy(tested_norm(network) or nn.Identity())
+        norm = tested_norm(network)
+        self.norm = nn.Identity() if norm is None else _Scale(norm)
         self.requires_grad_(False)
         self.eval()
 
@@ -90,6 +91,24 @@ class FusedNetwork(nn.Module):
         for cell in self.cells:
             before_last, last = last, cell(before_last, last)
         return self.norm(last)
+
+
+class _Scale(nn.Module):
+    """A neck's batch norm in eval mode, as a factor and a shift: (B, D) to (B, D).
+
+    An exporter would have to know D, which it forgets behind a convolution that picks pixels of an odd map.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        state = {name: value.double() for name, value in norm.state_dict().items()}
+        scale = state["weight"] / (state["running_var"] + norm.eps).sqrt()
+        shift = state.get("bias", torch.zeros_like(scale)) - state["running_mean"] * scale
+        like = norm.weight
+        self.scale, self.shift = (nn.Parameter(value.to(like)) for value in (scale, shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
 
 
 @dataclass(frozen=True)
@@ -298,7 +317,10 @@ class _Halves(nn.Module):
         x, (height, width) = state.rectified, state.size
         odd = F.relu(self.conv(self.odd(x)), inplace=True)
         if height % 2 or width % 2:  # what lies beyond the map is zero, not the convolution of zero
-            odd = F.pad(odd[:, :, : height // 2, : width // 2], (0, width % 2, 0, height % 2))
+            if min(height, width) == 1:  # runtimes of ONNX are at odds about maps without a pixel
+                odd = torch.zeros_like(odd)
+            else:
+                odd = F.pad(odd[:, :, : height // 2, : width // 2], (0, width % 2, 0, height % 2))
         means = None
         if self.parts:  # the mean of a 1x1 convolution is that of its input, convolved
             means = F.linear(_means(x, self.parts), self.conv.weight.flatten(1), self.conv.bias)
@@ -353,7 +375,9 @@ class _Parts(nn.Module):
         if len(self.of_body) == 1:
             return spread(vectors, bounds, 1)
         rows = split(spread(vectors, bounds, 2), 2)[half]
-        if half == 1 and width % 2:  # the last odd column lies beyond the map
+        if half == 1 and width == 1:  # all odd columns lie beyond the map
+            return torch.zeros_like(rows)
+        if half == 1 and width % 2:  # the last one does
             rows = F.pad(rows.expand(-1, -1, -1, width // 2), (0, 1))
         return rows
 
