@@ -4,8 +4,8 @@ import itertools
 
 import torch
 
-from torchreid_autoreid.cost import NetworkShape
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
+from torchreid_autoreid.search.cost import NetworkShape
 
 TINY = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=2, height=64, width=32)
 FEW = ("sep_conv_3x3", "none", "skip_connect")  # a space small enough to try every genotype

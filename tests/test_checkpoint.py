@@ -12,20 +12,18 @@ import torchreid
 from torchreid_autoreid.checkpoint import (
     LATEST,
     PREVIOUS,
-    forget_half_written,
     forget_torn,
     load_checkpoint,
     load_state,
     load_weights,
     newest_checkpoint,
-    random_state,
-    restore_random_state,
     save_checkpoint,
-    write_atomically,
 )
+from torchreid_autoreid.engine.resume import random_state, restore_random_state
 from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.files import forget_half_written, write_atomically
 from torchreid_autoreid.genotype import Genotype
-from torchreid_autoreid.networks import AutoReIDNetwork, AutoReIDSearchNetwork
+from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 
 def draw():

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
-from torchreid_autoreid.description import Description
 from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, save_embeddings
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.spec import Description
 
 ROOT = Path(__file__).resolve().parents[1]
 TERABYTE = 10**12

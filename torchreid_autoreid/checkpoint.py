@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
-import random
-import tempfile
 import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,97 +24,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, short
+from .errors import UserError
+from .files import write_atomically
 from .genotype import Genotype
 
 __all__ = [
     "LATEST",
     "PREVIOUS",
-    "forget_half_written",
     "forget_torn",
     "load_checkpoint",
-    "load_like",
-    "load_optimizer",
     "load_state",
     "load_weights",
     "newest_checkpoint",
-    "random_state",
-    "restore_random_state",
     "save_checkpoint",
-    "write_atomically",
+    "state_differences",
 ]
 
 
 #: names of the newest checkpoint of a run and of the one before it
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint-previous.pth"
-
-_HALF_WRITTEN = ".part"
-
-
-def write_atomically(path: str | Path, write: Callable[[str], Any], previous: str | Path | None = None) -> None:
-    """Calls ``write(temporary_path)`` and moves the result to ``path`` in one step; file and folder synced to disk.
-
-    A crash at any moment leaves either the old file or the new one, never half of one.
-
-    Args:
-        path: where the result goes.
-        write: gets the name of an empty file in the same folder.
-        previous: where the old file is kept, if there was one. There is no moment without a whole file under one of the
-            two names.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_HALF_WRITTEN, dir=path.parent)
-    os.close(handle)
-    try:
-        write(name)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        if previous is not None and path.exists():
-            _keep(path, Path(previous))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Gives a file that is about to be replaced a second name."""
-    link = path.with_name(f".{previous.name}{_HALF_WRITTEN}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links: for a moment the file has its new name only
-        os.replace(path, previous)
-    else:
-        os.replace(link, previous)
-        link.unlink(missing_ok=True)  # rename() leaves it if both names were the same file already
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last: without it a power failure can bring the old file back."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def forget_half_written(folder: str | Path) -> None:
-    """Removes what a run that was killed while it wrote has left in its log folder."""
-    for path in Path(folder).glob(f".*{_HALF_WRITTEN}"):
-        path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path, previous: str | Path | None = None) -> None:
@@ -374,74 +298,3 @@ def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[st
         elif tuple(state[key].shape) != tuple(value.shape):
             found.append(f"its {key} is {tuple(state[key].shape)}, here {tuple(value.shape)}")
     return found
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads the state of an optimiser of the same kind over parameters of the same shapes.
-
-    PyTorch takes whatever it is given, and fails at the next step.
-
-    Raises:
-        ValueError: if the state is of another optimiser.
-    """
-    _check_like(optimizer.state_dict()["param_groups"], state["param_groups"], "param_groups")
-    optimizer.load_state_dict(dict(state))
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                raise ValueError(f"{name} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
-
-
-def load_like(module: Any, state: Mapping[str, Any]) -> None:
-    """Loads the state of a scheduler or a scaler of the same kind.
-
-    PyTorch would make any key of it an attribute.
-
-    Raises:
-        ValueError: if the state is of another kind.
-    """
-    _check_like(module.state_dict(), state, "state")
-    module.load_state_dict(dict(state))
-
-
-def _check_like(own: Any, given: Any, name: str) -> None:
-    """Keys, lengths and types are those of our own; numbers are finite."""
-    if isinstance(own, int | float) and not isinstance(own, bool):
-        if not isinstance(given, int | float) or not math.isfinite(given):
-            raise ValueError(f"{name} is {short(given)}, not a number")
-    elif own is not None and given is not None and type(own) is not type(given):
-        raise ValueError(f"{name} is {short(given)}")
-    elif isinstance(own, dict) and not isinstance(own, Counter):  # a Counter's keys are data
-        if own.keys() != given.keys():
-            raise ValueError(f"{name} has other keys: {short(sorted(own.keys() ^ given.keys(), key=str))}")
-        for key in own:
-            _check_like(own[key], given[key], f"{name}.{key}")
-    elif isinstance(own, list | tuple):
-        if len(own) != len(given):
-            raise ValueError(f"{name} has {len(given)} items, here {len(own)}")
-        for place, (one, other) in enumerate(zip(own, given, strict=True)):
-            _check_like(one, other, f"{name}[{place}]")
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all random generators, as plain data."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """The inverse of :func:`random_state`; generators of devices that are absent here are left alone."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    for index, generator in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, index)

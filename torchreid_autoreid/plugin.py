@@ -16,7 +16,7 @@ from torch import nn
 from .checkpoint import load_weights
 from .errors import UserError
 from .genotype import Genotype
-from .networks import AutoReIDNetwork, AutoReIDSearchNetwork
+from .space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
 __all__ = ["PRESETS", "PRETRAINED_FOLDER", "build_model", "load_pretrained", "register", "register_model"]
 

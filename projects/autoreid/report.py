@@ -1,40 +1,17 @@
-"""Writes the report of a search, one HTML page, from its log folder: the cells found, curves, alphas, configuration."""
+"""The command ``report`` of torchreid_autoreid, from a checkout."""
 
-from __future__ import annotations
-
-import argparse
+import os
+import signal
 import sys
 
-from torchreid_autoreid.cli import run
-from torchreid_autoreid.report import write_report
-
-EPILOG = """
-A search writes its report by itself when it ends. This command writes it for a search that is still running, was
-stopped, or ran elsewhere. The page needs no network and no other file: send it as it is.
-
-The log folder is the data.save_dir of search.py. Read are
-  history.jsonl   a line an epoch; a torn last line is left out, and the page says so
-  genotype.json   the cells found so far
-  config.yaml     the configuration; the page does without it
-
-examples:
-  python projects/autoreid/report.py --log-dir log/search
-  python projects/autoreid/report.py --log-dir log/search --output search.html
-
-The path of the page is printed. Exit status: 0 done; 2 the folder or one of its files is not what it should be.
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--log-dir", required=True, metavar="DIR", help="log folder (data.save_dir) of a search")
-    parser.add_argument("--output", metavar="FILE", help="the page to write, *.html (default: DIR/report.html)")
-    args = parser.parse_args(argv)
-    print(write_report(args.log_dir, args.output))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(run(main))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports last: an end without a word
+    # Before PyTorch reads it. A step is thousands of small operations; threads that spin for long while they wait for
+    # one another make it up to a hundred times slower as soon as another program wants the same core, and threads that
+    # never spin make it three times slower on an idle machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+    from torchreid_autoreid.commands import report
+    from torchreid_autoreid.commands.console import run
+
+    sys.exit(run(report.main))

@@ -30,13 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import (
-    Embeddings,
-    RetrievalIndex,
-    evaluate,
-    load_embeddings,
-    save_embeddings,
-)
+from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, evaluate, load_embeddings, save_embeddings
 
 MSMT17 = {"queries": 11659, "gallery": 82161, "dimension": 512, "identities": 3060, "cameras": 15}
 FACTORIES = ("IVF1024,Flat", "IVF1024,SQ8", "IVF1024,PQ64", "HNSW16")

@@ -48,12 +48,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from torchreid_autoreid.checkpoint import write_atomically  # noqa: E402
-from torchreid_autoreid.config import load_config  # noqa: E402
-from torchreid_autoreid.description import Description  # noqa: E402
+from torchreid_autoreid.config.read import load_config  # noqa: E402
+from torchreid_autoreid.deploy.export import write_onnx  # noqa: E402
+from torchreid_autoreid.deploy.fusion import fuse  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
-from torchreid_autoreid.export import write_onnx  # noqa: E402
-from torchreid_autoreid.fusion import fuse  # noqa: E402
+from torchreid_autoreid.files import write_atomically  # noqa: E402
+from torchreid_autoreid.spec import Description  # noqa: E402
 
 fold_batch_norms = torch.fx.experimental.optimization.fuse
 MODELS = (

@@ -6,14 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from torchreid_autoreid.data.drawing import (
-    CAMERAS,
-    HEIGHT,
-    WIDTH,
-    _figure,
-    draw_people,
-    photograph,
-)
+from torchreid_autoreid.data.drawing import CAMERAS, HEIGHT, WIDTH, _figure, draw_people, photograph
 
 PEOPLE = draw_people(200, random.Random(3))
 VIEWS = ("front", "back", "side")

@@ -8,15 +8,15 @@ import torchreid
 from drawn_images import draw_people
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchreid_autoreid.budget import Budget
-from torchreid_autoreid.cost import CostTable, NetworkShape, count_parameters
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageRandomSearchEngine
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
-from torchreid_autoreid.networks import AutoReIDNetwork
 from torchreid_autoreid.report import write_report
-from torchreid_autoreid.selection import draw_genotype
+from torchreid_autoreid.search.budget import Budget
+from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_parameters
+from torchreid_autoreid.search.selection import draw_genotype
+from torchreid_autoreid.space.networks import AutoReIDNetwork
 
 EPOCHS = 4
 

@@ -12,16 +12,16 @@ import torchreid
 from drawn_images import draw_people
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchreid_autoreid.budget import Budget
 from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from torchreid_autoreid.cost import CostTable, NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import Genotype
-from torchreid_autoreid.losses import RetrievalLoss
-from torchreid_autoreid.networks import AutoReIDSearchNetwork
-from torchreid_autoreid.strategies import Schedule
+from torchreid_autoreid.search.budget import Budget
+from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_macs, count_parameters
+from torchreid_autoreid.search.losses import RetrievalLoss
+from torchreid_autoreid.search.strategies import Schedule
+from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 
 EPOCHS = 2
 

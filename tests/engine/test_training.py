@@ -10,16 +10,11 @@ import torchreid
 from drawn_images import draw_people
 
 from torchreid_autoreid.data import TrainDataManager
-from torchreid_autoreid.engine import (
-    ImageSoftmaxTrainingEngine,
-    ImageTripletTrainingEngine,
-    Recipe,
-    build_scheduler,
-)
+from torchreid_autoreid.engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
 from torchreid_autoreid.errors import Interrupted, UserError
-from torchreid_autoreid.losses import batch_hard_triplet
-from torchreid_autoreid.neck import add_neck
-from torchreid_autoreid.networks import AutoReIDNetwork
+from torchreid_autoreid.search.losses import batch_hard_triplet
+from torchreid_autoreid.space.neck import add_neck
+from torchreid_autoreid.space.networks import AutoReIDNetwork
 
 EPOCHS = 2
 

@@ -15,7 +15,7 @@ import workers
 
 from torchreid_autoreid.errors import SharedError, UserError
 from torchreid_autoreid.evaluation import evaluate, roc
-from torchreid_autoreid.evaluation.processes import torchrun_processes
+from torchreid_autoreid.parallel.launch import torchrun_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,9 +61,9 @@ def test_a_process_that_waits_for_a_connection_in_vain_ends_with_one_line():
     """gloo waits in C++, where neither an exception nor a signal's handler reaches it."""
     script = (
         "from datetime import timedelta\n"
-        "from torchreid_autoreid.evaluation import processes\n"
-        "processes.CONNECT_TIMEOUT = timedelta(seconds=2)\n"
-        "with processes.torchrun_processes('cpu'):\n"
+        "from torchreid_autoreid.parallel import launch\n"
+        "launch.CONNECT_TIMEOUT = timedelta(seconds=2)\n"
+        "with launch.torchrun_processes('cpu'):\n"
         "    print('connected')\n"
     )
     with socket.socket() as free:

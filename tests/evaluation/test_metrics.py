@@ -10,8 +10,8 @@ from oracles import assert_result, clustered, distance_matrix, market1501, tied
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, evaluate_rank, metrics, roc
-from torchreid_autoreid.evaluation.processes import OneProcess
 from torchreid_autoreid.evaluation.ranking import Labels, Nearest, ordered, unordered
+from torchreid_autoreid.parallel.launch import OneProcess
 
 
 @pytest.fixture(params=[(256, 4096, 1), (7, 13, 1), (7, 13, 3)], ids=["one block", "many blocks", "three workers"])

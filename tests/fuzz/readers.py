@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 from torchreid_autoreid.checkpoint import load_checkpoint
-from torchreid_autoreid.config import check_search_config, check_train_config, load_config
-from torchreid_autoreid.description import Description
+from torchreid_autoreid.config.check import check_search_config, check_train_config
+from torchreid_autoreid.config.read import load_config
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import RetrievalIndex, load_embeddings
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.report.history import read_history
+from torchreid_autoreid.spec import Description
 
 
 def read_config(path):

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from ..data.loader import InOrderLoader
-from ..distributed import group
+from ..deploy.fusion import fuse
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..evaluation.blocks import Progress
-from ..evaluation.processes import OneProcess, processes
-from ..fusion import fuse
+from ..parallel.group import group
+from ..parallel.launch import OneProcess, processes
 from .ranked import draw_ranked_results
 
 __all__ = ["FaissEvaluationMixin", "with_faiss_evaluation"]

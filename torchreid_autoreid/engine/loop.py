@@ -15,24 +15,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import (
-    LATEST,
-    PREVIOUS,
-    forget_half_written,
-    forget_torn,
-    load_checkpoint,
-    load_like,
-    load_optimizer,
-    load_state,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    write_atomically,
-)
-from ..distributed import group, unsynchronised_buffers
+from ..checkpoint import LATEST, PREVIOUS, forget_torn, load_checkpoint, load_state, save_checkpoint
 from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
+from ..files import forget_half_written, write_atomically
+from ..parallel.batch_norm import unsynchronised_buffers
+from ..parallel.group import group
 from .evaluation import FaissEvaluationMixin
+from .resume import load_like, load_optimizer, random_state, restore_random_state
 
 __all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
 

@@ -12,16 +12,18 @@ import torch
 import torchreid
 from torch import nn
 
-from ..budget import Budget
-from ..checkpoint import load_checkpoint, load_like, write_atomically
+from ..checkpoint import load_checkpoint
 from ..errors import UserError
+from ..files import write_atomically
 from ..genotype import Genotype, num_edges
-from ..losses import RetrievalLoss
-from ..selection import draw_genotype
-from .board import write_epoch
+from ..search.budget import Budget
+from ..search.losses import RetrievalLoss
+from ..search.selection import draw_genotype
 from .loop import Batch, ReproducibleLoop
 from .precision import MixedPrecision
+from .resume import load_like
 from .search import step_figures
+from .tensorboard import write_epoch
 
 __all__ = ["ImageRandomSearchEngine", "Training"]
 

@@ -15,18 +15,19 @@ import torch
 import torchreid
 from torch import Tensor, nn
 
-from ..architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
-from ..budget import Budget
-from ..checkpoint import load_like, load_optimizer, write_atomically
 from ..errors import Interrupted, UserError
+from ..files import write_atomically
 from ..genotype import Genotype, num_edges
-from ..losses import RetrievalLoss
-from ..networks import AutoReIDSearchNetwork
-from ..selection import Mixtures, select_by_perturbation
-from ..strategies import Gdas, Schedule, Strengths
-from .board import write_epoch
+from ..search.architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
+from ..search.budget import Budget
+from ..search.losses import RetrievalLoss
+from ..search.selection import Mixtures, select_by_perturbation
+from ..search.strategies import Gdas, Schedule, Strengths
+from ..space.networks import AutoReIDSearchNetwork
 from .loop import Batch, ReproducibleLoop, classification_figures
 from .precision import MixedPrecision
+from .resume import load_like, load_optimizer
+from .tensorboard import write_epoch
 
 __all__ = ["ImageAutoReIDSearchEngine", "step_figures"]
 
@@ -60,10 +61,10 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             (DARTS+, Liang et al., 2019, section 3.2, criterion 1, which takes 2); epochs of the warm-up do not count;
             0: off.
         selection: ``strength`` derives the genotype from the alphas, ``perturbation`` chooses it at the end of the
-            search by :func:`~torchreid_autoreid.selection.select_by_perturbation`.
+            search by :func:`~torchreid_autoreid.search.selection.select_by_perturbation`.
         perturbation_batches: batches of ``D_alpha`` on which the loss without an operation is measured.
         perturbation_steps: steps of the weights on ``D_w`` after each choice.
-        schedule: of what changes by epoch, see :class:`~torchreid_autoreid.strategies.Schedule`.
+        schedule: of what changes by epoch, see :class:`~torchreid_autoreid.search.strategies.Schedule`.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         budget: limits on the cost of the derived network, which the alphas learn to keep and the genotype keeps.
         amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither
@@ -72,7 +73,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         distributed: search with all processes of ``torch.distributed``, each of which builds the same engine over its
             share of the batches (``SearchDataManager(share=…)``). Features and logits are joined before the loss. The
             step is that of one process on the whole batch if batch norm is synchronised
-            (:func:`~torchreid_autoreid.distributed.synchronise_batch_norm`).
+            (:func:`~torchreid_autoreid.parallel.batch_norm.synchronise_batch_norm`).
         grad_sync: ``mean`` or ``sum`` of the gradients of all processes, of the weights and of the alphas.
         use_gpu: use the GPU if there is one.
 

@@ -14,11 +14,12 @@ import torchreid
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoint import load_like, load_state
+from ..checkpoint import load_state
 from ..errors import UserError
-from ..losses import batch_hard_triplet
+from ..search.losses import batch_hard_triplet
 from .loop import Batch, ReproducibleLoop, classification_figures
 from .precision import MixedPrecision, check_precision
+from .resume import load_like
 
 __all__ = ["ImageSoftmaxTrainingEngine", "ImageTripletTrainingEngine", "Recipe", "build_scheduler"]
 

@@ -14,11 +14,11 @@ import scipy.sparse as sp
 import torch
 
 from ..errors import UserError
+from ..parallel.launch import OneProcess
 from .blocks import Progress, scan
 from .distances import prepare
 from .embeddings import check_count
 from .neighbours import Collection, CollectionDistances, share_of
-from .processes import OneProcess
 from .ranking import Nearest
 
 

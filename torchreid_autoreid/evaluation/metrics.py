@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..parallel.launch import OneProcess
 from .blocks import CPU_BLOCK, Distances, MatrixDistances, Progress, ranges, scan
 from .embeddings import as_labels, check_count
-from .processes import OneProcess
 from .ranking import CloserCounter, Labels, Matches, Nearest, find_matches, ordered, same_identity, unordered
 from .result import RetrievalResult
 

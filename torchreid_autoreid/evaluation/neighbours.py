@@ -9,10 +9,10 @@ from threading import Lock
 import numpy as np
 import torch
 
+from ..parallel.launch import OneProcess
 from .blocks import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
 from .distances import distance_block, pair_distances, prepare
 from .embeddings import release
-from .processes import OneProcess
 from .ranking import Nearest
 
 PAIRS_AT_ONCE = 1 << 14

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..parallel.launch import OneProcess
 from .blocks import Distances, ranges, share_out, workers
-from .processes import OneProcess
 
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
 

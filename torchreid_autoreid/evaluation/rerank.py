@@ -20,11 +20,11 @@ import scipy.sparse as sp
 import torch
 
 from ..errors import UserError
+from ..parallel.launch import OneProcess
 from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, check_count, check_dimensions
 from .neighbours import Collection, Farthest, Items, Neighbourhood
-from .processes import OneProcess
 from .ranking import Nearest
 
 DEFINITIONS = ("torchreid", "zhong")

@@ -8,21 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UserError
+from ..parallel.launch import processes
 from .blocks import Distances, FeatureDistances, Progress, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, check_count, check_dimensions
 from .expansion import Expansion
 from .index import RetrievalIndex
-from .metrics import (
-    RocCurve,
-    join_ranked,
-    rank_queries,
-    rank_retrieved,
-    roc_curve,
-    single_shot_ranks,
-    summarise,
-)
-from .processes import processes
+from .metrics import RocCurve, join_ranked, rank_queries, rank_retrieved, roc_curve, single_shot_ranks, summarise
 from .ranking import Labels, Nearest
 from .rerank import Reranking, feature_parts
 from .result import RetrievalResult

@@ -17,7 +17,7 @@ import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
-from ..config import plain_yaml
+from ..config.read import plain_yaml
 from ..errors import UserError
 from ..genotype import Genotype
 from .history import read_history

@@ -1,0 +1,110 @@
+"""Selection by perturbation against losses whose answer is known, and random genotypes against the uniform law."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges
+from torchreid_autoreid.search.selection import draw_genotype, select_by_perturbation
+from torchreid_autoreid.search.strategies import Mixture
+
+BLOCKS, EDGES = 3, 9
+
+
+def mixtures(edges=False):
+    made = {}
+    for kind in ("normal", "reduce"):
+        factors = torch.rand(EDGES) if edges else None
+        weights = torch.rand(EDGES, 7).softmax(-1)
+        made[kind] = Mixture(weights if factors is None else factors[:, None] * weights, factors)
+    return made
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_what_is_missed_most_stays(edges):
+    """The loss falls by ``worth * weight`` for each operation, so removing the worthiest costs most, in any order."""
+    start = mixtures(edges)
+    worth = {kind: 0.1 + torch.rand(EDGES, 7) for kind in start}
+    evaluate = lambda m: -sum(float((worth[kind] * m[kind].weights).sum()) for kind in m)  # noqa: E731
+    genotype = select_by_perturbation(start, OPERATION_NAMES, BLOCKS, evaluate, lambda _: None, seed=1)
+    for kind in start:
+        gain = worth[kind] * start[kind].weights
+        gain[:, OPERATION_NAMES.index("none")] = -1.0
+        best = gain.argmax(dim=1)
+        scale = torch.ones(EDGES) if start[kind].edges is None else start[kind].edges
+        alone = worth[kind].gather(1, best[:, None])[:, 0] * scale
+        for block in range(BLOCKS):
+            own = [(edge, source) for edge, of, source in cell_edges(BLOCKS) if of == block]
+            top = sorted(own, key=lambda pair: -float(alone[pair[0]]))[:2]
+            expected = tuple((OPERATION_NAMES[best[edge]], source) for edge, source in sorted(top))
+            assert getattr(genotype, kind)[block] == expected
+
+
+def test_each_choice_is_fixed_before_the_weights_are_tuned():
+    """DARTS-PT, algorithm 1: after every choice the network is tuned with all choices so far, and with those only."""
+    start, tuned, asked = mixtures(edges=True), [], []
+    kept = {kind: m.weights.clone() for kind, m in start.items()}
+
+    def evaluate(given):
+        asked.append(given)
+        return float(len(asked) % 5)
+
+    select_by_perturbation(start, OPERATION_NAMES, BLOCKS, evaluate, tuned.append, seed=2)
+    assert len(asked) == 2 * EDGES * 6 + 2 * EDGES  # each operation but none of each edge, then each edge
+    assert len(tuned) == 2 * EDGES + 2 * BLOCKS
+    for number, present in enumerate(tuned[: 2 * EDGES], start=1):
+        alone = sum(int((row > 0).sum() == 1) for m in present.values() for row in m.weights)
+        assert alone == number
+    last = tuned[-1]
+    for m, first in zip(last.values(), start.values(), strict=True):
+        alive = (m.weights > 0).sum(dim=1)
+        assert alive.sum() == 2 * BLOCKS
+        assert torch.equal(m.edges > 0, alive > 0)
+        assert torch.allclose(m.weights.sum(dim=1)[alive > 0], first.edges[alive > 0])
+    assert all(torch.equal(m.weights, kept[kind]) for kind, m in start.items())
+
+
+def test_an_operation_is_measured_alone_out_of_the_present_network():
+    start, seen = mixtures(), []
+    select_by_perturbation(start, OPERATION_NAMES, BLOCKS, lambda m: seen.append(m) or 0.0, lambda _: None, seed=3)
+    changed = {
+        (kind, edge, index)
+        for m in seen[:6]
+        for kind in m
+        for edge, index in (m[kind].weights != start[kind].weights).nonzero().tolist()
+    }
+    assert len({(kind, edge) for kind, edge, _ in changed}) == 1
+    assert {OPERATION_NAMES[index] for _, _, index in changed} == set(OPERATION_NAMES) - {"none"}
+
+
+def test_the_order_depends_on_the_seed_alone():
+    start = mixtures()
+    orders = []
+    for seed in (1, 1, 2):
+        seen = []
+        select_by_perturbation(start, OPERATION_NAMES, BLOCKS, lambda _: 0.0, lambda m, s=seen: s.append(m), seed=seed)
+        orders.append([[row.tolist() for row in m["normal"].weights] for m in seen])
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_random_genotypes_are_uniform_over_the_space():
+    names = ["sep_conv_3x3", "none", "skip_connect"]
+    drawn = Counter(draw_genotype(names, 2, str(seed)).normal[1] for seed in range(3000))
+    pairs = list(itertools.combinations(range(3), 2))
+    operations = [name for name in names if name != "none"]
+    space = {((a, i), (b, j)) for i, j in pairs for a in operations for b in operations}
+    assert set(drawn) == space
+    assert all(count == pytest.approx(3000 / 12, rel=0.3) for count in drawn.values())
+
+
+def test_a_seed_gives_one_genotype_and_a_budget_is_kept():
+    accepts = lambda genotype: genotype.count("skip_connect")["normal"] == 0  # noqa: E731
+    first = [draw_genotype(OPERATION_NAMES, 4, str(seed), accepts) for seed in range(20)]
+    assert first == [draw_genotype(OPERATION_NAMES, 4, str(seed), accepts) for seed in range(20)]
+    assert all(accepts(genotype) for genotype in first)
+    assert len(set(first)) == 20
+    with pytest.raises(UserError, match="none of 10000 random genotypes is within the budget"):
+        draw_genotype(OPERATION_NAMES, 4, "1", lambda _: False)

@@ -1,0 +1,110 @@
+"""The part-aware operation against a spelt-out form of the paper's five steps."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.space.part_aware import PartAware, stripe_bounds
+
+
+def spelt_out(op, x):
+    """Steps 1-5 with loops over samples, parts and rows; the batch norm is the operation's own."""
+    batch, channels, height, width = x.shape
+    bounds = stripe_bounds(height, op.parts)
+    stripes = len(bounds) - 1
+    hidden = op.query.in_features
+    weight = op.transform.weight.reshape(op.parts, hidden, channels)
+    bias = op.transform.bias.reshape(op.parts, hidden)
+    maps = []
+    for b in range(batch):
+        body = []
+        for m in range(stripes):
+            average = x[b, :, bounds[m] : bounds[m + 1]].mean(dim=(1, 2))
+            body.append(weight[m] @ average + bias[m])
+        mixed = []
+        for m in range(stripes):
+            scores = torch.stack([op.query(body[m]) @ op.key(body[n]) for n in range(stripes)])
+            mixed.append(sum(a * v for a, v in zip(scores.softmax(0), body, strict=True)))
+        rows = [mixed[m] for m in range(stripes) for _ in range(bounds[m + 1] - bounds[m])]
+        maps.append(torch.stack(rows, dim=1).unsqueeze(2).expand(-1, -1, width))
+    joined = F.relu(torch.cat([x, torch.stack(maps)], dim=1))
+    if op.fuse.stride == 1:
+        return op.fuse.norm(F.conv2d(joined, op.fuse.convs[0].weight))
+    even = F.conv2d(joined, op.fuse.convs[0].weight)[:, :, ::2, ::2]
+    padded = F.pad(joined, (0, 1, 0, 1))
+    odd = F.conv2d(padded, op.fuse.convs[1].weight)[:, :, 1::2, 1::2]
+    return op.fuse.norm(torch.cat([even, odd], dim=1))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("height", "width"), [(8, 4), (9, 5), (7, 3), (12, 4)])
+def test_equals_the_paper_spelt_out(stride, height, width):
+    torch.manual_seed(0)
+    op = PartAware(7, 6, stride).double()
+    x = torch.randn(3, 7, height, width, dtype=torch.float64)
+    assert torch.allclose(op(x), spelt_out(op, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("height", range(1, 20))
+@pytest.mark.parametrize("parts", [1, 3, 4, 6])
+def test_every_row_belongs_to_exactly_one_stripe(height, parts):
+    bounds = stripe_bounds(height, parts)
+    rows = [row for start, end in zip(bounds, bounds[1:], strict=False) for row in range(start, end)]
+    assert rows == list(range(height))
+    assert len(bounds) - 1 == min(height, parts)
+    if height >= parts:
+        assert bounds[:-1] == [m * height // parts for m in range(parts)]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 5, 1, 1), (1, 5, 2, 1), (1, 5, 3, 7), (2, 5, 5, 2), (1, 5, 16, 8)])
+def test_any_size_and_batch_one_trains(stride, shape):
+    op = PartAware(5, 4, stride, affine=False)
+    if shape[0] * -(-shape[2] // stride) * -(-shape[3] // stride) == 1:
+        op.eval()  # a batch norm in training needs more than one value a channel
+    x = torch.randn(shape, requires_grad=True)
+    out = op(x)
+    assert out.shape == (shape[0], 4, -(-shape[2] // stride), -(-shape[3] // stride))
+    out.pow(2).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_every_part_sees_every_other():
+    torch.manual_seed(0)
+    op = PartAware(6, 6).double().eval()
+    x = torch.randn(1, 6, 8, 3, dtype=torch.float64, requires_grad=True)
+    out = op(x)
+    (gradient,) = torch.autograd.grad(out[:, :, 7].sum(), x)
+    assert (gradient[:, :, :2].abs().sum(dim=(1, 3)) > 0).all()  # the lowest row depends on the highest stripe
+
+
+def test_gradient_is_right():
+    torch.manual_seed(0)
+    op = PartAware(4, 4, stride=2).double()
+    x = torch.randn(2, 4, 7, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: op(v), (x,), atol=1e-6)
+
+
+def test_every_parameter_gets_a_gradient():
+    op = PartAware(6, 6)
+    op(torch.randn(2, 6, 8, 4)).pow(3).sum().backward()
+    # The key's bias shifts all scores of a query alike, so the softmax ignores it; the others all matter.
+    for name, parameter in op.named_parameters():
+        assert parameter.grad is not None, name
+        assert name == "key.bias" or parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("keywords", [{"stride": 3}, {"parts": 0}])
+def test_wrong_arguments_are_named(keywords):
+    with pytest.raises(UserError, match=str(next(iter(keywords.values())))):
+        PartAware(4, 4, **keywords)
+
+
+def test_size_is_close_to_the_separable_convolution():
+    from torchreid_autoreid.space.operations import build_operation
+
+    part_aware, separable = (
+        sum(p.numel() for p in build_operation(name, 64).parameters()) for name in ("part_aware", "sep_conv_3x3")
+    )
+    assert 0.7 < part_aware / separable < 1.4

@@ -1,0 +1,1 @@
+"""The commands: each composes what the other rooms give, and runs it."""

@@ -1,0 +1,366 @@
+"""What the commands share: options, exit statuses, the log."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ..config.read import load_config
+from ..engine.run_folder import not_writable
+from ..errors import Interrupted, SharedError, UserError, short
+
+__all__ = [
+    "RESUME_HELP",
+    "Parser",
+    "StepBar",
+    "base_parser",
+    "config_from_args",
+    "quieten",
+    "run",
+    "setup_logging",
+    "stop_on_signals",
+    "told_once",
+]
+
+_LOGGER = logging.getLogger(__name__)
+
+RESUME_HELP = (
+    "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
+    "data.save_dir, and from the beginning if there is none yet, so that one command serves the first start and every "
+    "restart (torchrun --max-restarts, a pre-emptible queue)"
+)
+
+#: what a file system says when it takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
+def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The options of torchreid's ``scripts/main.py``.
+
+    Args:
+        description: a sentence.
+        epilog: examples, shown as they are.
+
+    >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
+    ['train.max_epoch', '3']
+    """
+    parser = Parser(
+        usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", metavar="YAML", default="", help="configuration; see configs/")
+    parser.add_argument("-s", "--sources", metavar="NAME", nargs="+", help="datasets to train on")
+    parser.add_argument("-t", "--targets", metavar="NAME", nargs="+", help="datasets to test on")
+    parser.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentation, such as random_flip random_crop")
+    parser.add_argument("--root", metavar="DIR", default="", help="folder that holds the datasets (default: reid-data)")
+    parser.add_argument(
+        "opts",
+        metavar="KEY VALUE",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="after the options: keys of the configuration, such as train.max_epoch 20; they override the file "
+        "(torchreid_autoreid/config/keys.py explains all keys)",
+    )
+    return parser
+
+
+def config_from_args(args: argparse.Namespace) -> CfgNode:
+    """The configuration that the options ask for.
+
+    Raises:
+        UserError: as :func:`~torchreid_autoreid.config.read.load_config`.
+    """
+    names = {}
+    opts: list[str] = []
+    for option in ("sources", "targets", "transforms"):
+        names[option], pairs = _split_off_pairs(getattr(args, option) or [])
+        opts += pairs
+    return load_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
+
+
+def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and the KEY VALUE pairs behind them, which argparse takes for more names.
+
+    >>> _split_off_pairs(["market1501", "train.max_epoch", "3"])
+    (['market1501'], ['train.max_epoch', '3'])
+    """
+    # No name of a dataset or transform has a dot, and no key but the top one is without.
+    first = next((i for i, word in enumerate(words) if "." in word or word == "use_gpu"), len(words))
+    return list(words[:first]), list(words[first:])
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Runs a command and gives its exit status.
+
+    0 done; 2 the user's mistake, or the machine's (a full disk, too little memory, a loader process that was killed),
+    told in one line on stderr; 130 interrupted, with the path to resume from. Anything else is a fault of the program's
+    and keeps its traceback. All of them are in the log file as well. Of what all processes of torchrun end with
+    together, the first one tells.
+
+    >>> run(lambda: None)
+    0
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a script has it so while it imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return main() or 0
+    except SharedError as error:
+        return _ended("" if _rank() else f"error: {error}", 2)
+    except UserError as error:
+        return _ended(f"error: {error}", 2)
+    except Interrupted as stop:
+        return _ended("" if _rank() else str(stop), 130)
+    except KeyboardInterrupt as stop:
+        return _ended(str(stop) or "interrupted; what has been written is kept", 130)
+    except Exception as error:
+        if line := _line_of_the_machine(error):
+            return _ended(f"error: {line}", 2)
+        _LOGGER.debug("stopped by a fault of the program", exc_info=True)
+        raise
+
+
+def _line_of_the_machine(error: Exception) -> str:
+    """What to do about a fault of the machine; nothing if it is the program's."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" {error.filename}" if error.filename else ""
+        return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name {short(error.filename)} is too long for this system; give a shorter one"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
+        return f"a loader process has died ({str(error).rstrip('.')}); {hint}"
+    if _is_of_the_group(error):
+        reason = str(error).strip().splitlines()[0][:160]
+        hint = "what has been written is kept; start all again with --resume auto, as torchrun --max-restarts does"
+        return f"another process of the run has ended or cannot be reached ({reason}); {hint}"
+    # PyTorch has an exception of its own for GPUs only.
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        reason = " ".join(str(error).split())[:160]
+        return (
+            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
+            "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+        )
+    return ""
+
+
+def _is_of_the_group(error: Exception) -> bool:
+    """Whether the processes of torchrun have lost one another: what gloo and NCCL say when a peer is gone."""
+    words = ("gloo", "Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "ProcessGroup", "TCPStore")
+    return (
+        "TORCHELASTIC_RUN_ID" in os.environ
+        and isinstance(error, RuntimeError)
+        and any(word in str(error) for word in words)
+    )
+
+
+def _ended(line: str, status: int) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # It ends the other processes as soon as one has ended, and all of them are to end with their own status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if line:
+        # One line, whatever a file's names hold: no line feeds, and nothing that a terminal would obey.
+        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split())[:2000])
+        _LOGGER.debug("%s", line)  # into the log file only
+        print(line, file=sys.stderr)
+    return status
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except UserError as error:
+        raise SharedError(str(error)) from None
+
+
+def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
+    """Sends the log to the terminal and, with times and details, to ``save_dir/name.log``.
+
+    torchreid prints and warns; both become lines of the same log. Progress bars write to stderr: they stay out of the
+    log, and its lines appear above them.
+
+    Returns:
+        A function that puts everything back.
+
+    Raises:
+        UserError: if the log cannot be written.
+    """
+    try:
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        to_file = _ToFile(Path(save_dir) / f"{name}.log", encoding="utf-8")
+    except OSError as error:
+        raise not_writable(save_dir, error) from None
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    stdout, show_warning = sys.stdout, warnings.showwarning
+    to_terminal = _ToTerminal(stdout)
+    logger = logging.getLogger(__name__.split(".", 1)[0])
+    propagated, level = logger.propagate, logger.level
+    for handler in (to_file, to_terminal):
+        logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    sys.stdout = printed = _Printed(stdout, _LOGGER)
+    warnings.showwarning = lambda message, category, *_: _LOGGER.warning("%s: %s", category.__name__, message)
+
+    def undo() -> None:
+        printed.end()
+        sys.stdout, warnings.showwarning = stdout, show_warning
+        logger.propagate = propagated
+        logger.setLevel(level)
+        for handler in (to_file, to_terminal):
+            logger.removeHandler(handler)
+            handler.close()
+
+    return undo
+
+
+def quieten() -> Callable[[], None]:
+    """For the processes of torchrun other than the first: they print, warn and log nothing but their own faults.
+
+    Returns:
+        A function that puts everything back.
+    """
+    stdout, showwarning = sys.stdout, warnings.showwarning
+    logger = logging.getLogger(__name__.split(".", 1)[0])
+    handler, propagated = logging.NullHandler(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    nowhere = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process lives
+    warnings.showwarning = lambda *_, **__: None
+
+    def undo() -> None:
+        sys.stdout, warnings.showwarning = stdout, showwarning
+        logger.propagate = propagated
+        logger.removeHandler(handler)
+        nowhere.close()
+
+    return undo
+
+
+def stop_on_signals(engine: Any) -> None:
+    """The first SIGINT or SIGTERM finishes the step and writes a checkpoint, the second one stops at once.
+
+    Not under torchrun: a queue sends the signal to all processes of a job, and torchrun passes its own on, so that a
+    process gets two for one. It is torchrun that stops what does not end in time.
+    """
+
+    def stop(signum: int, _: Any) -> None:
+        if engine.stop_requested:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                return
+            latest = engine.save_dir / "checkpoint.pth"
+            raise KeyboardInterrupt(f"interrupted; resume with --resume {latest}" if latest.exists() else "")
+        engine.stop_requested = True
+        if _rank() == 0:
+            print(f"\n{signal.Signals(signum).name}: finishing the step and writing a checkpoint …", file=sys.stderr)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+
+
+class StepBar:
+    """A bar over all epochs with the time left, on a terminal."""
+
+    def __init__(self, start_epoch: int, epochs: int) -> None:
+        self.start_epoch, self.epochs = start_epoch, epochs
+        self.bar: tqdm | None = None
+
+    def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
+        if self.bar is None:
+            done = epoch * batches + batch
+            # Some terminals say that they have no columns and rows at all; tqdm would believe them.
+            size = shutil.get_terminal_size()
+            self.bar = tqdm(
+                total=self.epochs * batches, initial=done, unit="step", ncols=size.columns, nrows=size.lines
+            )
+        # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
+        self.bar.n = epoch * batches + batch + 1
+        self.bar.total = self.epochs * batches
+        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{figures['top1']:.0%}", refresh=False)
+        self.bar.refresh()
+        if self.bar.n >= self.bar.total:
+            self.bar.close()
+
+
+class _ToFile(logging.FileHandler):
+    """A log that a full disk does not fill the terminal with tracebacks: the run's own files will tell."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _ToTerminal(logging.Handler):
+    """Writes lines above a progress bar, if there is one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(logging.INFO)
+        self.stream = stream
+        self.reader_has_gone = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.reader_has_gone:
+            return
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.stream.flush()
+        except BrokenPipeError:  # of `search.py … | head`: the run and its log file go on
+            self.reader_has_gone = True
+            # Python flushes the stream at its end, and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            print("nobody reads the output any more; the log file goes on", file=sys.stderr)
+        except Exception:  # as every handler of logging
+            self.handleError(record)
+
+
+class _Printed:
+    """A stdout whose lines become lines of the log."""
+
+    def __init__(self, stream: TextIO, logger: logging.Logger) -> None:
+        self.stream, self.logger, self.line = stream, logger, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split("\n")
+        for line in filter(str.strip, lines):
+            self.logger.info("%s", line.replace("\t", "  "))
+        return len(text)
+
+    def end(self) -> None:
+        if self.line:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -1,0 +1,446 @@
+"""Evaluates person retrieval, exactly and at any size: mAP, CMC, mINP, with re-ranking if asked.
+
+From a model and its configuration, or from the feature vectors of any framework.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchreid
+from tqdm import tqdm
+
+from ..checkpoint import load_weights
+from ..config.build import imagedata_kwargs, network_kwargs
+from ..config.keys import get_default_config
+from ..data import ReadableDataManager
+from ..engine import with_faiss_evaluation
+from ..errors import UserError
+from ..evaluation import (
+    Embeddings,
+    RetrievalIndex,
+    RetrievalResult,
+    RocCurve,
+    evaluate,
+    load_embeddings,
+    roc,
+    save_embeddings,
+)
+from ..files import write_atomically
+from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..space.networks import AutoReIDSearchNetwork
+from ..spec import Description
+from .console import base_parser, config_from_args
+
+EPILOG = """
+examples:
+  # feature vectors of any framework, plain and re-ranked
+  python projects/autoreid/evaluate.py --features features.npz
+  python projects/autoreid/evaluate.py --features features.npz --rerank --json figures.json
+  # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
+  python projects/autoreid/evaluate.py --features features.npz --index IVF1024,Flat
+  # a trained network on the test set of its dataset
+  python projects/autoreid/evaluate.py --config-file configs/autoreid_search.yaml --weights log/search/checkpoint.pth \\
+      model.name autoreid_search
+  python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
+      model.name osnet_x1_0
+  # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
+  torchrun --nproc_per_node 2 projects/autoreid/evaluate.py --features features.npz --rerank
+
+The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
+A checkpoint of train.py says itself which network it holds and for which size of images. For other files the network
+is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
+"""
+
+
+RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
+EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
+INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A query and a gallery with, where they are known, the paths of their images.
+
+    With several processes ``gallery`` is the part of this one; paths are of the whole gallery.
+    """
+
+    name: str
+    query: Embeddings
+    gallery: Embeddings
+    gallery_size: int
+    query_paths: Sequence[str] = ()
+    gallery_paths: Sequence[str] = ()
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = base_parser(__doc__, EPILOG)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
+    source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
+    parser.add_argument(
+        "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
+    )
+    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
+    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20)")
+    parser.add_argument("--k2", type=int, help="neighbours averaged in local query expansion (default: 6)")
+    parser.add_argument("--lambda", dest="lambda_value", type=float, help="share of the plain distance (default: 0.3)")
+    parser.add_argument(
+        "--definition",
+        choices=("torchreid", "zhong"),
+        help="torchreid squares the distances once more than the paper (default: torchreid)",
+    )
+    parser.add_argument("--query-expansion", type=int, default=0, metavar="N", help="average N neighbours into a query")
+    parser.add_argument(
+        "--query-expansion-alpha", type=float, default=0.0, metavar="A", help="weight them by similarity ** A"
+    )
+    parser.add_argument(
+        "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
+    )
+    parser.add_argument(
+        "--index",
+        default="Flat",
+        metavar="FACTORY",
+        help="faiss index, such as IVF1024,Flat or HNSW32, or a file of one (default: Flat, which is exact)",
+    )
+    parser.add_argument("--save-index", metavar="FILE", help="write the index, to be given to --index again")
+    parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
+    parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
+    parser.add_argument(
+        "--fpr",
+        metavar="RATE",
+        type=float,
+        action="append",
+        help="also the true-accept rate and the distance threshold at this false-accept rate; may be repeated",
+    )
+    parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
+    parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
+    parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    cfg = config_from_args(args)
+    # The configuration's keys count as the options do.
+    args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
+    check_options(args)
+    check_outputs(args)
+    device = args.device or ("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
+    with torchrun_processes(device) as world:
+        evaluate_all(args, cfg, device, world)
+    return 0
+
+
+def evaluate_all(args: argparse.Namespace, cfg: Any, device: str, world: OneProcess) -> None:
+    """Evaluates every test set; the first process prints and writes."""
+    if args.features:
+        sets: Iterable[TestSet] = [share_of_features(args.features, world)]
+    else:
+        sets = extract(cfg, args.weights, device, world)
+    metric = args.metric or (cfg.test.dist_metric if args.weights else "cosine")
+    figures: dict[str, Any] = {}
+    rows: list[Any] = []
+    for test_set in sets:
+        if figures and (args.save_features or args.save_index):
+            raise UserError("--save-features and --save-index write one dataset; give a single -t NAME")
+        whole = whole_gallery(test_set.gallery, world) if args.save_features or args.topk_csv else test_set.gallery
+        if args.save_features and world.rank == 0:
+            write(args, "save_features", partial(save_embeddings, query=test_set.query, gallery=whole))
+        started = time.monotonic()
+        result, curve = evaluate_set(test_set, args, metric, device, world)
+        seconds = time.monotonic() - started
+        options = settings(args)
+        if world.rank == 0:
+            print(table(test_set, result, curve, seconds, ", ".join([metric, *described(options)])))
+        figures[test_set.name] = result.to_dict() | {"metric": metric, **options, "seconds": seconds}
+        if curve is not None:
+            figures[test_set.name]["roc"] = roc_figures(curve)
+        if args.topk_csv:
+            rows += topk_rows(test_set, whole.pids, result)
+    if world.rank == 0:
+        if args.topk_csv:
+            write(args, "topk_csv", partial(write_topk, rows=rows))
+        if args.json:
+            text = json.dumps(figures, indent=1, allow_nan=False)
+            write(args, "json", lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for besides the metric, as the file of figures says it."""
+    expansion = {name: getattr(args, name) for name in EXPANSION if getattr(args, name)}
+    return {"reranked": args.rerank, **(reranking(args) if args.rerank else {}), "cuhk03": args.cuhk03, **expansion}
+
+
+def described(options: dict[str, Any]) -> Iterator[str]:
+    """The same for the table's title, without what is as always."""
+    if options["reranked"]:
+        yield "re-ranked" if options["definition"] == "torchreid" else "re-ranked by Zhong's definition"
+    if options["cuhk03"]:
+        yield "CUHK03's protocol"
+    yield from (f"{name.replace('_', ' ')} {options[name]}" for name in EXPANSION if name in options)
+
+
+def reranking(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of re-ranking, as given or torchreid's."""
+    return {key: value if getattr(args, key) is None else getattr(args, key) for key, value in RERANKING.items()}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses what would have no effect."""
+    for name in RERANKING:
+        if getattr(args, name) is not None and not args.rerank:
+            raise UserError(f"--{name.removesuffix('_value')} is an option of --rerank; give that too, or leave it out")
+    if args.fpr and (args.rerank or args.query_expansion or args.database_augmentation):
+        raise UserError(
+            "--fpr compares plain distances; leave out --rerank, --query-expansion, --database-augmentation"
+        )
+    if args.topk is not None and not args.topk_csv:
+        raise UserError("--topk is an option of --topk-csv; give that too, or leave it out")
+    args.topk = 10 if args.topk is None else args.topk
+    if args.topk < 1:
+        raise UserError(f"--topk must be at least 1, not {args.topk}")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Finds out before the work, not after it, that a result has nowhere to go."""
+    taken = {Path(path).resolve(): path for path in (args.features, args.weights, args.index) if path}
+    for option in ("json", "save_features", "save_index", "topk_csv"):
+        path = getattr(args, option)
+        if not path:
+            continue
+        name, path = f"--{option.replace('_', '-')} {path}", Path(path).resolve()
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+            raise UserError(f"cannot write {name}; give a file in a folder that can be written")
+        if path in taken:
+            raise UserError(f"{name} is {taken[path]}, which is given for something else too; give another file")
+        taken[path] = name
+    if args.save_index and args.index == "Flat":
+        raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
+
+
+def write(args: argparse.Namespace, option: str, writer: Callable[[str], Any]) -> None:
+    """Lets the writer make the option's file, whole or not at all."""
+    path = getattr(args, option)
+    try:
+        write_atomically(Path(path).resolve(), writer)
+    except (OSError, RuntimeError) as error:  # faiss raises the latter
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write --{option.replace('_', '-')} {path}: {reason}") from error
+
+
+def share_of_features(path: str, world: OneProcess) -> TestSet:
+    """The test set of a file; its gallery is the part of this process."""
+    query, gallery = load_embeddings(path)
+    size = len(gallery)
+    if size < world.size:
+        raise UserError(f"{path}: a gallery of {size} cannot be shared by {world.size} processes; start at most {size}")
+    part = slice(size * world.rank // world.size, size * (world.rank + 1) // world.size)
+    # A copy: a view would keep the whole gallery in every process.
+    own = gallery
+    if world.size > 1:
+        own = Embeddings(*(values[part].copy() for values in (gallery.features, gallery.pids, gallery.camids)))
+    return TestSet(Path(path).name, query, own, size)
+
+
+def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
+    """The gallery of which every process holds a part."""
+    if world.size == 1:
+        return part
+    return Embeddings(*(world.concatenate(values) for values in (part.features, part.pids, part.camids)))
+
+
+def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[TestSet]:
+    """The test sets of ``data.targets``, embedded by the model."""
+    description = description_of(cfg, weights)  # before the data, which can take a while
+    if description is not None:
+        cfg.data.height, cfg.data.width = description.height, description.width
+        cfg.data.norm_mean, cfg.data.norm_std = list(description.norm_mean), list(description.norm_std)
+    with first_process_first(world):  # it may have to draw or to unpack the data
+        manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
+    if description is not None:
+        model = description.build(manager.num_train_pids)
+    else:
+        model = AutoReIDSearchNetwork(manager.num_train_pids, **network_kwargs(cfg))
+    load_weights(model, weights)
+    if device == "cpu":  # as in train.py
+        model = model.to(memory_format=torch.channels_last)
+    engine = with_faiss_evaluation(
+        torchreid.engine.ImageSoftmaxEngine(manager, model.to(device), optimizer=None, use_gpu=device == "cuda"),
+        distributed=world.size > 1,
+    )
+    engine.flip_test = cfg.recipe.flip_test
+    for name, loaders in manager.test_loader.items():
+        with Bar(world) as bar:
+            query, gallery = engine.extract_test_set(
+                loaders["query"], loaders["gallery"], cfg.test.normalize_feature, bar
+            )
+        paths = [[item[0] for item in loaders[part].dataset.data] for part in ("query", "gallery")]
+        yield TestSet(name, query, gallery, len(paths[1]), *paths)
+
+
+def description_of(cfg: Any, weights: str) -> Description | None:
+    """The network: what the checkpoint says, else what the configuration says; ``None``: the search network."""
+    found = Description.of_checkpoint(weights)
+    if found is None:
+        return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
+    if cfg.model.name not in (get_default_config().model.name, found[0].name):
+        raise UserError(f"{weights} holds a network {found[0].name}, and model.name is {cfg.model.name}; leave it out")
+    return found[0]
+
+
+def evaluate_set(
+    test_set: TestSet,
+    args: argparse.Namespace,
+    metric: str,
+    device: str,
+    world: OneProcess,
+) -> tuple[RetrievalResult, RocCurve | None]:
+    with Bar(world) as bar:
+        result = evaluate(
+            test_set.query,
+            test_set.gallery,
+            metric=metric,
+            rerank=args.rerank,
+            **reranking(args),
+            query_expansion=args.query_expansion,
+            query_expansion_alpha=args.query_expansion_alpha,
+            database_augmentation=args.database_augmentation,
+            index=make_index(test_set, args, metric, device, world, bar),
+            search_parameters=args.search_parameters,
+            max_rank=args.max_rank,
+            device=device,
+            use_metric_cuhk03=args.cuhk03,
+            topk=args.topk if args.topk_csv else 0,
+            distributed=world.size > 1,
+            progress=bar,
+        )
+        if not args.fpr:
+            return result, None
+        distributed = world.size > 1
+        return result, roc(test_set.query, test_set.gallery, args.fpr, metric, device, distributed=distributed)
+
+
+def make_index(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess, bar: Bar
+) -> str | RetrievalIndex:
+    """What ``evaluate`` takes for its index: a factory string, or one that was read or is to be written."""
+    given = Path(args.index).is_file()
+    if not given and Path(args.index).suffix in INDEX_FILES:
+        raise UserError(f"there is no index file {args.index}; make it with --index IVF1024,Flat --save-index FILE")
+    if not given and not args.save_index:
+        return args.index
+    if world.size > 1:
+        raise UserError("an index file holds the whole gallery; run in one process, or build the index anew each time")
+    if args.database_augmentation:
+        raise UserError("an index file holds the gallery as it is; leave --database-augmentation out")
+    if given:
+        index = RetrievalIndex.load(args.index, test_set.gallery.dimension, metric, device)
+    else:
+        index = RetrievalIndex.build(test_set.gallery.features, args.index, metric, device, progress=bar)
+        index.visit_more_lists()
+    if args.save_index:
+        write(args, "save_index", index.save)
+    return index
+
+
+class Bar:
+    """Shows what an evaluation is doing as a bar with the time left, on a terminal."""
+
+    def __init__(self, world: OneProcess) -> None:
+        self.hidden = world.rank > 0 or not sys.stderr.isatty()
+        self.what = ""
+        self.bar: tqdm | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.bar is None or what != self.what:
+            self.__exit__()
+            self.what = what
+            self.bar = tqdm(desc=what, total=total, disable=self.hidden)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, seconds: float, kind: str) -> str:
+    suffix = "" if result.exact else " on what was retrieved"
+    rows = [
+        (f"mAP{suffix}", f"{result.mAP:.2%}"),
+        (f"mINP{suffix}", f"{result.mINP:.2%}"),
+        *((f"rank-{rank}", f"{result.rank(rank):.2%}") for rank in (1, 5, 10, 20) if rank <= len(result.cmc)),
+        *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in result.recall.items()),
+    ]
+    for row in roc_figures(curve) if curve is not None else ():
+        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4g}"
+        rows.append((f"true accepts at {row['fpr']:g} false ones (threshold {threshold})", f"{row['tpr']:.2%}"))
+    rows += [
+        ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
+        ("gallery", f"{test_set.gallery_size} x {test_set.gallery.dimension}"),
+        ("index", result.index if result.exact else f"{result.index} (approximate)"),
+        ("seconds", f"{seconds:.1f}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{test_set.name} ({kind})", *(f"  {name:<{width}}  {value:>12}" for name, value in rows)])
+
+
+def roc_figures(curve: RocCurve) -> list[dict[str, float | None]]:
+    return [
+        {
+            "fpr": float(fpr),
+            "achieved_fpr": float(achieved),
+            "tpr": float(tpr),
+            "threshold": float(threshold) if np.isfinite(threshold) else None,  # JSON has no infinity
+        }
+        for fpr, achieved, tpr, threshold in zip(
+            curve.fpr, curve.achieved_fpr, curve.tpr, curve.thresholds, strict=True
+        )
+    ]
+
+
+def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResult) -> list[list[Any]]:
+    assert result.topk_indices is not None
+    assert result.topk_distances is not None
+    return [
+        [
+            test_set.name,
+            query,
+            test_set.query_paths[query] if test_set.query_paths else "",
+            rank,
+            index,
+            test_set.gallery_paths[index] if test_set.gallery_paths else "",
+            f"{distance:.7g}",
+            int(test_set.query.pids[query] == gallery_pids[index]),
+        ]
+        for query, nearest in enumerate(zip(result.topk_indices, result.topk_distances, strict=True))
+        for rank, (index, distance) in enumerate(zip(*nearest, strict=True), start=1)
+        if index >= 0  # else the gallery has fewer
+    ]
+
+
+def write_topk(path: str, rows: Sequence[Sequence[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"])
+        writer.writerows(rows)

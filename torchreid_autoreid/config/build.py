@@ -1,0 +1,225 @@
+"""A configuration as arguments of the callables that read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yacs.config import CfgNode
+
+from .read import all_keys, get
+
+__all__ = [
+    "budget_limits",
+    "engine_run_kwargs",
+    "imagedata_kwargs",
+    "lr_scheduler_kwargs",
+    "network_kwargs",
+    "optimizer_kwargs",
+    "schedule_kwargs",
+    "scheduler_kwargs",
+    "search_kwargs",
+    "searchdata_kwargs",
+    "settings_of_result",
+    "shape_kwargs",
+    "traindata_kwargs",
+]
+
+
+def imagedata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of ``torchreid.data.ImageDataManager``."""
+    return {
+        "root": cfg.data.root,
+        "sources": cfg.data.sources,
+        "targets": cfg.data.targets,
+        "height": cfg.data.height,
+        "width": cfg.data.width,
+        "transforms": cfg.data.transforms,
+        "k_tfm": cfg.data.k_tfm,
+        "norm_mean": cfg.data.norm_mean,
+        "norm_std": cfg.data.norm_std,
+        "use_gpu": cfg.use_gpu,
+        "split_id": cfg.data.split_id,
+        "combineall": cfg.data.combineall,
+        "load_train_targets": cfg.data.load_train_targets,
+        "batch_size_train": cfg.train.batch_size,
+        "batch_size_test": cfg.test.batch_size,
+        "workers": cfg.data.workers,
+        "num_instances": cfg.sampler.num_instances,
+        "num_cams": cfg.sampler.num_cams,
+        "num_datasets": cfg.sampler.num_datasets,
+        "train_sampler": cfg.sampler.train_sampler,
+        "train_sampler_t": cfg.sampler.train_sampler_t,
+        "cuhk03_labeled": cfg.cuhk03.labeled_images,
+        "cuhk03_classic_split": cfg.cuhk03.classic_split,
+        "market1501_500k": cfg.market1501.use_500k_distractors,
+    }
+
+
+def searchdata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.data.SearchDataManager`."""
+    return imagedata_kwargs(cfg) | {
+        "split": cfg.search.split,
+        "alpha_fraction": cfg.search.alpha_fraction,
+        "seed": cfg.train.seed,
+    }
+
+
+def optimizer_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of ``torchreid.optim.build_optimizer``."""
+    return {
+        "optim": cfg.train.optim,
+        "lr": cfg.train.lr,
+        "weight_decay": cfg.train.weight_decay,
+        "momentum": cfg.sgd.momentum,
+        "sgd_dampening": cfg.sgd.dampening,
+        "sgd_nesterov": cfg.sgd.nesterov,
+        "rmsprop_alpha": cfg.rmsprop.alpha,
+        "adam_beta1": cfg.adam.beta1,
+        "adam_beta2": cfg.adam.beta2,
+        "staged_lr": cfg.train.staged_lr,
+        "new_layers": cfg.train.new_layers,
+        "base_lr_mult": cfg.train.base_lr_mult,
+    }
+
+
+def lr_scheduler_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of ``torchreid.optim.build_lr_scheduler``."""
+    return {
+        "lr_scheduler": cfg.train.lr_scheduler,
+        "stepsize": cfg.train.stepsize,
+        "gamma": cfg.train.gamma,
+        "max_epoch": cfg.train.max_epoch,
+    }
+
+
+def scheduler_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :func:`~torchreid_autoreid.engine.build_scheduler` besides those of the warm-up."""
+    values = lr_scheduler_kwargs(cfg)
+    return {"name": values.pop("lr_scheduler"), **values}
+
+
+def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of ``torchreid.engine.Engine.run``."""
+    return {
+        "save_dir": cfg.data.save_dir,
+        "max_epoch": cfg.train.max_epoch,
+        "start_epoch": cfg.train.start_epoch,
+        "fixbase_epoch": cfg.train.fixbase_epoch,
+        "open_layers": cfg.train.open_layers,
+        "start_eval": cfg.test.start_eval,
+        "eval_freq": cfg.test.eval_freq,
+        "test_only": cfg.test.evaluate,
+        "print_freq": cfg.train.print_freq,
+        "dist_metric": cfg.test.dist_metric,
+        "normalize_feature": cfg.test.normalize_feature,
+        "visrank": cfg.test.visrank,
+        "visrank_topk": cfg.test.visrank_topk,
+        "use_metric_cuhk03": cfg.cuhk03.use_metric_cuhk03,
+        "ranks": cfg.test.ranks,
+        "rerank": cfg.test.rerank,
+    }
+
+
+def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.space.networks.AutoReIDSearchNetwork`.
+
+    A random search has no such network: whoever tests one without naming its strategy gets that of darts.
+    """
+    return {
+        "channels": cfg.autoreid.channels,
+        "layers": cfg.autoreid.layers,
+        "blocks": cfg.autoreid.blocks,
+        "parts": cfg.autoreid.parts,
+        "space": cfg.search.space,
+        "strategy": "darts" if cfg.search.strategy == "random" else cfg.search.strategy,
+        "partial_channels": cfg.search.partial_channels,
+        "activation_checkpointing": cfg.search.activation_checkpointing,
+    }
+
+
+def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.data.TrainDataManager`."""
+    return imagedata_kwargs(cfg) | {"held_out": cfg.recipe.held_out, "seed": cfg.train.seed}
+
+
+#: Beginnings of keys that may change when a run resumes: what it ends with does not depend on them, or, for the weights
+#: to start from, no longer does.
+_FREE_ON_RESUME = (
+    "use_gpu",
+    "data.root",
+    "data.save_dir",
+    "data.targets",
+    "data.workers",
+    "model.load_weights",
+    "model.pretrained",
+    "autoreid.pretrained",
+    "recipe.keep_last",
+    "search.checkpoint_every",
+    "train.print_freq",
+    "test.",
+)
+
+
+def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
+    """Key -> plain value of all that the result of a run depends on: what a resumed run must have in common.
+
+    >>> settings_of_result(load_config(opts=["train.lr", "0.01"]))["train.lr"]
+    0.01
+    """
+    # The cosine is stretched over all epochs.
+    free = (*_FREE_ON_RESUME, *(() if cfg.train.lr_scheduler == "cosine" else ("train.max_epoch",)))
+    return {name: get(cfg, name) for name in all_keys(cfg) if not name.startswith(free)}
+
+
+def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.engine.ImageAutoReIDSearchEngine` besides its parts."""
+    return {
+        "order": cfg.search.order,
+        "grad_clip": cfg.search.grad_clip,
+        "warmup_epochs": cfg.search.warmup_epochs,
+        "real_alpha_every": cfg.search.real_alpha_every,
+        "derive_renormalised": cfg.search.derive_renormalised,
+        "skip_cap": cfg.search.skip_cap,
+        "stop_at_skips": cfg.search.stop_at_skips,
+        "selection": cfg.search.selection,
+        "perturbation_batches": cfg.search.perturbation_batches,
+        "perturbation_steps": cfg.search.perturbation_steps,
+        "checkpoint_every": cfg.search.checkpoint_every,
+        "amp": cfg.search.amp,
+        "grad_sync": cfg.search.grad_sync,
+    }
+
+
+def schedule_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.search.strategies.Schedule`."""
+    return {
+        "tau_start": cfg.search.tau_start,
+        "tau_end": cfg.search.tau_end,
+        "auxiliary_skip": cfg.search.auxiliary_skip,
+        "beta_weight": cfg.search.beta_weight,
+        "skip_dropout": cfg.search.skip_dropout,
+        "dirichlet_weight": cfg.search.dirichlet_weight,
+    }
+
+
+def budget_limits(cfg: CfgNode) -> dict[str, float]:
+    """The limits of :class:`~torchreid_autoreid.search.budget.Budget` that are set."""
+    limits = {
+        "params": cfg.search.budget.params,
+        "macs": cfg.search.budget.macs,
+        "latency_ms": cfg.search.budget.latency_ms,
+    }
+    return {name: limit for name, limit in limits.items() if limit}
+
+
+def shape_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of :class:`~torchreid_autoreid.search.cost.NetworkShape`: the network that a budget holds for."""
+    return {
+        "channels": cfg.search.budget.channels,
+        "layers": tuple(cfg.search.budget.layers),
+        "blocks": cfg.autoreid.blocks,
+        "parts": cfg.autoreid.parts,
+        "height": cfg.search.budget.height or cfg.data.height,
+        "width": cfg.search.budget.width or cfg.data.width,
+        "last_stride": cfg.search.budget.last_stride,
+    }

@@ -1,0 +1,217 @@
+"""A configuration read from a YAML file, options and ``KEY VALUE`` pairs, each value in the type of its default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from ..errors import UserError, short
+from .keys import get_default_config
+
+__all__ = ["all_keys", "get", "load_config", "plain_yaml"]
+
+
+_MAX_FILE_BYTES = 1 << 16  # a configuration has a few kilobytes
+
+
+_MAX_WHOLE = 1 << 53  # of whole numbers; what counts something larger than this is a mistake
+
+
+_COMMAND_LINE = "the command line"
+
+
+def load_config(
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    *,
+    root: str = "",
+    sources: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    transforms: Sequence[str] | None = None,
+) -> CfgNode:
+    """The defaults, changed by a YAML file, then by the named options, then by ``KEY VALUE`` pairs.
+
+    Sources without targets are the targets too.
+
+    Raises:
+        UserError: if a file is missing or is no YAML mapping, a key is unknown, or a value is of another type.
+
+    >>> load_config(opts=["train.max_epoch", "3"]).train.max_epoch
+    3
+    """
+    cfg = get_default_config()
+    if config_file:
+        _merge(cfg, _read_yaml(Path(config_file)), config_file)
+    if root:
+        cfg.data.root = root
+    # Sources given alone are tested on too: the file's own targets are another dataset.
+    for key, values in (("sources", sources), ("targets", targets or sources), ("transforms", transforms)):
+        if values:
+            cfg.data[key] = list(values)
+    if len(opts) % 2:
+        raise UserError(
+            f"{_COMMAND_LINE}: keys and values come in pairs, and {short(opts[-1])} is alone; write KEY VALUE"
+        )
+    for name, text in zip(opts[::2], opts[1::2], strict=True):
+        _set(cfg, name, _parse(cfg, name, text), _COMMAND_LINE)
+    return cfg
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = sorted({str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")})
+        near = get_close_matches(str(path), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}" if known else "look in configs/"
+        raise UserError(f"no configuration file {path}; {hint}")
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; give a YAML file")
+    try:
+        content = plain_yaml(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line} is not plain YAML: {str(error.problem)[:200]}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys with values, such as `train: {{max_epoch: 3}}`, not {short(content)}")
+    return content
+
+
+def plain_yaml(text: str) -> Any:
+    """What a YAML text holds: numbers, texts, lists and mappings.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML, has tags of Python, nests too deep, or uses anchors and aliases, of which a
+            hundred bytes can unfold to any size.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # a tag on a text that does not fit it (`!!int x`) raises almost anything
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML that refuses aliases, and a key given twice, of which YAML would keep the last."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "it has an alias; write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _merge(cfg: CfgNode, content: dict[Any, Any], where: str, prefix: str = "") -> None:
+    for key, value in content.items():
+        name = f"{prefix}{key if isinstance(key, str) else short(key)}"
+        node = _lookup(cfg, name, where)
+        if not isinstance(node, CfgNode):
+            _set(cfg, name, value, where)
+        elif isinstance(value, dict):
+            _merge(cfg, value, where, f"{name}.")
+        elif value is not None:  # a section whose keys are all commented out is empty
+            raise UserError(f"{where}: {name} holds keys of its own ({', '.join(node)}), not {short(value)}")
+
+
+def _parse(cfg: CfgNode, name: str, text: str) -> Any:
+    """The value of a ``KEY VALUE`` pair: a text as it stands, anything else as YAML."""
+    if isinstance(_lookup(cfg, name, _COMMAND_LINE), str):
+        return text
+    try:
+        return plain_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"{_COMMAND_LINE}: cannot read {short(text)}, the value of {name}; write it as YAML") from None
+
+
+def _lookup(cfg: CfgNode, name: str, where: str) -> Any:
+    node: Any = cfg
+    for part in name.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            raise UserError(f"{where}: unknown key {short(name)}; {_similar(cfg, name)}")
+        node = node[part]
+    return node
+
+
+def _similar(cfg: CfgNode, name: str) -> str:
+    if name.startswith("-"):
+        return "options such as --root go before the first KEY VALUE pair"
+    keys = list(all_keys(cfg))
+    section, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+    siblings = {key.rsplit(".", 1)[-1]: key for key in keys if key.startswith(f"{section}.")}
+    near = [key for key in keys if key.rsplit(".", 1)[-1] == last]
+    near += [siblings[end] for end in get_close_matches(last, siblings, n=2)]
+    if not siblings:
+        near += get_close_matches(name, [*keys, *cfg], n=2)
+    if near:
+        return f"did you mean {' or '.join(dict.fromkeys(near))}?"
+    return f"choose from {', '.join(siblings.values())}" if siblings else f"it must begin with one of {', '.join(cfg)}"
+
+
+def all_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield from all_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
+
+
+def _set(cfg: CfgNode, name: str, value: Any, where: str) -> None:
+    old = _lookup(cfg, name, where)
+    if isinstance(old, CfgNode):
+        raise UserError(
+            f"{where}: {name} holds keys of its own; set one of {', '.join(f'{name}.{key}' for key in old)}"
+        )
+    section, _, key = name.rpartition(".")
+    (get(cfg, section) if section else cfg)[key] = _converted(name, value, old, where)
+
+
+def _converted(name: str, value: Any, old: Any, where: str) -> Any:
+    """The value in the type of the default. yacs would refuse an int for a float, and take anything for a list."""
+    if isinstance(old, list):
+        values = [_scalar(item, type(old[0])) for item in (value if isinstance(value, list) else [value])]
+        if None in values:
+            kind = _TYPE_NAMES[type(old[0])]
+            raise UserError(f"{where}: {name} must be a list such as {old}, each item {kind}, not {short(value)}")
+        return values
+    converted = _scalar("" if value is None and isinstance(old, str) else value, type(old))
+    if converted is None:
+        quotes = "; put it in quotes" if isinstance(old, str) and not isinstance(value, list | dict) else ""
+        raise UserError(f"{where}: {name} must be {_TYPE_NAMES[type(old)]}, not {short(value)}{quotes}")
+    return converted
+
+
+_TYPE_NAMES = {bool: "true or false", float: "a finite number", int: "a whole number", str: "a text"}
+
+
+def _scalar(value: Any, wanted: type) -> Any:
+    """``None`` where the value is of another type."""
+    if wanted is float and not isinstance(value, bool):
+        try:
+            number = float(value)  # YAML 1.1 reads 5e-5, without a dot, as a text
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return number if math.isfinite(number) else None
+    if wanted is int and type(value) is int and abs(value) > _MAX_WHOLE:
+        return None
+    return value if type(value) is wanted else None
+
+
+def get(cfg: CfgNode, name: str) -> Any:
+    for part in name.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,1 @@
+"""A trained network made ready for use: fused, and as a file of its own."""

@@ -1,0 +1,120 @@
+"""The log folder of a run: one writer, an earlier run kept, the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..checkpoint import LATEST, newest_checkpoint
+from ..errors import UserError
+from ..files import write_atomically
+
+__all__ = ["AUTO", "bring_history", "checkpoint_path", "keep_earlier_run", "not_writable"]
+
+
+AUTO = "auto"
+
+
+def not_writable(save_dir: str | Path, error: OSError) -> UserError:
+    reason = error.strerror or type(error).__name__
+    return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")
+
+
+def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
+    """The file that ``--resume`` means: itself, or the newest whole one of a log folder; ``None``: start afresh.
+
+    Where the newest one is torn, the one before it is taken, with a warning on stderr.
+
+    Args:
+        resume: the option; ``auto`` means whatever ``save_dir`` has.
+        save_dir: log folder of this run.
+
+    Raises:
+        UserError: if there is none, or all are torn.
+    """
+    if not resume:
+        return None
+    path = Path(save_dir if resume == AUTO else resume)
+    if path.is_dir() or resume == AUTO:
+        found = newest_checkpoint(path)
+        if found is not None:
+            if found[1] and int(os.environ.get("RANK", "0")) == 0:
+                print(f"warning: {found[1]}", file=sys.stderr)
+            return found[0]
+        if resume == AUTO:
+            return None
+        path /= LATEST
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no checkpoint at {path}; leave --resume out to start afresh")
+    return path
+
+
+def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
+    """Claims a log folder for this process, and moves a folder that holds another run out of the way: nothing is lost.
+
+    Args:
+        save_dir: the folder; it is made where it is missing.
+        resume: the checkpoint that a run goes on from; if it is in this folder, the folder stays.
+
+    Raises:
+        UserError: if another process writes into the folder, or it cannot be written.
+    """
+    try:
+        _claim(save_dir)
+        if resume is not None and save_dir.resolve() in resume.resolve().parents:
+            return
+        if (save_dir / "history.jsonl").exists() or (save_dir / LATEST).exists():
+            number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
+            kept = save_dir.with_name(f"{save_dir.name}-{number}")
+            save_dir.rename(kept)
+            print(f"{save_dir} holds an earlier run: kept as {kept}")  # the one line on stderr is for a mistake
+            _claim(save_dir)
+    except OSError as error:
+        raise not_writable(save_dir, error) from None
+
+
+def bring_history(save_dir: Path, resume: Path) -> None:
+    """Copies the history and the best checkpoint of a run that goes on in another folder, so that it is whole there.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    try:
+        for name in ("history.jsonl", "checkpoint-best.pth"):
+            there = resume.parent / name
+            if not (save_dir / name).exists() and there.is_file():
+                write_atomically(save_dir / name, partial(shutil.copyfile, there))
+    except OSError as error:
+        raise not_writable(save_dir, error) from None
+
+
+#: of the log folders of this process; a lock ends with its process, however that ends
+_LOCKS: dict[Path, FileLock] = {}
+
+
+#: Seconds to wait for a lock: the loader processes of a killed run hold it until they see that they are alone, if
+#: filelock is older than 4.
+_PATIENCE = 15.0
+
+
+def _claim(save_dir: Path) -> None:
+    """Two runs in one folder would mix their histories and write over each other's checkpoints."""
+    save_dir.mkdir(parents=True, exist_ok=True)
+    place = save_dir.resolve()
+    if place in _LOCKS:
+        _LOCKS.pop(place).release()
+    lock = FileLock(place / ".lock")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise UserError(
+            f"another process is writing into data.save_dir {save_dir}; wait for its end, or give another data.save_dir"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        return
+    _LOCKS[place] = lock

@@ -1,0 +1,1 @@
+"""Several processes: their group, how they start, and batch norm over all of them."""

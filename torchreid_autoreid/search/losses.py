@@ -1,0 +1,95 @@
+"""The retrieval loss (Auto-ReID, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+
+__all__ = ["RetrievalLoss", "batch_hard_triplet"]
+
+
+def batch_hard_triplet(features: Tensor, identities: Tensor, margin: float = 0.3) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al., 2017, equation 5), averaged over the batch.
+
+    ``max(0, margin + max_p |f_i - f_p| - min_n |f_i - f_n|)``: the hardest positive is the farthest image of the same
+    identity (the anchor itself counts, at distance 0), the hardest negative the nearest of another. The Auto-ReID paper
+    prints the two norms the other way round, a known slip.
+
+    torchreid's ``TripletLoss`` is the same for ordinary batches. It fails on a batch of a single identity (here: 0,
+    there is no triplet), and its clamp at 1e-12 vanishes in half precision (here: distances are taken in float32 at
+    least).
+
+    Args:
+        features: (B, D), floating.
+        identities: (B,), integer.
+        margin: in units of the feature distance.
+
+    Returns:
+        A scalar, float32 or wider.
+
+    >>> batch_hard_triplet(torch.tensor([[0.0], [1.0], [3.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
+    tensor(0.)
+    """
+    features = features if features.dtype == torch.float64 else features.float()
+    squares = features.pow(2).sum(dim=1)
+    squared = squares[:, None] + squares[None, :] - 2.0 * features @ features.t()
+    # The clamp keeps the gradient of the root finite where two features coincide.
+    distances = squared.clamp(min=1e-12).sqrt()  # (B, B)
+    same = identities[:, None] == identities[None, :]
+    farthest = distances.masked_fill(~same, 0.0).amax(dim=1)
+    nearest = distances.masked_fill(same, float("inf")).amin(dim=1)
+    # Without a negative the nearest is infinite, and the term is 0 by itself; no gradient flows through it.
+    hinge = F.relu(margin + farthest - nearest)
+    return hinge.mean()
+
+
+class RetrievalLoss(nn.Module):
+    """``L = lambda * L_s + (1 - lambda) * L_t`` (Auto-ReID, equation 5).
+
+    ``L_s`` is the cross-entropy of the identity on the logits, ``L_t`` the batch-hard triplet loss on the **features**.
+
+    Args:
+        loss_lambda: the share of the cross-entropy, in [0, 1]; 0.5 by default (not published).
+        margin: of the triplet loss, 0.3 by default (not published; the field's usual value).
+        label_smooth: weight of the uniform distribution in the target, 0.1 in torchreid; 0 switches it off.
+
+    Raises:
+        UserError: if an argument is out of range.
+
+    >>> loss = RetrievalLoss()
+    >>> total, parts = loss((torch.zeros(4, 3), torch.zeros(4, 8)), torch.tensor([0, 0, 1, 1]))
+    >>> sorted(parts)
+    ['loss', 'loss_softmax', 'loss_triplet']
+    """
+
+    def __init__(self, loss_lambda: float = 0.5, margin: float = 0.3, label_smooth: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= loss_lambda <= 1.0:
+            raise UserError(f"loss_lambda must be in [0, 1], not {loss_lambda!r}")
+        if not margin >= 0.0:
+            raise UserError(f"margin must be at least 0, not {margin!r}")
+        if not 0.0 <= label_smooth < 1.0:
+            raise UserError(f"label_smooth must be in [0, 1), not {label_smooth!r}")
+        self.loss_lambda = loss_lambda
+        self.margin = margin
+        self.label_smooth = label_smooth
+
+    def forward(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(logits (B, K), features (B, D))`` and ``(B,)`` identities to the total and its detached parts."""
+        logits, features = outputs
+        softmax = F.cross_entropy(logits, identities, label_smoothing=self.label_smooth)
+        triplet = batch_hard_triplet(features, identities, self.margin)
+        # A part of weight 0 stays out of the graph: 0 times an infinite loss would be NaN.
+        total = sum(
+            (
+                weight * part
+                for weight, part in ((self.loss_lambda, softmax), (1.0 - self.loss_lambda, triplet))
+                if weight
+            ),
+            start=logits.new_zeros(()),
+        )
+        parts = {"loss": total.detach(), "loss_softmax": softmax.detach(), "loss_triplet": triplet.detach()}
+        return total, parts

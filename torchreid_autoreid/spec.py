@@ -1,0 +1,187 @@
+"""What a checkpoint says about its network, so that testing and export need nothing but the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import load_checkpoint
+from .errors import UserError, short
+from .genotype import Genotype
+from .plugin import PRESETS, build_model, load_pretrained
+from .space.neck import FEATURES, add_neck
+from .space.networks import AutoReIDNetwork
+
+__all__ = ["Description"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network and its input, as plain data.
+
+    Attributes:
+        name: ``model.name``: ``autoreid`` and its sizes, or any other model of torchreid.
+        loss: ``softmax`` or ``triplet``: what the network returns in training.
+        height, width: of the input, in pixels.
+        norm_mean, norm_std: of the three colour channels.
+        neck: ``none``, or where the feature of testing is taken: ``before`` or ``after`` the batch-norm neck.
+        genotype, channels, layers, parts, last_stride: of our own network; ``None`` for others.
+    """
+
+    name: str
+    loss: str
+    height: int
+    width: int
+    norm_mean: Sequence[float]
+    norm_std: Sequence[float]
+    neck: str = "none"
+    genotype: Genotype | None = None
+    channels: int | None = None
+    layers: Sequence[int] | None = None
+    parts: int | None = None
+    last_stride: int | None = None
+
+    @classmethod
+    def of_config(cls, cfg: Any) -> Description:
+        """The network that a configuration asks for.
+
+        Raises:
+            UserError: if the genotype cannot be read, or the name's size and ``autoreid.channels`` contradict.
+        """
+        common = {
+            "name": cfg.model.name,
+            "loss": cfg.loss.name,
+            "height": cfg.data.height,
+            "width": cfg.data.width,
+            "norm_mean": list(cfg.data.norm_mean),
+            "norm_std": list(cfg.data.norm_std),
+            "neck": cfg.recipe.neck,
+        }
+        if cfg.model.name not in PRESETS:
+            return cls(**common)
+        own, channels = cfg.autoreid, PRESETS[cfg.model.name]
+        if cfg.model.name != "autoreid" and own.channels not in (channels, PRESETS["autoreid"]):
+            raise UserError(
+                f"autoreid.channels {own.channels} contradicts model.name {cfg.model.name}, which has {channels}; "
+                "set model.name autoreid"
+            )
+        return cls(
+            **common,
+            genotype=Genotype.load(own.genotype),
+            channels=own.channels if cfg.model.name == "autoreid" else channels,
+            layers=list(own.layers),
+            parts=own.parts,
+            last_stride=own.last_stride,
+        )
+
+    @classmethod
+    def from_dict(cls, value: Any, path: str | Path) -> Description:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: if the value is not a description; ``path`` is named.
+        """
+        try:
+            values = dict(value)
+            if values.get("genotype") is not None:
+                values["genotype"] = Genotype.from_dict(values["genotype"])
+            found = cls(**values)
+            found._check()
+        except UserError as error:
+            raise UserError(f"{path} describes its network wrongly: {error}") from None
+        except (TypeError, ValueError):
+            raise UserError(f"{path} does not describe its network; use a checkpoint of train.py") from None
+        return found
+
+    @classmethod
+    def of_checkpoint(cls, path: str | Path) -> tuple[Description, int] | None:
+        """The network that a checkpoint of ``train.py`` or ``pretrain.py`` describes, and its number of classes.
+
+        Returns:
+            ``None`` if the file is of another kind, a state dict for instance.
+
+        Raises:
+            UserError: if the file is missing, torn or describes its network wrongly.
+        """
+        state = load_checkpoint(path, ())
+        if "network" not in state:
+            return None
+        values = dict(state["network"]) if isinstance(state["network"], Mapping) else {}
+        num_classes = values.pop("num_classes", None)
+        if not isinstance(num_classes, int) or not 1 <= num_classes <= 1 << 24:
+            raise UserError(f"{path} describes its network wrongly: its num_classes is {short(num_classes)}")
+        found = cls.from_dict(values, path)
+        if num_classes > Path(path).stat().st_size or found._parameters(num_classes) > Path(path).stat().st_size:
+            raise UserError(f"{path} describes a network of more parameters than it has bytes; use another checkpoint")
+        return found, num_classes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON and for a checkpoint."""
+        return asdict(self) | {"genotype": self.genotype.to_dict() if self.genotype else None}
+
+    def build(
+        self, num_classes: int, drop_path: float = 0.0, auxiliary: bool = False, pretrained: str | bool = False
+    ) -> nn.Module:
+        """The network, in training mode.
+
+        Args:
+            num_classes: training identities.
+            drop_path, auxiliary: of our own network, see :class:`~torchreid_autoreid.space.networks.AutoReIDNetwork`.
+            pretrained: start from ImageNet weights: torchreid's own for its models; for ours the path of a file, or
+                ``True`` for the one that is configured.
+
+        Raises:
+            UserError: if the name is unknown, an argument is out of range, or weights cannot be had.
+        """
+        if self.genotype is None:
+            model = build_model(self.name, num_classes, self.loss, bool(pretrained))
+        else:
+            assert self.channels is not None
+            assert self.layers is not None
+            assert self.parts is not None
+            assert self.last_stride is not None
+            model = AutoReIDNetwork(
+                num_classes,
+                self.loss,
+                self.genotype,
+                self.channels,
+                self.layers,
+                self.parts,
+                drop_path,
+                self.last_stride,
+                auxiliary,
+            )
+            if pretrained:
+                load_pretrained(model, self.name, pretrained if isinstance(pretrained, str) else "")
+        return add_neck(model, self.neck)
+
+    def _parameters(self, num_classes: int) -> int:
+        """How many parameters our own network has, counted without memory for them; 0 for others."""
+        if self.genotype is None:
+            return 0
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(num_classes).parameters())
+
+    def _check(self) -> None:
+        own: Mapping[str, type] = {"channels": int, "layers": list, "parts": int, "last_stride": int}
+        wanted = {"name": str, "loss": str, "height": int, "width": int, "norm_mean": list, "norm_std": list}
+        for name, kind in {**wanted, **(own if self.genotype else {})}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"its {name} is {short(getattr(self, name))}")
+        for name in ("norm_mean", "norm_std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise UserError(f"its {name} is {short(values)}")
+        if self.neck not in FEATURES or not (1 <= self.height <= 8192 and 1 <= self.width <= 8192):
+            raise UserError(f"its neck is {short(self.neck)} and its input {self.height} x {self.width}")
+        if self.genotype and not (self.channels and self.channels <= 4096 and len(self.layers or ()) == 4):
+            raise UserError(f"its channels are {short(self.channels)} and its layers {short(self.layers)}")
+        if self.genotype and not (1 <= (self.parts or 0) <= 64 and self.last_stride in (1, 2)):
+            raise UserError(f"its parts are {short(self.parts)} and its last stride {short(self.last_stride)}")
+        if self.layers and not all(isinstance(depth, int) and 1 <= depth <= 64 for depth in self.layers):
+            raise UserError(f"its layers are {short(self.layers)}")
