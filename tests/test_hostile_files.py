@@ -125,7 +125,7 @@ def claims(path):
 def huge_network(path):
     described = Description(
         "autoreid", "softmax", 64, 32, [0.5] * 3, [0.2] * 3, genotype=Genotype.load("retrieval"),
-        channels=4096, layers=[64] * 4, parts=4, last_stride=2,
+        channels=4096, layers=[64] * 4, parts=4, last_stride=2, last_norm=True,
     )  # fmt: skip
     torch.save({"state_dict": {}, "network": described.to_dict() | {"num_classes": 1 << 24}}, path)
 
@@ -133,6 +133,7 @@ def huge_network(path):
 def hostile_genotype(path):
     network = {"name": "autoreid", "loss": "softmax", "height": 64, "width": 32, "norm_mean": [0.5] * 3}
     network |= {"norm_std": [0.2] * 3, "channels": 4, "layers": [1] * 4, "parts": 2, "last_stride": 2, "num_classes": 3}
+    network |= {"last_norm": True}
     genotype = {"version": torch.zeros(3), "name": "\x1b[2J\n", "normal": 10**5000, "reduce": [[torch.zeros(2)] * 2]}
     torch.save({"state_dict": {}, "network": network | {"genotype": genotype}}, path)
 

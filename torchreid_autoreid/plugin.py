@@ -48,6 +48,7 @@ def register_model(
     parts: int = 4,
     drop_path: float = 0.0,
     pretrained_weights: str | Path = "",
+    last_norm: bool = True,
 ) -> None:
     """Makes the network of a genotype buildable as ``torchreid.models.build_model(name, ...)``.
 
@@ -60,7 +61,7 @@ def register_model(
     Args:
         name: the new model name.
         genotype: a preset name, the path of a JSON file, or a :class:`Genotype`.
-        channels, layers, parts, drop_path: as in :class:`AutoReIDNetwork`.
+        channels, layers, parts, drop_path, last_norm: as in :class:`AutoReIDNetwork`.
         pretrained_weights: a file with ImageNet weights of this network.
 
     Raises:
@@ -74,7 +75,7 @@ def register_model(
     cells = genotype if isinstance(genotype, Genotype) else Genotype.load(genotype)
 
     def build(num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = True) -> nn.Module:
-        model = AutoReIDNetwork(num_classes, loss, cells, channels, layers, parts, drop_path)
+        model = AutoReIDNetwork(num_classes, loss, cells, channels, layers, parts, drop_path, last_norm=last_norm)
         if pretrained:
             load_pretrained(model, name, pretrained_weights)
         return model

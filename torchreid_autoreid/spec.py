@@ -30,7 +30,7 @@ class Description:
         height, width: of the input, in pixels.
         norm_mean, norm_std: of the three colour channels.
         neck: ``none``, or where the feature of testing is taken: ``before`` or ``after`` the batch-norm neck.
-        genotype, channels, layers, parts, last_stride: of our own network; ``None`` for others.
+        genotype, channels, layers, parts, last_stride, last_norm: of our own network; ``None`` for others.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Description:
     layers: Sequence[int] | None = None
     parts: int | None = None
     last_stride: int | None = None
+    last_norm: bool | None = None
 
     @classmethod
     def of_config(cls, cfg: Any) -> Description:
@@ -77,6 +78,7 @@ class Description:
             layers=list(own.layers),
             parts=own.parts,
             last_stride=own.last_stride,
+            last_norm=own.last_norm,
         )
 
     @classmethod
@@ -145,6 +147,7 @@ class Description:
             assert self.layers is not None
             assert self.parts is not None
             assert self.last_stride is not None
+            assert self.last_norm is not None
             model = AutoReIDNetwork(
                 num_classes,
                 self.loss,
@@ -155,6 +158,7 @@ class Description:
                 drop_path,
                 self.last_stride,
                 auxiliary,
+                self.last_norm,
             )
             if pretrained:
                 load_pretrained(model, self.name, pretrained if isinstance(pretrained, str) else "")
@@ -168,7 +172,7 @@ class Description:
             return sum(parameter.numel() for parameter in self.build(num_classes).parameters())
 
     def _check(self) -> None:
-        own: Mapping[str, type] = {"channels": int, "layers": list, "parts": int, "last_stride": int}
+        own: Mapping[str, type] = {"channels": int, "layers": list, "parts": int, "last_stride": int, "last_norm": bool}
         wanted = {"name": str, "loss": str, "height": int, "width": int, "norm_mean": list, "norm_std": list}
         for name, kind in {**wanted, **(own if self.genotype else {})}.items():
             if not isinstance(getattr(self, name), kind):

@@ -168,6 +168,7 @@ NETWORK = {
     "channels": 4,
     "parts": 2,
     "last_stride": 2,
+    "last_norm": True,
     "name": "autoreid",
     "loss": "softmax",
     "height": 64,

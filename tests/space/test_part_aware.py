@@ -5,23 +5,26 @@ import torch
 from torch.nn import functional as F
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.space.part_aware import PartAware, stripe_bounds
+from torchreid_autoreid.space.networks import AutoReIDNetwork
+from torchreid_autoreid.space.part_aware import PartAware, stripe_bounds, stripe_means
 
 
 def spelt_out(op, x):
-    """Steps 1-5 with loops over samples, parts and rows; the batch norm is the operation's own."""
+    """Steps 1-5 with loops over samples, parts and rows; the last batch norm is the operation's own."""
     batch, channels, height, width = x.shape
     bounds = stripe_bounds(height, op.parts)
     stripes = len(bounds) - 1
     hidden = op.query.in_features
     weight = op.transform.weight.reshape(op.parts, hidden, channels)
-    bias = op.transform.bias.reshape(op.parts, hidden)
     maps = []
+    bodies = []  # of a part, over the batch
+    for m in range(stripes):
+        averages = [x[b, :, bounds[m] : bounds[m + 1]].mean(dim=(1, 2)).relu() for b in range(batch)]
+        transformed = torch.stack([weight[m] @ average for average in averages])
+        centred = transformed - transformed.mean(0)
+        bodies.append(centred / (centred.pow(2).mean(0) + op.norm.eps).sqrt())
     for b in range(batch):
-        body = []
-        for m in range(stripes):
-            average = x[b, :, bounds[m] : bounds[m + 1]].mean(dim=(1, 2))
-            body.append(weight[m] @ average + bias[m])
+        body = [bodies[m][b] for m in range(stripes)]
         mixed = []
         for m in range(stripes):
             scores = torch.stack([op.query(body[m]) @ op.key(body[n]) for n in range(stripes)])
@@ -72,8 +75,8 @@ def test_any_size_and_batch_one_trains(stride, shape):
 
 def test_every_part_sees_every_other():
     torch.manual_seed(0)
-    op = PartAware(6, 6).double().eval()
-    x = torch.randn(1, 6, 8, 3, dtype=torch.float64, requires_grad=True)
+    op = PartAware(24, 24).double().eval()
+    x = torch.rand(1, 24, 8, 3, dtype=torch.float64, requires_grad=True)
     out = op(x)
     (gradient,) = torch.autograd.grad(out[:, :, 7].sum(), x)
     assert (gradient[:, :, :2].abs().sum(dim=(1, 3)) > 0).all()  # the lowest row depends on the highest stripe
@@ -108,3 +111,63 @@ def test_size_is_close_to_the_separable_convolution():
         sum(p.numel() for p in build_operation(name, 64).parameters()) for name in ("part_aware", "sep_conv_3x3")
     )
     assert 0.7 < part_aware / separable < 1.4
+
+
+def share(bodies):
+    """The part of the body vectors' energy in which the parts differ."""
+    return float((bodies - bodies.mean(1, keepdim=True)).pow(2).sum() / bodies.pow(2).sum())
+
+
+def shares_after_attention(network, images):
+    found = []
+    operations = [module for module in network.modules() if isinstance(module, PartAware)]
+    for operation in operations:
+        attend = operation.attend
+        operation.attend = lambda body, attend=attend: found.append(attend(body)) or found[-1]
+    with torch.no_grad():
+        network.train()(images)
+    for operation in operations:
+        del operation.attend
+    return [share(bodies) for bodies in found]
+
+
+def test_the_parts_keep_what_tells_them_apart():
+    """Uniform attention would give all parts one vector: at the start and after training they differ."""
+    torch.manual_seed(0)
+    network = AutoReIDNetwork(4, "triplet", channels=16, layers=(1, 1, 1, 1))
+    images, identities = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
+    at_start = shares_after_attention(network, images)
+    assert at_start
+    assert min(at_start) > 0.1, at_start
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(30):
+        logits, _ = network(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, identities).backward()
+        optimizer.step()
+    trained = shares_after_attention(network, images)
+    assert min(trained) > 0.1, trained
+
+
+def test_swapping_two_stripes_changes_the_rows_of_both():
+    torch.manual_seed(0)
+    op = PartAware(6, 6).eval()
+    x = torch.randn(2, 6, 8, 3)
+    swapped = x[:, :, [4, 5, 2, 3, 0, 1, 6, 7]]
+    with torch.no_grad():
+        vectors, others = (
+            op.attend(op.transform_parts(stripe_means(each, stripe_bounds(8, 4)))) for each in (x, swapped)
+        )
+    # Each part has a transform of its own, so the two do not merely change places.
+    for part in (0, 2):
+        assert (vectors[:, part] - others[:, part]).abs().max() > 0.05
+        assert (vectors[:, part] - others[:, 2 - part]).abs().max() > 0.05
+
+
+def test_a_low_map_leaves_the_statistics_of_missing_stripes():
+    op = PartAware(6, 6)
+    before = op.norm.running_mean.clone()
+    op(torch.randn(4, 6, 2, 3))
+    hidden = op.query.in_features
+    assert torch.equal(op.norm.running_mean[2 * hidden :], before[2 * hidden :])
+    assert not torch.equal(op.norm.running_mean[: 2 * hidden], before[: 2 * hidden])

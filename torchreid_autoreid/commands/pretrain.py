@@ -142,7 +142,7 @@ def pretrain(args: argparse.Namespace, device: torch.device, world: OneProcess) 
     num_classes = len(train_set.classes)
     description = Description(
         "autoreid", "softmax", args.size, args.size, MEAN, STD, genotype=Genotype.load(args.genotype),
-        channels=args.channels, layers=args.layers, parts=args.parts, last_stride=2,
+        channels=args.channels, layers=args.layers, parts=args.parts, last_stride=2, last_norm=True,
     )  # fmt: skip
     torch.manual_seed(args.seed)  # the same weights in every process
     network = description.build(num_classes, args.drop_path, args.auxiliary_weight > 0).to(device)

@@ -217,7 +217,8 @@ def build_random_engine(
     def train(genotype: Genotype) -> tuple[Any, Any, Any]:
         """A network as wide and as deep as the search network, and what trains it."""
         own = cfg.autoreid
-        network = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, own.channels, own.layers, own.parts)
+        shape = (own.channels, own.layers, own.parts)
+        network = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, *shape, last_norm=own.last_norm)
         model = placed(network, cfg, device, world)
         optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
         epochs = {"max_epoch": cfg.search.candidate_epochs}

@@ -133,6 +133,7 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "space": cfg.search.space,
         "strategy": "darts" if cfg.search.strategy == "random" else cfg.search.strategy,
         "partial_channels": cfg.search.partial_channels,
+        "last_norm": cfg.autoreid.last_norm,
         "activation_checkpointing": cfg.search.activation_checkpointing,
     }
 
@@ -222,4 +223,5 @@ def shape_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "height": cfg.search.budget.height or cfg.data.height,
         "width": cfg.search.budget.width or cfg.data.width,
         "last_stride": cfg.search.budget.last_stride,
+        "last_norm": cfg.autoreid.last_norm,
     }

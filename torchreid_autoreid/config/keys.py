@@ -123,6 +123,7 @@ def get_default_config() -> CfgNode:
     cfg.autoreid.parts = 4  # M, stripes of the part-aware operation
     cfg.autoreid.drop_path = 0.0  # probability, of the derived network in training
     cfg.autoreid.last_stride = 2  # of the fourth stage of the derived network; 1: "Bag of Tricks" (CVPRW 2019)
+    cfg.autoreid.last_norm = True  # batch norm and ReLU before the pooling; false: the paper's form
     cfg.autoreid.auxiliary_weight = 0.0  # of an auxiliary classifier on the third stage in training; 0: none
     cfg.autoreid.pretrained = ""  # file with ImageNet weights of the derived network, for model.pretrained
 

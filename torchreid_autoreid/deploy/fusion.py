@@ -68,7 +68,7 @@ class FusedNetwork(nn.Module):
         convolution, norm, _, pool = layers
         self.stem = fold(convolution, norm)
         self.pool = copy.deepcopy(pool)
-        self.cells = nn.ModuleList(_FusedCell(cell, cell is cells[-1]) for cell in cells)
+        self.cells = nn.ModuleList(_FusedCell(cell, cell is cells[-1], network.last_norm) for cell in cells)
         self.feature_dim = network.feature_dim
         norm = tested_norm(network)
         self.norm = nn.Identity() if norm is None else _Scale(norm)
@@ -135,12 +135,14 @@ class _FusedCell(nn.Module):
     Args:
         cell: in eval mode.
         is_last: of the network: it gives the pooled feature (B, D), any other its rectified map.
+        last_norm: of the network, which follows its last cell.
     """
 
-    def __init__(self, cell: DerivedCell, is_last: bool) -> None:
+    def __init__(self, cell: DerivedCell, is_last: bool, last_norm: nn.BatchNorm2d | None = None) -> None:
         super().__init__()
         self.sources = [source for pair in cell.sources for source in pair]
         self.is_last = is_last
+        self.norms = nn.ModuleList(_split_norm(last_norm, len(cell.sources)) if is_last and last_norm else [])
         readers: list[list[nn.Module]] = [[] for _ in range(2 + len(cell.sources))]
         for operation, source in zip(cell.operations, self.sources, strict=True):
             readers[source].append(operation)
@@ -187,7 +189,10 @@ class _FusedCell(nn.Module):
                     terms.append(operation(states[source]))
             states.append(self.forms(len(states), _sum(terms, states)))
         if self.is_last:
-            return torch.cat([F.adaptive_avg_pool2d(state.raw, 1).flatten(1) for state in states[2:]], dim=1)
+            maps = [state.raw for state in states[2:]]
+            if self.norms:
+                maps = [F.relu(norm(x), inplace=True) for norm, x in zip(self.norms, maps, strict=True)]
+            return torch.cat([F.adaptive_avg_pool2d(x, 1).flatten(1) for x in maps], dim=1)
         return torch.cat([state.rectified for state in states[2:]], dim=1)
 
     def forms(self, number: int, x: Tensor) -> _State:
@@ -433,6 +438,18 @@ def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, start: int = 0) -> nn.Con
     fused.weight = nn.Parameter(_as_laid_out(weight.double() * scale[:, None, None, None], weight))
     fused.bias = nn.Parameter(shift.detach().to(weight))
     return fused
+
+
+def _split_norm(norm: nn.BatchNorm2d, blocks: int) -> list[nn.BatchNorm2d]:
+    """The batch norm of joined blocks as one for each of them."""
+    width = norm.num_features // blocks
+    parts = []
+    for start in range(0, norm.num_features, width):
+        part = nn.BatchNorm2d(width, norm.eps).to(norm.weight)
+        own = slice(start, start + width)
+        part.load_state_dict({name: value[own] if value.dim() else value for name, value in norm.state_dict().items()})
+        parts.append(part)
+    return parts
 
 
 def _as_laid_out(weight: Tensor, like: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "Group",
     "draw_rows",
     "gathered",
+    "global_rows",
     "group",
     "joined",
 ]
@@ -218,6 +219,11 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
         return draw(rows)
     first = rows * torch.distributed.get_rank()
     return draw(rows * torch.distributed.get_world_size())[first : first + rows]
+
+
+def global_rows(rows: int) -> int:
+    """Rows of the global batch, of which each process has as many as this one."""
+    return rows * torch.distributed.get_world_size() if joined() else rows
 
 
 def joined() -> bool:

@@ -59,7 +59,8 @@ class NetworkShape:
     """All of a derived network but its genotype, and the size of its input.
 
     Attributes:
-        channels, layers, parts, last_stride: as in :class:`~torchreid_autoreid.space.networks.AutoReIDNetwork`.
+        channels, layers, parts, last_stride, last_norm: as in
+            :class:`~torchreid_autoreid.space.networks.AutoReIDNetwork`.
         blocks: blocks of its cells.
         height, width: of the input, in pixels.
     """
@@ -71,6 +72,7 @@ class NetworkShape:
     height: int = 256
     width: int = 128
     last_stride: int = 2
+    last_norm: bool = True
 
     def build(self, genotype: Genotype) -> AutoReIDNetwork:
         """The network of a genotype, with a classifier of one class."""
@@ -81,6 +83,7 @@ class NetworkShape:
             layers=self.layers,
             parts=self.parts,
             last_stride=self.last_stride,
+            last_norm=self.last_norm,
         )
 
     def fixed_part(self) -> AutoReIDNetwork:

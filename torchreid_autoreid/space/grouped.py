@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from ..parallel.batch_norm import batch_norm_as
-from .part_aware import stripe_bounds, stripe_means
+from .part_aware import norm_bodies, stripe_bounds, stripe_means
 
 __all__ = ["mix_edges"]
 
@@ -164,12 +164,9 @@ def _part_aware(operations: Sequence[Any], x: Tensor, pixels: list[Tensor], weig
 def _attend(operations: Sequence[Any], means: Tensor) -> Tensor:
     """(B, M, C) stripe averages to (n, B, M, C') body vectors after the attention across parts."""
     stripes, hidden = means.shape[1], operations[0].query.in_features
-    kernels, biases = (
-        torch.stack([getattr(op.transform, name).view(op.parts, hidden, -1)[:stripes] for op in operations])
-        for name in ("weight", "bias")
-    )  # (n, M, C', C) and (n, M, C', 1)
-    body = means.transpose(0, 1) @ kernels.transpose(2, 3) + biases.transpose(2, 3)  # (n, M, B, C')
-    body = body.transpose(1, 2)  # (n, B, M, C')
+    transforms = [op.transform.weight.view(op.parts, hidden, -1)[:stripes] for op in operations]
+    body = F.relu(means).transpose(0, 1) @ torch.stack(transforms).transpose(2, 3)  # (n, M, B, C')
+    body = norm_bodies([op.norm for op in operations], body.transpose(1, 2))  # (n, B, M, C')
 
     def linear(name: str) -> Tensor:
         modules = [getattr(op, name) for op in operations]

@@ -40,6 +40,8 @@ class Skeleton(nn.Module):
         channels: C of the first stage.
         layers: cells in each of the four stages.
         last_stride: of the reduction cell of the fourth stage, 2 or 1.
+        last_norm: batch norm and ReLU between the last cell and the pooling, as ``lastact`` in the public search
+            network of GDAS, whose author is one of Auto-ReID's; the paper's Figure 1 does not show them.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Skeleton(nn.Module):
         channels: int,
         layers: Sequence[int],
         last_stride: int = 2,
+        last_norm: bool = True,
     ) -> None:
         super().__init__()
         _check_shape(loss, channels, layers, num_classes)
@@ -76,8 +79,10 @@ class Skeleton(nn.Module):
         self.cells = nn.ModuleList(cells)
         self.layers = tuple(layers)
         self.feature_dim = last
+        self.last_norm = nn.BatchNorm2d(last) if last_norm else None
         self.classifier = nn.Linear(last, num_classes)
-        self.apply(_initialise)
+        self.apply(_initialise_convolution)
+        _initialise_classifier(self.classifier)
 
     def cell_arguments(self) -> Mapping[str, tuple[Any, ...]]:
         """What the forward pass of a normal and of a reduction cell takes besides its two inputs."""
@@ -98,8 +103,12 @@ class Skeleton(nn.Module):
         return [outputs[end - 1] for end in accumulate(self.layers)]
 
     def featuremaps(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) images to the (B, D, h, w) output of the last cell, before pooling."""
-        return self.stages(x)[-1]
+        """(B, 3, H, W) images to the (B, D, h, w) map that is pooled."""
+        return self.activate(self.stages(x)[-1])
+
+    def activate(self, maps: Tensor) -> Tensor:
+        """Batch norm and ReLU after the last cell, if the network has them."""
+        return maps if self.last_norm is None else F.relu(self.last_norm(maps))
 
     def forward(self, x: Tensor, return_featuremaps: bool = False) -> Any:
         """torchreid's contract: logits, or (logits, features), in training; (B, D) features in eval mode."""
@@ -107,7 +116,7 @@ class Skeleton(nn.Module):
         return maps if return_featuremaps else self.outputs(maps)
 
     def outputs(self, maps: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """What follows the last cell."""
+        """What follows the map that is pooled."""
         features = F.adaptive_avg_pool2d(maps, 1).flatten(1)
         if not self.training:
             return features
@@ -127,6 +136,7 @@ class AutoReIDNetwork(Skeleton):
         parts: stripes of the part-aware operation, 4 in the paper.
         drop_path: probability with which a sample's branch is dropped in training.
         last_stride: 1 keeps the third stage's resolution in the fourth, as "Bag of Tricks" (CVPRW 2019) does.
+        last_norm: as in :class:`Skeleton`; ``False`` is the paper's form.
         auxiliary: an auxiliary classifier on the third stage (DARTS, section 3.2): a module ``auxiliary`` whose logits
             ``forward(x, return_auxiliary=True)`` returns beside the output in training.
 
@@ -150,6 +160,7 @@ class AutoReIDNetwork(Skeleton):
         drop_path: float = 0.0,
         last_stride: int = 2,
         auxiliary: bool = False,
+        last_norm: bool = True,
     ) -> None:
         genotype = genotype or Genotype.load("retrieval")
         if not 0.0 <= drop_path < 1.0:
@@ -159,13 +170,14 @@ class AutoReIDNetwork(Skeleton):
             cell = genotype.reduce if kind == "reduce" else genotype.normal
             return DerivedCell(cell, inputs, width, kind, stride, halve_first, parts, drop_path)
 
-        super().__init__(make_cell, genotype.blocks, num_classes, loss, channels, layers, last_stride)
+        super().__init__(make_cell, genotype.blocks, num_classes, loss, channels, layers, last_stride, last_norm)
         self.genotype = genotype
         self.auxiliary: nn.Module | None = None
         if auxiliary:
             width = self.feature_dim // 2
-            head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
-            self.auxiliary = head.apply(_initialise)
+            classifier = nn.Linear(width, num_classes)
+            _initialise_classifier(classifier)
+            self.auxiliary = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
 
     def forward(self, x: Tensor, return_featuremaps: bool = False, return_auxiliary: bool = False) -> Any:
         """As :meth:`Skeleton.forward`; with ``return_auxiliary``, ``(that, auxiliary logits)``."""
@@ -174,7 +186,7 @@ class AutoReIDNetwork(Skeleton):
         if self.auxiliary is None:
             raise UserError("this network has no auxiliary classifier; build it with auxiliary=True")
         _, _, third, last = self.stages(x)
-        return self.outputs(last), self.auxiliary(third)
+        return self.outputs(self.activate(last)), self.auxiliary(third)
 
 
 class ArchitectureParameters(nn.Module):
@@ -207,7 +219,7 @@ class AutoReIDSearchNetwork(Skeleton):
     """The search network (supernet): every edge mixes all candidate operations with weights from the alphas.
 
     Args:
-        num_classes, loss, channels, layers, parts: as in :class:`AutoReIDNetwork`.
+        num_classes, loss, channels, layers, parts, last_norm: as in :class:`AutoReIDNetwork`.
         blocks: blocks of a cell, 4 in the paper.
         space: ``reid`` (with the part-aware operation) or ``standard`` (without).
         strategy: how alphas become weights, a name in ``STRATEGIES``.
@@ -239,6 +251,7 @@ class AutoReIDSearchNetwork(Skeleton):
         strategy: str = "darts",
         partial_channels: int = 4,
         activation_checkpointing: bool = False,
+        last_norm: bool = True,
     ) -> None:
         operations = operation_names(space)
         if blocks < 1:
@@ -252,7 +265,7 @@ class AutoReIDSearchNetwork(Skeleton):
         def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
             return SearchCell(operations, blocks, inputs, width, kind, stride, halve_first, parts, partial)
 
-        super().__init__(make_cell, blocks, num_classes, loss, channels, layers)
+        super().__init__(make_cell, blocks, num_classes, loss, channels, layers, last_norm=last_norm)
         self.operations = operations
         self.blocks = blocks
         self.strategy = STRATEGIES[strategy](operations)
@@ -365,13 +378,16 @@ def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: i
         raise UserError(f"a classifier needs at least one identity, not {num_classes!r}")
 
 
-def _initialise(module: nn.Module) -> None:
-    """He for 2-D convolutions, N(0, 0.01) for linear layers, as torchreid's own models.
+def _initialise_convolution(module: nn.Module) -> None:
+    """He for 2-D convolutions, as torchreid's own models; query and key of the part-aware operation stay as they are.
 
     By fan-in, where torchreid takes fan-out: PyTorch's fan-out ignores groups, and makes depth-wise weights too small.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.01)
-        nn.init.zeros_(module.bias)
+
+
+def _initialise_classifier(classifier: nn.Linear) -> None:
+    """N(0, 0.01), as torchreid's own models."""
+    nn.init.normal_(classifier.weight, 0.0, 0.01)
+    nn.init.zeros_(classifier.bias)

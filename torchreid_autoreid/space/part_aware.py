@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..parallel.batch_norm import batch_norm_as
+from ..parallel.group import global_rows
 
 __all__ = ["PartAware", "stripe_bounds"]
 
@@ -29,13 +34,22 @@ def stripe_bounds(height: int, parts: int) -> list[int]:
 class PartAware(nn.Module):
     """Splits a person into ``M`` stripes that attend to one another, and adds what they agree on to the map.
 
-    Stripes are averaged over space, each is transformed linearly to ``C' = max(1, C // 3)`` features, self-attention
-    across the parts mixes global information into every part, the result is repeated over the stripe's own area, joined
-    to the input, and a ReLU, 1x1 convolution and batch norm give the output (factorised at stride 2, as in DARTS).
+    Stripes are averaged over space. Each average passes ReLU, a linear transform of its own part to ``C' = max(1, C //
+    3)`` features and a batch norm. Self-attention across the parts mixes global information into every part. The result
+    is repeated over the stripe's own area and joined to the input; ReLU, 1x1 convolution and batch norm give the output
+    (factorised at stride 2, as in DARTS).
 
-    Two points go beyond the published description. The ``M`` linear transforms carry a bias and no batch norm of their
-    own, so the operation trains at batch size 1. A map lower than ``M`` rows uses its first ``H`` transforms, a stripe
-    a row, so that small inputs work.
+    This is the author's published operation (D-X-Y/AutoDL-Projects, ``cell_operations.py``, ``PartAwareOp``). Query and
+    key keep PyTorch's own initialisation and the body vectors are normalised: with small scores the attention is
+    uniform, every part gets one and the same vector, and the operation is no more than global context. Deviations:
+
+    - The transforms have no bias, which the batch norm would take away.
+    - A ReLU precedes the last convolution at stride 1 too, where the author has none.
+    - Any number of parts; the author's has 4 whatever is asked for.
+    - A map lower than ``M`` rows uses its first ``H`` transforms, a stripe a row; the author's refuses it.
+    - A single image in training is normalised by the running statistics, since one value has no variance; the author's
+      raises an error.
+    - An odd size at stride 2 and the halves of an odd number of channels are divided as in ``ReluConvNorm``.
 
     Args:
         in_channels: C.
@@ -64,7 +78,8 @@ class PartAware(nn.Module):
         self.parts = parts
         hidden = max(1, in_channels // 3)  # C'
         # One linear transform a part; a grouped 1x1 convolution is M linear layers in one call.
-        self.transform = nn.Conv1d(parts * in_channels, parts * hidden, 1, groups=parts)
+        self.transform = nn.Conv1d(parts * in_channels, parts * hidden, 1, groups=parts, bias=False)
+        self.norm = nn.BatchNorm1d(parts * hidden)
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
         self.fuse = ReluConvNorm(in_channels + hidden, out_channels, stride, affine)
@@ -82,13 +97,42 @@ class PartAware(nn.Module):
         batch, stripes, _ = means.shape
         if stripes < self.parts:  # a low map: the transforms without a stripe see zeros, and are dropped
             means = F.pad(means, (0, 0, 0, self.parts - stripes))
-        body = self.transform(means.reshape(batch, -1, 1))  # (B, M C', 1)
-        return body.reshape(batch, self.parts, -1)[:, :stripes]
+        body = self.transform(F.relu(means).reshape(batch, -1, 1)).reshape(batch, self.parts, -1)[:, :stripes]
+        if stripes == self.parts and not (self.training and global_rows(batch) == 1):
+            return self.norm(body.reshape(batch, -1)).view_as(body)  # the module itself, which may have hooks
+        return norm_bodies([self.norm], body.unsqueeze(0)).squeeze(0)
 
     def attend(self, body: Tensor) -> Tensor:
         """Self-attention across the parts: (B, M, C') to (B, M, C'), softmax over parts of query times key."""
         scores = self.query(body) @ self.key(body).transpose(1, 2)  # (B, M, M)
         return scores.softmax(dim=2) @ body
+
+
+def norm_bodies(norms: Sequence[Any], bodies: Tensor) -> Tensor:
+    """The batch norms of n part-aware operations at once: (n, B, M, C') body vectors to the same.
+
+    Stripes that a low map does not have leave their statistics as they are.
+
+    Args:
+        norms: the n operations' ``norm``, each of (parts C') features.
+        bodies: of the first M <= parts parts.
+    """
+    first = norms[0]
+    edges, batch, stripes, hidden = bodies.shape
+    own = stripes * hidden
+    mean, var, weight, bias = (
+        torch.cat([getattr(norm, name)[:own] for norm in norms])
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    training = first.training and global_rows(batch) > 1
+    x = bodies.permute(1, 0, 2, 3).reshape(batch, -1)  # (B, n M C')
+    x = batch_norm_as(first)(x, mean, var, weight, bias, training, first.momentum or 0.0, first.eps)
+    if training:
+        with torch.no_grad():
+            torch._foreach_copy_([norm.running_mean[:own] for norm in norms], list(mean.split(own)))
+            torch._foreach_copy_([norm.running_var[:own] for norm in norms], list(var.split(own)))
+            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    return x.view(batch, edges, stripes, hidden).transpose(0, 1)
 
 
 class ReluConvNorm(nn.Module):
