@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["forget_half_written", "write_atomically"]
+from .errors import UserError
+
+__all__ = ["forget_half_written", "not_writable", "write_atomically"]
 
 
 _HALF_WRITTEN = ".part"
@@ -79,3 +81,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def not_writable(save_dir: str | Path, error: OSError) -> UserError:
+    """What to tell where a log folder cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")

@@ -53,7 +53,7 @@ def register_model(
     """Makes the network of a genotype buildable as ``torchreid.models.build_model(name, ...)``.
 
     ``build_model(name, ..., pretrained=True)`` loads ``pretrained_weights``, or ``NAME.pth`` from the folder that the
-    environment variable ``TORCHREID_AUTOREID_PRETRAINED`` names (``projects/autoreid/pretrain.py`` makes such files).
+    environment variable ``TORCHREID_AUTOREID_PRETRAINED`` names (``autoreid pretrain`` makes such files).
     Without either it says so and starts from random weights, as torchreid's own models do.
 
     Registering the same name again replaces the plugin's own entry, so that a script can be run twice in one process.
@@ -126,7 +126,7 @@ def build_model(name: str, num_classes: int, loss: str = "softmax", pretrained: 
 
 
 def register() -> None:
-    """Registers everything the plugin offers; called on import, safe to call again."""
+    """Registers everything the plugin offers; called when this module is imported, safe to call again."""
     for name, channels in PRESETS.items():
         register_model(name, channels=channels)
     _register("autoreid_search", _build_search_network)
@@ -146,3 +146,6 @@ def _register(name: str, build: ModelFactory) -> None:
         raise UserError(f"torchreid has a model named {name!r} already; choose another name")
     build.is_autoreid = True  # type: ignore[attr-defined]
     factory[name] = build
+
+
+register()

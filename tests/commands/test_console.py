@@ -16,15 +16,8 @@ import torch
 from tqdm import tqdm
 
 from torchreid_autoreid.checkpoint import save_checkpoint
-from torchreid_autoreid.commands.console import (
-    base_parser,
-    config_from_args,
-    quieten,
-    run,
-    setup_logging,
-    stop_on_signals,
-    told_once,
-)
+from torchreid_autoreid.commands.console import quieten, run, setup_logging, stop_on_signals
+from torchreid_autoreid.commands.options import base_parser, config_from_args, told_once
 from torchreid_autoreid.engine import run_folder
 from torchreid_autoreid.engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
 from torchreid_autoreid.errors import Interrupted, SharedError, UserError
@@ -68,9 +61,10 @@ def test_pairs_may_follow_a_list_of_names(option):
         config(option, "one", "train.max_epochs", "3")
 
 
-def test_an_option_behind_the_pairs_is_told():
-    with pytest.raises(UserError, match=r"'--root'.*before the first KEY VALUE"):
-        config("train.max_epoch", "3", "--root", "x")
+def test_options_may_stand_behind_and_between_the_pairs():
+    cfg = config("train.max_epoch", "3", "--root", "x", "test.eval_freq", "-1", "-s", "one", "train.seed", "2")
+    assert (cfg.data.root, cfg.data.sources) == ("x", ["one"])
+    assert (cfg.train.max_epoch, cfg.test.eval_freq, cfg.train.seed) == (3, -1, 2)
 
 
 def test_unknown_options_exit_with_2(capsys):
@@ -137,7 +131,8 @@ def test_a_command_may_give_its_own_status(given, status):
 
 COMMAND = """
 import sys
-from torchreid_autoreid.commands.console import base_parser, config_from_args, run
+from torchreid_autoreid.commands.console import run
+from torchreid_autoreid.commands.options import base_parser, config_from_args
 sys.exit(run(lambda: config_from_args(base_parser("A command.").parse_args()) and None))
 """
 

@@ -14,6 +14,7 @@ import torch
 from forks import completed
 
 from torchreid_autoreid.commands import evaluate as evaluate_command
+from torchreid_autoreid.commands import execute
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, roc
 from torchreid_autoreid.parallel.launch import OneProcess
@@ -42,7 +43,7 @@ def torchrun(processes, *arguments):
 
 def in_process(*arguments):
     """The command without a new process: quick, its errors raised."""
-    return evaluate_command.main(list(map(str, arguments)))
+    return execute("evaluate", list(map(str, arguments)))
 
 
 def assert_one_line(done, *words):

@@ -28,7 +28,7 @@ from torchreid_autoreid.config.build import (
 )
 from torchreid_autoreid.config.check import check_search_config, check_train_config
 from torchreid_autoreid.config.keys import get_default_config
-from torchreid_autoreid.config.read import get, load_config
+from torchreid_autoreid.config.read import get, load_config, shipped_configs
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.engine.precision import PRECISIONS
@@ -333,13 +333,21 @@ def test_a_missing_file_is_told_with_those_that_exist(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=r"did you mean configs/autoreid_search_market1501\.yaml"):
         load_config("configs/autoreid_search_market.yaml")
-    with pytest.raises(UserError, match=r"there is .*configs/autoreid_search\.yaml"):
-        load_config("xyz")
     with pytest.raises(UserError, match="no configuration file configs"):
         load_config("configs")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="look in configs/"):
+    with pytest.raises(UserError, match=r"did you mean autoreid_search_market1501\.yaml"):
+        load_config("autoreid_search_market.yaml")
+    with pytest.raises(UserError, match=r"by name there is autoreid_search\.yaml, "):
         load_config("xyz")
+
+
+def test_shipped_configurations_are_found_by_name_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert list(shipped_configs()) == sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+    assert load_config("autoreid_search.yaml") == load_config(str(DEFAULT))
+    (tmp_path / "autoreid_search.yaml").write_text("train: {max_epoch: 7}")
+    assert load_config("autoreid_search.yaml").train.max_epoch == 7  # a file of that name comes first
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -268,5 +268,5 @@ def test_a_missing_dataset_says_where_it_belongs(tmp_path, name):
         UserError, match=f"the dataset {name} is expected in {tmp_path}/.*, which does not exist"
     ) as caught:
         check_dataset(name, str(tmp_path))
-    assert "python projects/autoreid/search.py --config-file configs/autoreid_search.yaml" in str(caught.value)
+    assert "autoreid search --config-file autoreid_search.yaml" in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -1,9 +1,7 @@
-"""What the commands share: options, exit statuses, the log."""
+"""What the commands share at the terminal: exit statuses, the log, signals, a bar."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import errno
 import logging
 import os
@@ -11,105 +9,22 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
-import torch
 from tqdm import tqdm
-from yacs.config import CfgNode
 
-from ..config.read import load_config
-from ..engine.run_folder import not_writable
 from ..errors import Interrupted, SharedError, UserError, short
+from ..files import not_writable
 
-__all__ = [
-    "RESUME_HELP",
-    "Parser",
-    "StepBar",
-    "base_parser",
-    "config_from_args",
-    "quieten",
-    "run",
-    "setup_logging",
-    "stop_on_signals",
-    "told_once",
-]
+__all__ = ["StepBar", "quieten", "run", "setup_logging", "stop_on_signals"]
 
 _LOGGER = logging.getLogger(__name__)
 
-RESUME_HELP = (
-    "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
-    "data.save_dir, and from the beginning if there is none yet, so that one command serves the first start and every "
-    "restart (torchrun --max-restarts, a pre-emptible queue)"
-)
 
 #: what a file system says when it takes no more
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line, as everything else does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
-
-
-def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """The options of torchreid's ``scripts/main.py``.
-
-    Args:
-        description: a sentence.
-        epilog: examples, shown as they are.
-
-    >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
-    ['train.max_epoch', '3']
-    """
-    parser = Parser(
-        usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", metavar="YAML", default="", help="configuration; see configs/")
-    parser.add_argument("-s", "--sources", metavar="NAME", nargs="+", help="datasets to train on")
-    parser.add_argument("-t", "--targets", metavar="NAME", nargs="+", help="datasets to test on")
-    parser.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentation, such as random_flip random_crop")
-    parser.add_argument("--root", metavar="DIR", default="", help="folder that holds the datasets (default: reid-data)")
-    parser.add_argument(
-        "opts",
-        metavar="KEY VALUE",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="after the options: keys of the configuration, such as train.max_epoch 20; they override the file "
-        "(torchreid_autoreid/config/keys.py explains all keys)",
-    )
-    return parser
-
-
-def config_from_args(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the options ask for.
-
-    Raises:
-        UserError: as :func:`~torchreid_autoreid.config.read.load_config`.
-    """
-    names = {}
-    opts: list[str] = []
-    for option in ("sources", "targets", "transforms"):
-        names[option], pairs = _split_off_pairs(getattr(args, option) or [])
-        opts += pairs
-    return load_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
-
-
-def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names, and the KEY VALUE pairs behind them, which argparse takes for more names.
-
-    >>> _split_off_pairs(["market1501", "train.max_epoch", "3"])
-    (['market1501'], ['train.max_epoch', '3'])
-    """
-    # No name of a dataset or transform has a dot, and no key but the top one is without.
-    first = next((i for i, word in enumerate(words) if "." in word or word == "use_gpu"), len(words))
-    return list(words[:first]), list(words[first:])
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -156,8 +71,12 @@ def _line_of_the_machine(error: Exception) -> str:
         reason = str(error).strip().splitlines()[0][:160]
         hint = "what has been written is kept; start all again with --resume auto, as torchrun --max-restarts does"
         return f"another process of the run has ended or cannot be reached ({reason}); {hint}"
-    # PyTorch has an exception of its own for GPUs only.
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+    # PyTorch has an exception of its own for GPUs only; it is named, since an import of PyTorch takes seconds.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
         reason = " ".join(str(error).split())[:160]
         return (
             f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
@@ -190,19 +109,6 @@ def _ended(line: str, status: int) -> int:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-@contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        yield
-        return
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
-    except UserError as error:
-        raise SharedError(str(error)) from None
 
 
 def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:

@@ -42,28 +42,6 @@ from ..files import write_atomically
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
-from .console import base_parser, config_from_args
-
-EPILOG = """
-examples:
-  # feature vectors of any framework, plain and re-ranked
-  python projects/autoreid/evaluate.py --features features.npz
-  python projects/autoreid/evaluate.py --features features.npz --rerank --json figures.json
-  # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
-  python projects/autoreid/evaluate.py --features features.npz --index IVF1024,Flat
-  # a trained network on the test set of its dataset
-  python projects/autoreid/evaluate.py --config-file configs/autoreid_search.yaml --weights log/search/checkpoint.pth \\
-      model.name autoreid_search
-  python projects/autoreid/evaluate.py --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
-      model.name osnet_x1_0
-  # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
-  torchrun --nproc_per_node 2 projects/autoreid/evaluate.py --features features.npz --rerank
-
-The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
-A checkpoint of train.py says itself which network it holds and for which size of images. For other files the network
-is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
-"""
-
 
 RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
@@ -85,58 +63,8 @@ class TestSet:
     gallery_paths: Sequence[str] = ()
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = base_parser(__doc__, EPILOG)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
-    source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
-    parser.add_argument(
-        "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
-    )
-    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
-    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20)")
-    parser.add_argument("--k2", type=int, help="neighbours averaged in local query expansion (default: 6)")
-    parser.add_argument("--lambda", dest="lambda_value", type=float, help="share of the plain distance (default: 0.3)")
-    parser.add_argument(
-        "--definition",
-        choices=("torchreid", "zhong"),
-        help="torchreid squares the distances once more than the paper (default: torchreid)",
-    )
-    parser.add_argument("--query-expansion", type=int, default=0, metavar="N", help="average N neighbours into a query")
-    parser.add_argument(
-        "--query-expansion-alpha", type=float, default=0.0, metavar="A", help="weight them by similarity ** A"
-    )
-    parser.add_argument(
-        "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
-    )
-    parser.add_argument(
-        "--index",
-        default="Flat",
-        metavar="FACTORY",
-        help="faiss index, such as IVF1024,Flat or HNSW32, or a file of one (default: Flat, which is exact)",
-    )
-    parser.add_argument("--save-index", metavar="FILE", help="write the index, to be given to --index again")
-    parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
-    parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
-    parser.add_argument(
-        "--fpr",
-        metavar="RATE",
-        type=float,
-        action="append",
-        help="also the true-accept rate and the distance threshold at this false-accept rate; may be repeated",
-    )
-    parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
-    parser.add_argument("--json", metavar="FILE", help="write all figures")
-    parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
-    parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
-    parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    cfg = config_from_args(args)
+def main(args: argparse.Namespace) -> int:
+    cfg = args.cfg
     # The configuration's keys count as the options do.
     args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
     check_options(args)

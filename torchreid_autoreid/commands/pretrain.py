@@ -31,64 +31,14 @@ from ..files import forget_half_written
 from ..genotype import Genotype
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..spec import Description
-from .console import Parser, setup_logging
+from .console import setup_logging
 
 _LOGGER = logging.getLogger("torchreid_autoreid.pretrain")
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, torchreid's default
 
-EPILOG = """
-examples:
-  # ImageNet in DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, eight GPUs
-  torchrun --nproc_per_node 8 projects/autoreid/pretrain.py --data DIR --genotype log/search/genotype.json
-  # then
-  python projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml --root DIR \\
-      --genotype log/search/genotype.json autoreid.pretrained log/pretrain/checkpoint-best.pth
 
-build_model(name, ..., pretrained=True) finds the weights as NAME.pth in the folder that the environment variable
-TORCHREID_AUTOREID_PRETRAINED names. The recipe is that of DARTS for ImageNet (ICLR 2019, appendix A.2.3)
-with a cosine. The output folder holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
-checkpoint-best.pth (best top-1) and history.jsonl.
-"""
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", required=True, help="folder with train/CLASS/… and val/CLASS/…")
-    parser.add_argument("--genotype", metavar="PRESET|JSON", default="retrieval", help="default: retrieval")
-    parser.add_argument("--output", metavar="DIR", default="log/pretrain", help="default: log/pretrain")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="latest",
-        choices=("latest", "auto"),
-        help="go on from the newest whole checkpoint in the output folder; auto: or begin, if there is none yet",
-    )
-    numbers: list[tuple[str, type, Any, str]] = [
-        ("channels", int, 64, "C of the first stage"),
-        ("parts", int, 4, "stripes of the part-aware operation"),
-        ("epochs", int, 250, "epochs in all"),
-        ("batch-size", int, 256, "images of a step over all processes"),
-        ("lr", float, 0.1, "learning rate of SGD with momentum 0.9"),
-        ("weight-decay", float, 3e-5, "weight decay"),
-        ("warmup-epochs", int, 5, "epochs in which the learning rate rises"),
-        ("label-smooth", float, 0.1, "label smoothing"),
-        ("auxiliary-weight", float, 0.4, "of the auxiliary classifier; 0: none"),
-        ("drop-path", float, 0.0, "probability of dropping a branch"),
-        ("grad-clip", float, 5.0, "largest norm of the gradient; 0: off"),
-        ("size", int, 224, "side of the square input in pixels"),
-        ("workers", int, 4, "loader processes of each process"),
-        ("seed", int, 1, "seed"),
-    ]
-    for name, kind, default, text in numbers:
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2], metavar="L", help="cells in each stage")
-    parser.add_argument("--cpu", action="store_true", help="leave the GPUs alone")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def main(args: argparse.Namespace) -> int:
     check(args)
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     with torchrun_processes(device) as world:

@@ -23,7 +23,6 @@ from ..config.build import (
     settings_of_result,
     shape_kwargs,
 )
-from ..config.check import check_search_config
 from ..data import SearchDataManager
 from ..engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
@@ -38,56 +37,17 @@ from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from ..search.losses import RetrievalLoss
 from ..search.strategies import Schedule
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
-from .console import (
-    RESUME_HELP,
-    StepBar,
-    base_parser,
-    config_from_args,
-    quieten,
-    setup_logging,
-    stop_on_signals,
-    told_once,
-)
+from .console import StepBar, quieten, setup_logging, stop_on_signals
+from .options import told_once
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
 
 LATENCIES = "latency.json"  # in the log folder
 
-EPILOG = """
-examples:
-  # the embedded default: draws its own pedestrians, no download, no GPU, about three minutes
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml
-  # the paper's search on Market-1501, which is expected in DIR/market1501/Market-1501-v15.09.15
-  python projects/autoreid/search.py --config-file configs/autoreid_search_market1501.yaml --root DIR
-  # your own images in DIR/train, DIR/query and DIR/gallery, second order, another log folder
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml -s folder -t folder --root DIR \\
-      search.order 2 data.save_dir log/mine
-  # on four GPUs: each takes its share of every batch, and the search is that of one GPU
-  torchrun --nproc_per_node 4 projects/autoreid/search.py --config-file configs/autoreid_search_market1501.yaml \\
-      --root DIR search.amp bfloat16
-  # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch (the key's default)
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml search.strategy gdas
-  # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume log/search
-  python projects/autoreid/search.py --config-file configs/autoreid_search.yaml --resume auto
 
-The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
-epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
-held-out half), config.yaml, search.log and TensorBoard events.
-"""
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = base_parser(__doc__, EPILOG)
-    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(args: argparse.Namespace) -> int:
+    cfg = args.cfg
     with told_once():
-        args = parse_args(argv)
-        cfg = config_from_args(args)
-        check_search_config(cfg)
         resume = checkpoint_path(args.resume, cfg.data.save_dir)
     device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
     with torchrun_processes(device) as world:
@@ -318,6 +278,6 @@ def summary(genotype: Genotype, save_dir: Path, report: Path) -> str:
             f"  reduction cell  {describe(genotype, 'reduce')}",
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
-            f"to train it: python projects/autoreid/train.py --genotype {save_dir / 'genotype.json'} --config-file …",
+            f"to train it: autoreid train --genotype {save_dir / 'genotype.json'} --config-file …",
         ]
     )

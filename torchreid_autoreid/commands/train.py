@@ -15,7 +15,6 @@ import torchreid
 
 from ..checkpoint import load_weights
 from ..config.build import engine_run_kwargs, optimizer_kwargs, scheduler_kwargs, settings_of_result, traindata_kwargs
-from ..config.check import check_train_config
 from ..data import TrainDataManager
 from ..engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
 from ..engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
@@ -25,62 +24,15 @@ from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..spec import Description
-from .console import (
-    RESUME_HELP,
-    StepBar,
-    base_parser,
-    config_from_args,
-    quieten,
-    setup_logging,
-    stop_on_signals,
-    told_once,
-)
+from .console import StepBar, quieten, setup_logging, stop_on_signals
+from .options import told_once
 
 _LOGGER = logging.getLogger("torchreid_autoreid.train")
 
-EPILOG = """
-examples:
-  # the network that the embedded search has found, on the same drawn pedestrians, about three minutes
-  python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --genotype log/search/genotype.json
-  # the authors' cells by the paper's recipe on Market-1501, from ImageNet weights that pretrain.py has made
-  python projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml --root DIR \\
-      --genotype retrieval autoreid.pretrained pretrained.pth
-  # ResNet-50 by the same recipe, for comparison
-  python projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml --root DIR model.name resnet50
-  # on four GPUs: each takes its share of every batch, and the training is that of one GPU
-  torchrun --nproc_per_node 4 projects/autoreid/train.py --config-file configs/autoreid_train_market1501.yaml \\
-      --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
-  # go on after an interruption; test a trained network
-  python projects/autoreid/train.py --config-file configs/autoreid_train.yaml --resume log/train
-  python projects/autoreid/evaluate.py --config-file configs/autoreid_train.yaml --weights log/train/checkpoint-best.pth
 
-The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
-checkpoint-best.pth (best on the held-out identities, or on the first target), results.json (figures of the best one on
-all targets), history.jsonl, config.yaml, train.log and TensorBoard events.
-"""
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = base_parser(__doc__, EPILOG)
-    parser.add_argument(
-        "--genotype", metavar="PRESET|JSON", default="", help="the cells: a preset or a genotype.json of search.py"
-    )
-    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(args: argparse.Namespace) -> int:
+    cfg = args.cfg
     with told_once():
-        args = parse_args(argv)
-        cfg = config_from_args(args)
-        if args.genotype:
-            if not cfg.model.name.startswith("autoreid"):
-                raise UserError(
-                    f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
-                    "set model.name autoreid"
-                )
-            cfg.autoreid.genotype = args.genotype
-        check_train_config(cfg, given=args.opts[::2])
         description = Description.of_config(cfg)
         resume = checkpoint_path(args.resume, cfg.data.save_dir)
         check_files(cfg, resume, Path(cfg.data.save_dir))

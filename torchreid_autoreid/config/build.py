@@ -164,6 +164,7 @@ _FREE_ON_RESUME = (
 def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
     """Key -> plain value of all that the result of a run depends on: what a resumed run must have in common.
 
+    >>> from torchreid_autoreid.config import load_config
     >>> settings_of_result(load_config(opts=["train.lr", "0.01"]))["train.lr"]
     0.01
     """

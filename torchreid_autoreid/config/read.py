@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from ..errors import UserError, short
 from .keys import get_default_config
 
-__all__ = ["all_keys", "get", "load_config", "plain_yaml"]
+__all__ = ["all_keys", "get", "load_config", "plain_yaml", "shipped_configs"]
 
 
 _MAX_FILE_BYTES = 1 << 16  # a configuration has a few kilobytes
@@ -24,6 +24,8 @@ _MAX_WHOLE = 1 << 53  # of whole numbers; what counts something larger than this
 
 
 _COMMAND_LINE = "the command line"
+#: an installed package has the files inside; a checkout beside it
+_SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 
 
 def load_config(
@@ -37,7 +39,10 @@ def load_config(
 ) -> CfgNode:
     """The defaults, changed by a YAML file, then by the named options, then by ``KEY VALUE`` pairs.
 
-    Sources without targets are the targets too.
+    Args:
+        config_file: a path, or the name of a shipped file (:func:`shipped_configs`).
+        opts: keys and values in turn.
+        root, sources, targets, transforms: of ``data``; sources without targets are the targets too.
 
     Raises:
         UserError: if a file is missing or is no YAML mapping, a key is unknown, or a value is of another type.
@@ -47,7 +52,7 @@ def load_config(
     """
     cfg = get_default_config()
     if config_file:
-        _merge(cfg, _read_yaml(Path(config_file)), config_file)
+        _merge(cfg, _read_yaml(_find(config_file)), config_file)
     if root:
         cfg.data.root = root
     # Sources given alone are tested on too: the file's own targets are another dataset.
@@ -63,11 +68,22 @@ def load_config(
     return cfg
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of the configurations that come with the package."""
+    return {path.name: path for folder in _SHIPPED for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find(config_file: str) -> Path:
+    """A file; or, by its name alone, one that is shipped."""
+    path = Path(config_file)
+    return path if path.is_file() else shipped_configs().get(config_file, path)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted({str(file) for folder in (path.parent, Path("configs")) for file in folder.glob("*.yaml")})
-        near = get_close_matches(str(path), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}" if known else "look in configs/"
+        beside = [str(file) for file in path.parent.glob("*.yaml")]
+        near = get_close_matches(str(path), beside, n=1) or get_close_matches(path.name, shipped_configs(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"by name there is {', '.join(shipped_configs())}"
         raise UserError(f"no configuration file {path}; {hint}")
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; give a YAML file")
@@ -152,7 +168,7 @@ def _lookup(cfg: CfgNode, name: str, where: str) -> Any:
 
 def _similar(cfg: CfgNode, name: str) -> str:
     if name.startswith("-"):
-        return "options such as --root go before the first KEY VALUE pair"
+        return "there is no such option; autoreid COMMAND --help shows all"
     keys = list(all_keys(cfg))
     section, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
     siblings = {key.rsplit(".", 1)[-1]: key for key in keys if key.startswith(f"{section}.")}

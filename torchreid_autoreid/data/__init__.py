@@ -18,3 +18,6 @@ __all__ = [
     "register_datasets",
     "use_in_feature_extractor",
 ]
+
+register_datasets()
+use_in_feature_extractor()

@@ -30,7 +30,7 @@ _CAMERA_NAME = re.compile(r"(?:(?:camera|cam|c)_?(\d+)(?:s\d+)?(?:[_.\-]|$)|_?(\
 _JUNK, _DISTRACTOR = -1, 0  # identities in Market-1501's names
 
 #: What to do without any data.
-_EMBEDDED = "to try without data: python projects/autoreid/search.py --config-file configs/autoreid_search.yaml"
+_EMBEDDED = "to try without data: autoreid search --config-file autoreid_search.yaml"
 
 #: files that systems leave in folders
 _OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}

@@ -77,7 +77,7 @@ def export(
     if file_format not in FORMATS:
         raise UserError(f"unknown format {file_format!r}; choose {' or '.join(FORMATS)}")
     output = Path(output)
-    _check_output(output, Path(weights))
+    check_output(output, Path(weights))
     if description is None:
         found = Description.of_checkpoint(weights)
         if found is None:
@@ -140,7 +140,7 @@ def format_of(output: str | Path) -> str:
     return _OF_ENDINGS[ending]
 
 
-def _check_output(output: Path, weights: Path) -> None:
+def check_output(output: Path, weights: Path) -> None:
     """Finds out before the work that the result has nowhere to go, or would take the place of its own weights."""
     try:
         writable = output.parent.is_dir() and os.access(output.parent, os.W_OK) and not output.is_dir()

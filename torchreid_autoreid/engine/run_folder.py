@@ -12,17 +12,12 @@ from filelock import FileLock, Timeout
 
 from ..checkpoint import LATEST, newest_checkpoint
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import not_writable, write_atomically
 
-__all__ = ["AUTO", "bring_history", "checkpoint_path", "keep_earlier_run", "not_writable"]
+__all__ = ["AUTO", "bring_history", "checkpoint_path", "keep_earlier_run"]
 
 
 AUTO = "auto"
-
-
-def not_writable(save_dir: str | Path, error: OSError) -> UserError:
-    reason = error.strerror or type(error).__name__
-    return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")
 
 
 def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:

@@ -208,8 +208,7 @@ def _cells(folder: Path, genotype: Genotype) -> Iterator[str]:
     for kind, name in _CELLS.items():
         yield _picture(name, draw_cell(genotype, kind), style="wide")
     command = (
-        "python projects/autoreid/train.py --config-file configs/autoreid_train.yaml "
-        f"--genotype {shlex.quote(str(folder / 'genotype.json'))}"
+        f"autoreid train --config-file autoreid_train.yaml --genotype {shlex.quote(str(folder / 'genotype.json'))}"
     )
     yield "<p>To train the network made of them (with the recipe of your dataset):</p>"
     yield f"<pre>{_text(command)}</pre>"

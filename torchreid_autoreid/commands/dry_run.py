@@ -1,0 +1,136 @@
+"""``--dry-run``: everything is checked that can be without writing, drawing or downloading anything."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import load_checkpoint, load_weights
+from ..config import budget_limits, network_kwargs, shape_kwargs
+from ..data.datasets import FolderDataset, check_dataset
+from ..deploy.export import check_output
+from ..engine.precision import MixedPrecision
+from ..engine.run_folder import checkpoint_path
+from ..errors import UserError
+from ..evaluation import load_embeddings
+from ..genotype import operation_names
+from ..report import amount
+from ..search.cost import LatencyTable, NetworkShape
+from ..space.networks import AutoReIDSearchNetwork
+from ..spec import Description
+from .evaluate import check_outputs, description_of
+from .search import build_budget, describe_budget
+from .train import check_files, check_input, check_layers
+
+__all__ = ["main"]
+
+
+def main(name: str, args: argparse.Namespace) -> int:
+    """Checks what a command would need, and prints a line for each thing; returns the exit status.
+
+    Raises:
+        UserError: as the command itself would.
+    """
+    checks = {"search": _search, "train": _train, "evaluate": _evaluate, "export": _export}
+    for line in checks[name](args, args.cfg):
+        print(line)
+    print("nothing was written; leave --dry-run out to begin")
+    return 0
+
+
+def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
+    yield from _folder(cfg, args.resume)
+    yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
+    device = _device(cfg)
+    MixedPrecision(cfg.search.amp, device, "search.amp")
+    yield f"device      {device}"
+    with torch.device("meta"):
+        network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
+    yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
+    latencies = None
+    if cfg.search.budget.latency_ms:
+        if not cfg.search.budget.latency_table:
+            yield "budget      the latency would be measured first"
+            return
+        shape = NetworkShape(**shape_kwargs(cfg))
+        latencies = LatencyTable.load(cfg.search.budget.latency_table, shape, operation_names(cfg.search.space))
+    budget = build_budget(cfg, latencies) if budget_limits(cfg) else None
+    if budget is not None:
+        yield describe_budget(budget)
+
+
+def _train(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
+    resume = checkpoint_path(args.resume, cfg.data.save_dir)
+    check_files(cfg, resume, Path(cfg.data.save_dir))
+    description = Description.of_config(cfg)
+    yield from _folder(cfg, args.resume)
+    yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
+    device = _device(cfg)
+    MixedPrecision(cfg.recipe.amp, device, "recipe.amp")
+    yield f"device      {device}"
+    model = description.build(2)
+    check_input(cfg, model)
+    check_layers(cfg, model)
+    yield f"network     {_parameters(model)} parameters in {description.name}, without its classifier"
+    own = cfg.autoreid.pretrained if description.genotype and cfg.model.pretrained else ""
+    for path in filter(None, (cfg.model.load_weights, own if not cfg.model.load_weights else "")):
+        load_weights(model, path, testing=cfg.test.evaluate)
+        yield f"weights     {path}"
+
+
+def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
+    check_outputs(args)
+    if args.features:
+        query, gallery = load_embeddings(args.features)
+        yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
+        return
+    yield from _datasets(cfg, cfg.data.targets)
+    description = description_of(cfg, args.weights)
+    model = AutoReIDSearchNetwork(2, **network_kwargs(cfg)) if description is None else description.build(2)
+    load_weights(model, args.weights)
+    yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
+
+
+def _export(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
+    check_output(Path(args.output), Path(args.weights))
+    description = description_of(cfg, args.weights)
+    if description is None:
+        raise UserError("model.name autoreid_search is the network of a search, which is not for deployment")
+    model = description.build(2)
+    load_weights(model, args.weights)
+    yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
+
+
+def _folder(cfg: Any, resume: str) -> Iterator[str]:
+    """The log folder, and the checkpoint to go on from."""
+    folder = Path(cfg.data.save_dir)
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"cannot write into data.save_dir {folder}; give another data.save_dir")
+    found = checkpoint_path(resume, folder)
+    if found is not None:
+        epoch = load_checkpoint(found, ("state_dict", "epoch", "optimizer"))["epoch"]
+        yield f"resume      {found}, after epoch {epoch}"
+    yield f"log folder  {folder}"
+
+
+def _datasets(cfg: Any, names: Any) -> Iterator[str]:
+    """Datasets are looked for; a user's own is read, since that writes nothing."""
+    for name in dict.fromkeys(names):
+        check_dataset(name, cfg.data.root)
+        if name == "folder":
+            FolderDataset(cfg.data.root, mode="train", verbose=False)
+        yield f"dataset     {name} in {cfg.data.root}" + (", drawn there if missing" if "synthetic" in name else "")
+
+
+def _device(cfg: Any) -> str:
+    return "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _parameters(network: torch.nn.Module) -> str:
+    return amount(sum(p.numel() for name, p in network.named_parameters() if not name.startswith("classifier.")))

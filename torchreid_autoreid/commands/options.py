@@ -1,0 +1,415 @@
+"""What can be typed behind ``autoreid``: options, keys and values. Nothing here takes long to import."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from yacs.config import CfgNode
+
+from ..config.check import check_search_config, check_train_config
+from ..config.read import load_config
+from ..errors import SharedError, UserError
+
+__all__ = ["COMMANDS", "Command", "Parser", "base_parser", "config_from_args", "parse", "told_once"]
+
+RESUME_HELP = (
+    "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
+    "data.save_dir, and from the beginning if there is none yet, so that one command serves the first start and every "
+    "restart (torchrun --max-restarts, a pre-emptible queue)"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, and takes options before, between and behind ``KEY VALUE`` pairs."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self.parse_intermixed_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
+def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The options of torchreid's ``scripts/main.py``.
+
+    Args:
+        description: a sentence.
+        epilog: examples, shown as they are.
+
+    >>> base_parser("Trains.").parse_args(["--root", "data", "train.max_epoch", "3"]).opts
+    ['train.max_epoch', '3']
+    """
+    parser = Parser(
+        usage="%(prog)s [OPTION ...] [KEY VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file", metavar="YAML", default="", help="a file, or the name of one that is shipped: autoreid configs"
+    )
+    parser.add_argument("-s", "--sources", metavar="NAME", nargs="+", help="datasets to train on")
+    parser.add_argument("-t", "--targets", metavar="NAME", nargs="+", help="datasets to test on")
+    parser.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentation, such as random_flip random_crop")
+    parser.add_argument("--root", metavar="DIR", default="", help="folder that holds the datasets (default: reid-data)")
+    parser.add_argument("--print-config", action="store_true", help="print the resulting configuration, and end")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing, and end")
+    parser.add_argument(
+        "opts",
+        metavar="KEY VALUE",
+        nargs="*",
+        default=[],
+        help="keys of the configuration, such as train.max_epoch 20; they override the file "
+        "(torchreid_autoreid/config/keys.py explains all keys)",
+    )
+    return parser
+
+
+def config_from_args(args: argparse.Namespace) -> CfgNode:
+    """The configuration that the options ask for.
+
+    Raises:
+        UserError: as :func:`~torchreid_autoreid.config.read.load_config`.
+    """
+    names = {}
+    opts: list[str] = []
+    for option in ("sources", "targets", "transforms"):
+        names[option], pairs = _split_off_pairs(getattr(args, option) or [])
+        opts += pairs
+    return load_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
+
+
+def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and the KEY VALUE pairs behind them, which argparse takes for more names.
+
+    >>> _split_off_pairs(["market1501", "train.max_epoch", "3"])
+    (['market1501'], ['train.max_epoch', '3'])
+    """
+    # No name of a dataset or transform has a dot, and no key but the top one is without.
+    first = next((i for i, word in enumerate(words) if "." in word or word == "use_gpu"), len(words))
+    return list(words[:first]), list(words[first:])
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except UserError as error:
+        raise SharedError(str(error)) from None
+
+
+# -- the options of each command, with its examples --------------------------------------------------------------------
+
+_SEARCH = """
+examples:
+  # the embedded default: draws its own pedestrians, no download, no GPU, about three minutes
+  autoreid search --config-file autoreid_search.yaml
+  # the paper's search on Market-1501, which is expected in DIR/market1501/Market-1501-v15.09.15
+  autoreid search --config-file autoreid_search_market1501.yaml --root DIR
+  # your own images in DIR/train, DIR/query and DIR/gallery, second order, another log folder
+  autoreid search --config-file autoreid_search.yaml -s folder -t folder --root DIR \\
+      search.order 2 data.save_dir log/mine
+  # on four GPUs: each takes its share of every batch, and the search is that of one GPU
+  torchrun --nproc_per_node 4 -m torchreid_autoreid search --config-file autoreid_search_market1501.yaml \\
+      --root DIR search.amp bfloat16
+  # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch (the key's default)
+  autoreid search --config-file autoreid_search.yaml search.strategy gdas
+  # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
+  autoreid search --config-file autoreid_search.yaml --resume log/search
+  autoreid search --config-file autoreid_search.yaml --resume auto
+
+The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
+epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
+held-out half), config.yaml, search.log and TensorBoard events.
+"""
+
+_TRAIN = """
+examples:
+  # the network that the embedded search has found, on the same drawn pedestrians, about three minutes
+  autoreid train --config-file autoreid_train.yaml --genotype log/search/genotype.json
+  # the authors' cells by the paper's recipe on Market-1501, from ImageNet weights that pretrain has made
+  autoreid train --config-file autoreid_train_market1501.yaml --root DIR \\
+      --genotype retrieval autoreid.pretrained pretrained.pth
+  # ResNet-50 by the same recipe, for comparison
+  autoreid train --config-file autoreid_train_market1501.yaml --root DIR model.name resnet50
+  # on four GPUs: each takes its share of every batch, and the training is that of one GPU
+  torchrun --nproc_per_node 4 -m torchreid_autoreid train --config-file autoreid_train_market1501.yaml \\
+      --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
+  # go on after an interruption; test a trained network
+  autoreid train --config-file autoreid_train.yaml --resume log/train
+  autoreid evaluate --config-file autoreid_train.yaml --weights log/train/checkpoint-best.pth
+
+The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
+checkpoint-best.pth (best on the held-out identities, or on the first target), results.json (figures of the best one on
+all targets), history.jsonl, config.yaml, train.log and TensorBoard events.
+"""
+
+_EVALUATE = """
+examples:
+  # feature vectors of any framework, plain and re-ranked
+  autoreid evaluate --features features.npz
+  autoreid evaluate --features features.npz --rerank --json figures.json
+  # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
+  autoreid evaluate --features features.npz --index IVF1024,Flat
+  # a trained network on the test set of its dataset
+  autoreid evaluate --config-file autoreid_search.yaml --weights log/search/checkpoint.pth \\
+      model.name autoreid_search
+  autoreid evaluate --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
+      model.name osnet_x1_0
+  # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
+  torchrun --nproc_per_node 2 -m torchreid_autoreid evaluate --features features.npz --rerank
+
+The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
+A checkpoint of train says itself which network it holds and for which size of images. For other files the network
+is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
+"""
+
+_PRETRAIN = """
+examples:
+  # ImageNet in DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, eight GPUs
+  torchrun --nproc_per_node 8 -m torchreid_autoreid pretrain --data DIR --genotype log/search/genotype.json
+  # then
+  autoreid train --config-file autoreid_train_market1501.yaml --root DIR \\
+      --genotype log/search/genotype.json autoreid.pretrained log/pretrain/checkpoint-best.pth
+
+build_model(name, ..., pretrained=True) finds the weights as NAME.pth in the folder that the environment variable
+TORCHREID_AUTOREID_PRETRAINED names. The recipe is that of DARTS for ImageNet (ICLR 2019, appendix A.2.3)
+with a cosine. The output folder holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
+checkpoint-best.pth (best top-1) and history.jsonl.
+"""
+
+_EXPORT = """
+examples:
+  # a checkpoint of train.py says itself which network it holds
+  autoreid export --weights log/train/checkpoint-best.pth --format onnx --output reid.onnx
+  # weights of torchreid's own training, with the network they belong to
+  autoreid export --weights model.pth.tar-60 --output osnet.onnx model.name osnet_x1_0
+
+The file takes standardised images (B, 3, height, width) and gives features (B, D); its metadata hold genotype, size,
+mean, standard deviation and version (the README shows how to read and use them).
+"""
+
+_REPORT = """
+A search writes its report by itself when it ends. This command writes it for a search that is still running, was
+stopped, or ran elsewhere. The page needs no network and no other file: send it as it is.
+
+The log folder is the data.save_dir of the search. Read are
+  history.jsonl   a line an epoch; a torn last line is left out, and the page says so
+  genotype.json   the cells found so far
+  config.yaml     the configuration; the page does without it
+
+examples:
+  autoreid report --log-dir log/search
+  autoreid report --log-dir log/search --output search.html
+
+The path of the page is printed. Exit status: 0 done; 2 the folder or one of its files is not what it should be.
+"""
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--genotype", metavar="PRESET|JSON", default="", help="the cells: a preset or a genotype.json of search.py"
+    )
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
+    source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
+    parser.add_argument(
+        "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
+    )
+    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
+    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20)")
+    parser.add_argument("--k2", type=int, help="neighbours averaged in local query expansion (default: 6)")
+    parser.add_argument("--lambda", dest="lambda_value", type=float, help="share of the plain distance (default: 0.3)")
+    parser.add_argument(
+        "--definition",
+        choices=("torchreid", "zhong"),
+        help="torchreid squares the distances once more than the paper (default: torchreid)",
+    )
+    parser.add_argument("--query-expansion", type=int, default=0, metavar="N", help="average N neighbours into a query")
+    parser.add_argument(
+        "--query-expansion-alpha", type=float, default=0.0, metavar="A", help="weight them by similarity ** A"
+    )
+    parser.add_argument(
+        "--database-augmentation", type=int, default=0, metavar="N", help="average N neighbours into a gallery item"
+    )
+    parser.add_argument(
+        "--index",
+        default="Flat",
+        metavar="FACTORY",
+        help="faiss index, such as IVF1024,Flat or HNSW32, or a file of one (default: Flat, which is exact)",
+    )
+    parser.add_argument("--save-index", metavar="FILE", help="write the index, to be given to --index again")
+    parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
+    parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
+    parser.add_argument(
+        "--fpr",
+        metavar="RATE",
+        type=float,
+        action="append",
+        help="also the true-accept rate and the distance threshold at this false-accept rate; may be repeated",
+    )
+    parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
+    parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
+    parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", required=True, help="folder with train/CLASS/… and val/CLASS/…")
+    parser.add_argument("--genotype", metavar="PRESET|JSON", default="retrieval", help="default: retrieval")
+    parser.add_argument("--output", metavar="DIR", default="log/pretrain", help="default: log/pretrain")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        choices=("latest", "auto"),
+        help="go on from the newest whole checkpoint in the output folder; auto: or begin, if there is none yet",
+    )
+    numbers: list[tuple[str, type, Any, str]] = [
+        ("channels", int, 64, "C of the first stage"),
+        ("parts", int, 4, "stripes of the part-aware operation"),
+        ("epochs", int, 250, "epochs in all"),
+        ("batch-size", int, 256, "images of a step over all processes"),
+        ("lr", float, 0.1, "learning rate of SGD with momentum 0.9"),
+        ("weight-decay", float, 3e-5, "weight decay"),
+        ("warmup-epochs", int, 5, "epochs in which the learning rate rises"),
+        ("label-smooth", float, 0.1, "label smoothing"),
+        ("auxiliary-weight", float, 0.4, "of the auxiliary classifier; 0: none"),
+        ("drop-path", float, 0.0, "probability of dropping a branch"),
+        ("grad-clip", float, 5.0, "largest norm of the gradient; 0: off"),
+        ("size", int, 224, "side of the square input in pixels"),
+        ("workers", int, 4, "loader processes of each process"),
+        ("seed", int, 1, "seed"),
+    ]
+    for name, kind, default, text in numbers:
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2], metavar="L", help="cells in each stage")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPUs alone")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint or a state dict")
+    parser.add_argument("--format", choices=("onnx", "torchscript"), default="onnx", help="default: onnx")
+    parser.add_argument("--output", metavar="FILE", required=True, help="where the network goes")
+    parser.add_argument("--normalize", action="store_true", help="give features of length 1")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-dir", required=True, metavar="DIR", help="log folder (data.save_dir) of a search")
+    parser.add_argument("--output", metavar="FILE", help="the page to write, *.html (default: DIR/report.html)")
+
+
+def _check_train(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if args.genotype:
+        if not cfg.model.name.startswith("autoreid"):
+            raise UserError(
+                f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
+                "set model.name autoreid"
+            )
+        cfg.autoreid.genotype = args.genotype
+    check_train_config(cfg, given=args.opts[::2])
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as it is typed.
+
+    Attributes:
+        summary: a sentence.
+        epilog: examples, and what it reads and writes.
+        add_options: adds its own options to a parser.
+        configured: whether it reads the configuration, and so takes torchreid's options and ``KEY VALUE`` pairs.
+        check: refuses a configuration that the command cannot follow, and completes it from the options.
+    """
+
+    summary: str
+    epilog: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    configured: bool = True
+    check: Callable[[CfgNode, argparse.Namespace], None] = lambda cfg, args: None
+
+
+#: name -> command; the module of that name runs it
+COMMANDS = {
+    "search": Command(
+        "Searches a network architecture for person re-identification (Auto-ReID, ICCV 2019).",
+        _SEARCH,
+        _add_search,
+        check=lambda cfg, _: check_search_config(cfg),
+    ),
+    "train": Command(
+        "Trains the network of a genotype, or any other model of torchreid, and tests it.",
+        _TRAIN,
+        _add_train,
+        check=_check_train,
+    ),
+    "evaluate": Command(
+        "Evaluates person retrieval, exactly and at any size: mAP, CMC, mINP, with re-ranking if asked.",
+        _EVALUATE,
+        _add_evaluate,
+    ),
+    "pretrain": Command(
+        "Pre-trains the network of a genotype on ImageNet, or on any folder of images by class.",
+        _PRETRAIN,
+        _add_pretrain,
+        configured=False,
+    ),
+    "export": Command(
+        "Writes a trained network as ONNX or TorchScript, compared with PyTorch, for use without this package.",
+        _EXPORT,
+        _add_export,
+    ),
+    "report": Command(
+        "Writes the report of a search, one HTML page, from its log folder.",
+        _REPORT,
+        _add_report,
+        configured=False,
+    ),
+}
+
+
+def parse(name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command; ``cfg`` is the configuration that they stand for, checked.
+
+    Raises:
+        UserError: if the configuration cannot be read or followed.
+        SystemExit: if an option is wrong, or only ``--help`` was asked for.
+
+    >>> parse("search", ["--root", "data", "sampler.train_sampler", "RandomIdentitySampler"]).cfg.data.root
+    'data'
+    """
+    command = COMMANDS[name]
+    parser = (
+        base_parser(command.summary, command.epilog)
+        if command.configured
+        else Parser(
+            description=command.summary, epilog=command.epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+    )
+    parser.prog = f"autoreid {name}"
+    command.add_options(parser)
+    args = parser.parse_args(argv)
+    if command.configured:
+        args.cfg = config_from_args(args)
+        command.check(args.cfg, args)
+    return args
