@@ -245,6 +245,84 @@ def test_several_classifiers_of_a_model_may_be_others_too(tmp_path, name, size, 
         assert torch.equal(one(images), other(images))
 
 
+def small_network():
+    torch.manual_seed(1)
+    return AutoReIDNetwork(5, channels=4, layers=(1, 1, 1, 1))
+
+
+WRAPPED = {
+    "plain": lambda state: state,
+    "DataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "twice": lambda state: {f"module.module.{key}": value for key, value in state.items()},
+    "torch.compile": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "compiled, then DataParallel": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "DataParallel, then compiled": lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+    "compiled in part": lambda state: {key.replace("cells.", "cells._orig_mod."): v for key, v in state.items()},
+    "AveragedModel": lambda state: {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(3)},
+    "under model": lambda state: {"model": state, "epoch": 3},
+    "under model_state_dict": lambda state: {"model_state_dict": state, "optimizer": {}},
+    "under state_dict": lambda state: {"state_dict": state, "rank1": 0.5},
+    "before PyTorch 0.4.1": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "half": lambda state: {key: v.half() if v.is_floating_point() else v for key, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_are_found_wherever_pytorch_and_its_users_put_them(tmp_path, kind, legacy):
+    source, network = small_network(), AutoReIDNetwork(5, channels=4, layers=(1, 1, 1, 1))
+    saved = WRAPPED[kind](source.state_dict())
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    load_weights(network, tmp_path / "w.pth")
+    tolerance = 1e-3 if kind == "half" else 0
+    for key, value in source.state_dict().items():
+        assert torch.allclose(network.state_dict()[key].double(), value.double(), atol=tolerance, rtol=tolerance), key
+
+
+ODD = {
+    "sparse": (torch.Tensor.to_sparse, "is no ordinary tensor"),
+    "complex": (lambda value: value.to(torch.complex64), "is of type complex64"),
+    "integers": (lambda value: value.to(torch.int64), "is of type int64"),
+    "truths": (lambda value: value.to(torch.bool), "is of type bool"),
+    "without memory": (lambda value: value.to("meta"), "is no ordinary tensor"),
+    "quantised": (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is no ordinary tensor"),
+    "nested": (lambda value: torch.nested.nested_tensor([value[0], value[1]]), "is no ordinary tensor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("key", ["stem.0.weight", "classifier.weight"])
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_of_another_kind_get_one_line(tmp_path, kind, key):
+    make, words = ODD[kind]
+    state = small_network().state_dict()
+    state[key] = make(state[key])
+    torch.save(state, tmp_path / "w.pth")
+    network = small_network()
+    if key.startswith("classifier") and kind in ("sparse", "without memory", "quantised", "nested"):
+        load_weights(network, tmp_path / "w.pth")  # it is not read: the feature does not depend on it
+        return
+    with pytest.raises(UserError, match=f"belongs to another network: its {key} {words}; give") as caught:
+        load_weights(network, tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_legacy_file_without_the_data_of_a_tensor_is_refused(tmp_path):
+    """PyTorch would leave a tensor of which the file lists no data as the memory happens to be."""
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.ones(64), "b": torch.zeros(64)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint(path, ())["a"], torch.ones(64))
+    data = path.read_bytes()
+    keys = data.index(pickle.dumps([], 2)[:3], data.index(b"collections") if b"collections" in data else 300)
+    path.write_bytes(data[:keys] + pickle.dumps([], 2))
+    with pytest.raises(UserError, match=r"not a readable checkpoint \(its tensors have 512 bytes, and it holds 0\)"):
+        load_checkpoint(path, ())
+    for cut in range(1, len(data), 5):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            load_checkpoint(path, ())
+
+
 def test_a_genotype_of_the_same_weights_is_told_from_another(tmp_path):
     """The wiring is not in the weights: the same names and shapes, and another function."""
     blocks = [[[("sep_conv_3x3", 0), ("skip_connect", source)]] for source in (0, 1)]

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "search": {"space", "files", "genotype", "errors"},
     "evaluation": {"parallel", "errors"},
     "data": {"errors"},
-    "report": {"config", "genotype", "errors"},
+    "report": {"config", "files", "genotype", "errors"},
     "plugin": {"space", "genotype", "checkpoint", "errors"},
     "spec": {"checkpoint", "space", "genotype", "plugin", "errors"},
     "deploy": {"checkpoint", "files", "spec", "space", "errors", "version"},
@@ -74,7 +74,7 @@ LIBRARIES = {
     "config": {"yacs", "yaml"},
     "genotype": set(),
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
 }
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickletools
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path, previous: str | 
     try:
         write_atomically(path, lambda name: Path(name).write_bytes(buffer.getbuffer()), previous)
     except OSError as error:
-        kept = "the one before it is kept" if Path(path).exists() else "there is none before it"
+        # Without hard links the one before has its new name already.
+        whole = [place for place in (path, previous) if place is not None and Path(place).exists()]
+        kept = f"the one before it is kept as {whole[0]}" if whole else "there is none before it"
         raise UserError(
             f"cannot write the checkpoint {path} ({error.strerror}); {kept}; make room, then go on with --resume"
         ) from error
@@ -118,6 +121,56 @@ def _damage(path: Path, archive: bool = False) -> str | None:
     return None if broken is None else f"the checksum of its record {broken[:80]!r} is wrong"
 
 
+def _legacy_damage(path: Path, state: Any) -> str | None:
+    """What is wrong with a file of PyTorch 1.5 or older; ``None`` if it is whole, or newer.
+
+    It lists its storages and holds as many blocks, each behind its size. PyTorch leaves storages that it does not list
+    uninitialised.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            return None
+        file.seek(0)
+        for _ in range(5):  # magic number, version, system, data, list of storages
+            names = [value for _, value, _ in pickletools.genops(file) if isinstance(value, str)]
+        blocks = path.stat().st_size - file.tell() - 8 * len(names)
+    spans = sorted({_span(tensor) for tensor in _tensors(state)})
+    needed, end = 0, 0
+    for first, last in spans:  # one storage may be a view of another
+        needed += max(0, last - max(first, end))
+        end = max(end, last)
+    if len(set(names)) < len(names) or blocks < needed:
+        return f"its tensors have {needed} bytes, and it holds {max(blocks, 0)}"
+    return None
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All ordinary tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        if _is_ordinary(value):
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _is_ordinary(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )
+
+
 def _first_line(error: BaseException) -> str:
     # PyTorch's first paragraph advises to load the file without protection; the reason follows.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
@@ -156,7 +209,12 @@ def _read(path: Path) -> Any:
         try:
             with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it remarks on pickles that it is about to refuse
-                return torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            reason = _legacy_damage(path, state)
+            if reason is None:
+                return state
+        except MemoryError:
+            raise
         except Exception as error:  # torch raises many kinds for a hostile file; none of them is worth a traceback
             reason = _first_line(error)
     before = path.with_name(PREVIOUS)
@@ -213,22 +271,48 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
     Raises:
         UserError: if the file is no checkpoint, or of another network; the message names the first difference.
     """
-    state: Any = _read(Path(path))
-    described: Any = None
-    if isinstance(state, dict) and "state_dict" in state:
-        described, state = state.get("network"), state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
+    found: Any = _read(Path(path))
+    described = found.get("network") if isinstance(found, dict) and "state_dict" in found else None
+    state = _weights_of(found, path)
     own = module.state_dict()
     free = _UNTESTED if testing else (*_UNTESTED, "classifier.")
     fitting = {
         key: value
         for key, value in state.items()
-        if not key.startswith(free) or (key in own and own[key].shape == value.shape)
+        if not key.startswith(free) or (key in own and _is_ordinary(value) and own[key].shape == value.shape)
     }
+    # Files from before PyTorch 0.4.1 have none; it counts batches, and nothing here reads it. PyTorch does the same.
+    own_counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    fitting = own_counters | fitting
     load_state(module, {key: value for key, value in own.items() if key.startswith(free)} | fitting, path)
     _check_wiring(module, described, path)
+
+
+#: where files keep their weights
+_PLACES = ("state_dict", "model", "model_state_dict")
+
+
+def _weights_of(found: Any, path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, without the prefixes of what PyTorch wraps a network in.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if isinstance(found, Mapping):
+        found = next((found[place] for place in _PLACES if isinstance(found.get(place), Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
+    state = {_without_compile(str(key)): value for key, value in found.items()}
+    if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
+        del state["n_averaged"]  # of AveragedModel
+    while state and all(key.startswith("module.") for key in state):  # DataParallel, once or more
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _without_compile(key: str) -> str:
+    """torch.compile adds a level wherever it has been applied."""
+    return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def _check_wiring(module: nn.Module, network: Any, path: str | Path) -> None:
@@ -285,6 +369,11 @@ def _of_a_search(state: Mapping[str, Any]) -> bool:
     return any(key.startswith("architecture.") for key in state)
 
 
+def _converts(dtype: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers stay what they are, up to rounding."""
+    return dtype.is_floating_point if wanted.is_floating_point else not (dtype.is_floating_point or dtype.is_complex)
+
+
 def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """What keeps a state dict from fitting a module, a short text each."""
     own = module.state_dict()
@@ -293,8 +382,10 @@ def state_differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[st
     for key, value in own.items():
         if key not in state:
             continue
-        if not isinstance(state[key], Tensor) or state[key].layout is not torch.strided or state[key].is_meta:
+        if not _is_ordinary(state[key]):
             found.append(f"its {key} is no ordinary tensor")
+        elif not _converts(state[key].dtype, value.dtype):
+            found.append(f"its {key} is of type {str(state[key].dtype).removeprefix('torch.')}")
         elif tuple(state[key].shape) != tuple(value.shape):
             found.append(f"its {key} is {tuple(state[key].shape)}, here {tuple(value.shape)}")
     return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
+import importlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
-__all__ = ["forget_half_written", "not_writable", "write_atomically"]
+__all__ = ["check_output", "forget_half_written", "not_writable", "write_atomically", "write_output"]
 
 
 _HALF_WRITTEN = ".part"
@@ -31,8 +34,8 @@ def write_atomically(path: str | Path, write: Callable[[str], Any], previous: st
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_HALF_WRITTEN, dir=path.parent)
-    os.close(handle)
     try:
+        _lock(handle)
         write(name)
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
@@ -43,7 +46,63 @@ def write_atomically(path: str | Path, write: Callable[[str], Any], previous: st
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
     _sync_folder(path.parent)
+
+
+def check_output(name: str, path: str | Path, inputs: Mapping[str, str | Path | None] | None = None) -> Path:
+    """Finds out before the work, not after it, that a result has nowhere to go; removes what a killed command left.
+
+    Args:
+        name: of the option; may be empty.
+        path: that it was given; a link is followed.
+        inputs: what was given -> its path, of what the command reads: the result must not take its place.
+
+    Returns:
+        The file that :func:`write_output` writes.
+
+    Raises:
+        UserError: if that is no ordinary file in a folder that can be written, or is one of the inputs.
+    """
+    shown = f"{name} {path}".strip()
+    try:
+        place = Path(path).resolve()
+        wrong = _what_is_wrong(place)
+        taken = next((what for what, own in (inputs or {}).items() if own and Path(own).resolve() == place), None)
+    except (OSError, RuntimeError) as error:  # a name that is too long; links in a circle
+        raise UserError(
+            f"cannot write {shown}: {getattr(error, 'strerror', None) or error}; give another file"
+        ) from None
+    if wrong:
+        raise UserError(f"cannot write {shown}: {wrong}; give a file in a folder that exists and that you may write")
+    if taken:
+        raise UserError(f"cannot write {shown}: it is the file of {taken}, given for something else too; give another")
+    forget_half_written(place.parent, place.name)
+    return place
+
+
+def _what_is_wrong(place: Path) -> str:
+    if place.is_dir():
+        return os.strerror(errno.EISDIR)
+    if not place.parent.is_dir():
+        return os.strerror(errno.ENOENT)
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        return os.strerror(errno.EACCES)
+    return "" if place.is_file() or not place.exists() else "it is a pipe or a device"
+
+
+def write_output(name: str, path: str | Path, write: Callable[[str], Any]) -> None:
+    """Lets ``write(temporary_path)`` make the file of an option, whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        write_atomically(check_output(name, path), write)
+    except (OSError, RuntimeError) as error:  # faiss raises the latter
+        shown, reason = f"{name} {path}".strip(), getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {shown}: {reason}; make room, or give another file") from error
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -71,10 +130,38 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def forget_half_written(folder: str | Path) -> None:
-    """Removes what a run that was killed while it wrote has left in its log folder."""
-    for path in Path(folder).glob(f".*{_HALF_WRITTEN}"):
-        path.unlink(missing_ok=True)
+def forget_half_written(folder: str | Path, name: str = "") -> None:
+    """Removes what a command that was killed while it wrote has left in a folder; files that are being written stay.
+
+    Args:
+        folder: where it wrote.
+        name: of its file; without one, of any.
+    """
+    for path in Path(folder).glob(f".{glob.escape(name)}{'.' if name else ''}*{_HALF_WRITTEN}"):
+        with contextlib.suppress(OSError):  # another process may be as quick
+            if not _is_locked(path):
+                path.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Marks a file as being written by this process, until the descriptor is closed; says whether that was possible."""
+    try:
+        fcntl = importlib.import_module("fcntl")
+    except ImportError:  # not a POSIX system
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # else a file system without locks
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

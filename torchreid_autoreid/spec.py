@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from .space.neck import FEATURES, add_neck
 from .space.networks import AutoReIDNetwork
 
 __all__ = ["Description"]
+
+MOST_INPUT_PIXELS = 1 << 21  # of one image; people are seldom more than 1024 x 512
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,12 @@ class Description:
     last_norm: bool | None = None
 
     @classmethod
-    def of_config(cls, cfg: Any) -> Description:
+    def of_config(cls, cfg: Any, genotype: Genotype | None = None) -> Description:
         """The network that a configuration asks for.
+
+        Args:
+            cfg: the configuration.
+            genotype: instead of the one that it names.
 
         Raises:
             UserError: if the genotype cannot be read, or the name's size and ``autoreid.channels`` contradict.
@@ -73,7 +80,7 @@ class Description:
             )
         return cls(
             **common,
-            genotype=Genotype.load(own.genotype),
+            genotype=genotype or Genotype.load(own.genotype),
             channels=own.channels if cfg.model.name == "autoreid" else channels,
             layers=list(own.layers),
             parts=own.parts,
@@ -111,11 +118,14 @@ class Description:
             UserError: if the file is missing, torn or describes its network wrongly.
         """
         state = load_checkpoint(path, ())
-        if "network" not in state:
-            return None
+        return cls.of_state(state, path) if "network" in state else None
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], path: str | Path) -> tuple[Description, int]:
+        """:meth:`of_checkpoint`, of a checkpoint that has been read and has a ``network``."""
         values = dict(state["network"]) if isinstance(state["network"], Mapping) else {}
         num_classes = values.pop("num_classes", None)
-        if not isinstance(num_classes, int) or not 1 <= num_classes <= 1 << 24:
+        if type(num_classes) is not int or not 1 <= num_classes <= 1 << 24:
             raise UserError(f"{path} describes its network wrongly: its num_classes is {short(num_classes)}")
         found = cls.from_dict(values, path)
         if num_classes > Path(path).stat().st_size or found._parameters(num_classes) > Path(path).stat().st_size:
@@ -165,9 +175,7 @@ class Description:
         return add_neck(model, self.neck)
 
     def _parameters(self, num_classes: int) -> int:
-        """How many parameters our own network has, counted without memory for them; 0 for others."""
-        if self.genotype is None:
-            return 0
+        """How many parameters the network has, counted without memory for them."""
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in self.build(num_classes).parameters())
 
@@ -175,14 +183,18 @@ class Description:
         own: Mapping[str, type] = {"channels": int, "layers": list, "parts": int, "last_stride": int, "last_norm": bool}
         wanted = {"name": str, "loss": str, "height": int, "width": int, "norm_mean": list, "norm_std": list}
         for name, kind in {**wanted, **(own if self.genotype else {})}.items():
-            if not isinstance(getattr(self, name), kind):
+            if type(getattr(self, name)) is not kind:  # True is an int
                 raise UserError(f"its {name} is {short(getattr(self, name))}")
         for name in ("norm_mean", "norm_std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            if len(values) != 3 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
                 raise UserError(f"its {name} is {short(values)}")
-        if self.neck not in FEATURES or not (1 <= self.height <= 8192 and 1 <= self.width <= 8192):
-            raise UserError(f"its neck is {short(self.neck)} and its input {self.height} x {self.width}")
+        if min(self.norm_std) <= 0:
+            raise UserError(f"its norm_std is {short(self.norm_std)}, by which pixels are divided")
+        if min(self.height, self.width) < 1 or self.height * self.width > MOST_INPUT_PIXELS:
+            raise UserError(f"its input is {self.height} x {self.width}, with at most {MOST_INPUT_PIXELS} pixels")
+        if not isinstance(self.neck, str) or self.neck not in FEATURES:
+            raise UserError(f"its neck is {short(self.neck)}")
         if self.genotype and not (self.channels and self.channels <= 4096 and len(self.layers or ()) == 4):
             raise UserError(f"its channels are {short(self.channels)} and its layers {short(self.layers)}")
         if self.genotype and not (1 <= (self.parts or 0) <= 64 and self.last_stride in (1, 2)):

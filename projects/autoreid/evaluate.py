@@ -1,8 +1,11 @@
 """``autoreid evaluate``, from a checkout."""
 
+import signal
 import sys
 
-from torchreid_autoreid.commands import main
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports last: an end without a word
+
+    from torchreid_autoreid.commands import main
+
     sys.exit(main(["evaluate", *sys.argv[1:]]))

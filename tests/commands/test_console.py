@@ -61,10 +61,39 @@ def test_pairs_may_follow_a_list_of_names(option):
         config(option, "one", "train.max_epochs", "3")
 
 
-def test_options_may_stand_behind_and_between_the_pairs():
-    cfg = config("train.max_epoch", "3", "--root", "x", "test.eval_freq", "-1", "-s", "one", "train.seed", "2")
-    assert (cfg.data.root, cfg.data.sources) == ("x", ["one"])
-    assert (cfg.train.max_epoch, cfg.test.eval_freq, cfg.train.seed) == (3, -1, 2)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--root x -s one two train.max_epoch 3 search.skip_cap -1",
+        "train.max_epoch 3 search.skip_cap -1 --root x --sources one two",
+        "train.max_epoch 3 --root=x search.skip_cap -1 -s one two",
+        "-s one two train.max_epoch 3 --root x search.skip_cap -1",
+        "train.max_epoch 3 -s one two search.skip_cap -1 --root x",
+    ],
+)
+def test_options_are_understood_anywhere(words):
+    cfg = config(*words.split())
+    assert (cfg.data.root, cfg.data.sources, cfg.train.max_epoch, cfg.search.skip_cap) == ("x", ["one", "two"], 3, -1)
+
+
+def test_a_tilde_is_the_home_in_options_and_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("data: {save_dir: ~/runs/a}\nautoreid: {genotype: ~/g.json}\n")
+    cfg = config("--config-file=~/c.yaml", "autoreid.pretrained", "~/w.pth")
+    assert cfg.data.save_dir == str(tmp_path / "runs" / "a")
+    assert cfg.autoreid.genotype == str(tmp_path / "g.json")
+    assert cfg.autoreid.pretrained == str(tmp_path / "w.pth")
+    assert config("--root=~/d").data.root == str(tmp_path / "d")
+    assert config("data.save_dir", "./~").data.save_dir == "./~"
+    with pytest.raises(UserError, match=r"data\.save_dir: there is no home folder ~nobody0; write \./~nobody0/x for"):
+        config("data.save_dir", "~nobody0/x")
+
+
+def test_a_tilde_of_nobody_in_an_option_gets_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        config("--root=~nobody0/x")
+    assert caught.value.code == 2
+    assert "there is no home folder ~nobody0" in capsys.readouterr().err
 
 
 def test_unknown_options_exit_with_2(capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from torchreid_autoreid import files
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.report import html, write_report
@@ -223,7 +224,7 @@ def test_a_page_is_replaced_in_one_step(log_dir, monkeypatch):
     before = set(log_dir.iterdir())
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(html.os, step, fail)
+            patch.setattr(files.os, step, fail)
             with pytest.raises(UserError, match=r"cannot write the report .*report\.html: No space left on device"):
                 write_report(log_dir)
         assert page.read_text() == "old"

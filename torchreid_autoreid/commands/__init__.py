@@ -47,9 +47,11 @@ def execute(name: str, argv: Sequence[str]) -> int:
     # one another make it up to a hundred times slower as soon as another program wants the same core, and threads that
     # never spin make it three times slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if getattr(args, "dry_run", False):
-        return importlib.import_module(".dry_run", __name__).main(name, args)
-    return importlib.import_module(f".{name}", __name__).main(args)
+    dry = getattr(args, "dry_run", False)
+    module = importlib.import_module(f".{'dry_run' if dry else name}", __name__)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # the imports have lasted till now
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return module.main(name, args) if dry else module.main(args)
 
 
 def _about(words: Sequence[str]) -> int:

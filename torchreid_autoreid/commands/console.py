@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import logging.handlers
 import os
 import shutil
 import signal
@@ -18,11 +20,13 @@ from tqdm import tqdm
 from ..errors import Interrupted, SharedError, UserError, short
 from ..files import not_writable
 
-__all__ = ["StepBar", "quieten", "run", "setup_logging", "stop_on_signals"]
+__all__ = ["Log", "StepBar", "begin_log", "quieten", "run", "setup_logging", "stop_on_signals"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
+#: kept until the log file may be written
+_MOST_EARLY_LINES = 10_000
 #: what a file system says when it takes no more
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -38,8 +42,8 @@ def run(main: Callable[[], int | None]) -> int:
     >>> run(lambda: None)
     0
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a script has it so while it imports
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except SharedError as error:
@@ -112,10 +116,7 @@ def _rank() -> int:
 
 
 def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
-    """Sends the log to the terminal and, with times and details, to ``save_dir/name.log``.
-
-    torchreid prints and warns; both become lines of the same log. Progress bars write to stderr: they stay out of the
-    log, and its lines appear above them.
+    """:class:`Log` that is written into ``save_dir/name.log`` from the beginning.
 
     Returns:
         A function that puts everything back.
@@ -123,33 +124,70 @@ def setup_logging(save_dir: str | Path, name: str) -> Callable[[], None]:
     Raises:
         UserError: if the log cannot be written.
     """
+    log = Log()
     try:
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
-        to_file = _ToFile(Path(save_dir) / f"{name}.log", encoding="utf-8")
-    except OSError as error:
-        raise not_writable(save_dir, error) from None
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    stdout, show_warning = sys.stdout, warnings.showwarning
-    to_terminal = _ToTerminal(stdout)
-    logger = logging.getLogger(__name__.split(".", 1)[0])
-    propagated, level = logger.propagate, logger.level
-    for handler in (to_file, to_terminal):
-        logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG)
-    sys.stdout = printed = _Printed(stdout, _LOGGER)
-    warnings.showwarning = lambda message, category, *_: _LOGGER.warning("%s: %s", category.__name__, message)
+        log.write_into(save_dir, name)
+    except UserError:
+        log.end()
+        raise
+    return log.end
 
-    def undo() -> None:
-        printed.end()
-        sys.stdout, warnings.showwarning = stdout, show_warning
-        logger.propagate = propagated
-        logger.setLevel(level)
-        for handler in (to_file, to_terminal):
-            logger.removeHandler(handler)
+
+class Log:
+    """Sends the log to the terminal at once and, with times and details, to a file as soon as that may be written.
+
+    torchreid prints and warns; both become lines of the same log. Progress bars write to stderr: they stay out of the
+    log, and its lines appear above them.
+    """
+
+    def __init__(self) -> None:
+        self.stdout, self.show_warning = sys.stdout, warnings.showwarning
+        self.logger = logging.getLogger(__name__.split(".", 1)[0])
+        self.before = self.logger.propagate, self.logger.level
+        self.early = logging.handlers.MemoryHandler(_MOST_EARLY_LINES, flushLevel=sys.maxsize, flushOnClose=False)
+        self.handlers: list[logging.Handler] = [self.early, _ToTerminal(self.stdout)]
+        for handler in self.handlers:
+            self.logger.addHandler(handler)
+        self.logger.propagate = False
+        self.logger.setLevel(logging.DEBUG)
+        sys.stdout = self.printed = _Printed(self.stdout, _LOGGER)
+        warnings.showwarning = lambda message, category, *_: _LOGGER.warning("%s: %s", category.__name__, message)
+
+    def write_into(self, save_dir: str | Path, name: str) -> None:
+        """Writes what has been logged, and all that comes, into ``save_dir/name.log``.
+
+        Raises:
+            UserError: if that cannot be written.
+        """
+        try:
+            Path(save_dir).mkdir(parents=True, exist_ok=True)
+            to_file = _ToFile(Path(save_dir) / f"{name}.log", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise not_writable(save_dir, error) from None
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.early.setTarget(to_file)
+        self.early.flush()
+        self.logger.removeHandler(self.early)
+        self.handlers = [to_file, *self.handlers[1:]]
+        self.logger.addHandler(to_file)
+
+    def end(self) -> None:
+        """Puts everything back."""
+        self.printed.end()
+        sys.stdout, warnings.showwarning = self.stdout, self.show_warning
+        self.logger.propagate, level = self.before
+        self.logger.setLevel(level)
+        for handler in self.handlers:
+            self.logger.removeHandler(handler)
             handler.close()
 
-    return undo
+
+def begin_log(rank: int) -> Log | None:
+    """The log of the first process; the others are quiet."""
+    if rank == 0:
+        return Log()
+    quieten()
+    return None
 
 
 def quieten() -> Callable[[], None]:
@@ -241,7 +279,9 @@ class _ToTerminal(logging.Handler):
         if self.reader_has_gone:
             return
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            encoding = self.stream.encoding or "utf-8"  # a file's name may have bytes that it cannot express
+            text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+            tqdm.write(text, file=self.stream)
             self.stream.flush()
         except BrokenPipeError:  # of `search.py … | head`: the run and its log file go on
             self.reader_has_gone = True

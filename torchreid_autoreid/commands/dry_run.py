@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ import torch
 from ..checkpoint import load_checkpoint, load_weights
 from ..config import budget_limits, network_kwargs, shape_kwargs
 from ..data.datasets import FolderDataset, check_dataset
-from ..deploy.export import check_output
 from ..engine.precision import MixedPrecision
-from ..engine.run_folder import checkpoint_path
-from ..errors import UserError
 from ..evaluation import load_embeddings
 from ..genotype import operation_names
 from ..report import amount
 from ..search.cost import LatencyTable, NetworkShape
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
-from .evaluate import check_outputs, description_of
+from . import export, search
+from .evaluate import check_outputs
+from .origin import tested_network
 from .search import build_budget, describe_budget
 from .train import check_files, check_input, check_layers
 
@@ -44,7 +42,8 @@ def main(name: str, args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
-    yield from _folder(cfg, args.resume)
+    search.check_files(cfg, args.checkpoint)
+    yield from _folder(cfg, args.checkpoint)
     yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
     device = _device(cfg)
     MixedPrecision(cfg.search.amp, device, "search.amp")
@@ -65,10 +64,9 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
 
 
 def _train(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
-    resume = checkpoint_path(args.resume, cfg.data.save_dir)
-    check_files(cfg, resume, Path(cfg.data.save_dir))
-    description = Description.of_config(cfg)
-    yield from _folder(cfg, args.resume)
+    check_files(cfg, args.checkpoint, args.genotype)
+    description = Description.of_config(cfg, args.resumed_genotype)
+    yield from _folder(cfg, args.checkpoint)
     yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
     device = _device(cfg)
     MixedPrecision(cfg.recipe.amp, device, "recipe.amp")
@@ -90,33 +88,25 @@ def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
         yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
         return
     yield from _datasets(cfg, cfg.data.targets)
-    description = description_of(cfg, args.weights)
+    description = tested_network(args.weights, cfg, args.given)
     model = AutoReIDSearchNetwork(2, **network_kwargs(cfg)) if description is None else description.build(2)
     load_weights(model, args.weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
 
 
 def _export(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
-    check_output(Path(args.output), Path(args.weights))
-    description = description_of(cfg, args.weights)
-    if description is None:
-        raise UserError("model.name autoreid_search is the network of a search, which is not for deployment")
+    _, description = export.check(args)
     model = description.build(2)
     load_weights(model, args.weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
 
 
-def _folder(cfg: Any, resume: str) -> Iterator[str]:
+def _folder(cfg: Any, resume: Path | None) -> Iterator[str]:
     """The log folder, and the checkpoint to go on from."""
-    folder = Path(cfg.data.save_dir)
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"cannot write into data.save_dir {folder}; give another data.save_dir")
-    found = checkpoint_path(resume, folder)
-    if found is not None:
-        epoch = load_checkpoint(found, ("state_dict", "epoch", "optimizer"))["epoch"]
-        yield f"resume      {found}, after epoch {epoch}"
-    yield f"log folder  {folder}"
+    if resume is not None:
+        epoch = load_checkpoint(resume, ("state_dict", "epoch", "optimizer"))["epoch"]
+        yield f"resume      {resume}, after epoch {epoch}"
+    yield f"log folder  {cfg.data.save_dir}"
 
 
 def _datasets(cfg: Any, names: Any) -> Iterator[str]:

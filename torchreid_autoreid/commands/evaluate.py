@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,6 @@ from tqdm import tqdm
 
 from ..checkpoint import load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
-from ..config.keys import get_default_config
 from ..data import ReadableDataManager
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
@@ -38,10 +36,12 @@ from ..evaluation import (
     roc,
     save_embeddings,
 )
-from ..files import write_atomically
+from ..files import check_output, write_output
+from ..parallel.group import group, joined
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
+from .origin import SAME_DATA, tested_network
 
 RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
@@ -65,6 +65,7 @@ class TestSet:
 
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
+    description = tested_network(args.weights, cfg, args.given) if args.weights else None
     # The configuration's keys count as the options do.
     args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
     check_options(args)
@@ -73,16 +74,18 @@ def main(args: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     with torchrun_processes(device) as world:
-        evaluate_all(args, cfg, device, world)
+        evaluate_all(args, cfg, description, device, world)
     return 0
 
 
-def evaluate_all(args: argparse.Namespace, cfg: Any, device: str, world: OneProcess) -> None:
+def evaluate_all(
+    args: argparse.Namespace, cfg: Any, description: Description | None, device: str, world: OneProcess
+) -> None:
     """Evaluates every test set; the first process prints and writes."""
     if args.features:
         sets: Iterable[TestSet] = [share_of_features(args.features, world)]
     else:
-        sets = extract(cfg, args.weights, device, world)
+        sets = extract(cfg, description, args.weights, device, world)
     metric = args.metric or (cfg.test.dist_metric if args.weights else "cosine")
     figures: dict[str, Any] = {}
     rows: list[Any] = []
@@ -149,34 +152,26 @@ def check_options(args: argparse.Namespace) -> None:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
-    taken = {Path(path).resolve(): path for path in (args.features, args.weights, args.index) if path}
+    taken = {"--features": args.features, "--weights": args.weights, "--index": args.index}
     for option in ("json", "save_features", "save_index", "topk_csv"):
         path = getattr(args, option)
-        if not path:
-            continue
-        name, path = f"--{option.replace('_', '-')} {path}", Path(path).resolve()
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
-            raise UserError(f"cannot write {name}; give a file in a folder that can be written")
-        if path in taken:
-            raise UserError(f"{name} is {taken[path]}, which is given for something else too; give another file")
-        taken[path] = name
+        if path:
+            name = f"--{option.replace('_', '-')}"
+            check_output(name, path, taken)
+            taken[name] = path
     if args.save_index and args.index == "Flat":
         raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
 
 
 def write(args: argparse.Namespace, option: str, writer: Callable[[str], Any]) -> None:
     """Lets the writer make the option's file, whole or not at all."""
-    path = getattr(args, option)
-    try:
-        write_atomically(Path(path).resolve(), writer)
-    except (OSError, RuntimeError) as error:  # faiss raises the latter
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write --{option.replace('_', '-')} {path}: {reason}") from error
+    write_output(f"--{option.replace('_', '-')}", getattr(args, option), writer)
 
 
 def share_of_features(path: str, world: OneProcess) -> TestSet:
     """The test set of a file; its gallery is the part of this process."""
     query, gallery = load_embeddings(path)
+    check_same_features(path, query, gallery, world)
     size = len(gallery)
     if size < world.size:
         raise UserError(f"{path}: a gallery of {size} cannot be shared by {world.size} processes; start at most {size}")
@@ -188,6 +183,17 @@ def share_of_features(path: str, world: OneProcess) -> TestSet:
     return TestSet(Path(path).name, query, own, size)
 
 
+def check_same_features(path: str, query: Embeddings, gallery: Embeddings, world: OneProcess) -> None:
+    """Compares what all processes have read: all labels, and up to a thousand vectors of each part."""
+    if world.size == 1 or not joined():
+        return
+    read = []
+    for part in (query, gallery):
+        rows = part.features[:: max(1, len(part) // 1000)]
+        read += [torch.from_numpy(np.array(values, order="C")) for values in (rows, part.pids, part.camids)]
+    group(True).check_same("at the start", f"give all processes the same file {path}", features=read)
+
+
 def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
     """The gallery of which every process holds a part."""
     if world.size == 1:
@@ -195,14 +201,14 @@ def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
     return Embeddings(*(world.concatenate(values) for values in (part.features, part.pids, part.camids)))
 
 
-def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[TestSet]:
-    """The test sets of ``data.targets``, embedded by the model."""
-    description = description_of(cfg, weights)  # before the data, which can take a while
-    if description is not None:
-        cfg.data.height, cfg.data.width = description.height, description.width
-        cfg.data.norm_mean, cfg.data.norm_std = list(description.norm_mean), list(description.norm_std)
+def extract(
+    cfg: Any, description: Description | None, weights: str, device: str, world: OneProcess
+) -> Iterator[TestSet]:
+    """The test sets of ``data.targets``, embedded by the model; ``None`` describes the network of a search."""
+    options = imagedata_kwargs(cfg) | {"sources": cfg.data.targets, "train_sampler": "SequentialSampler"}
     with first_process_first(world):  # it may have to draw or to unpack the data
-        manager = ReadableDataManager(**imagedata_kwargs(cfg) | {"train_sampler": "SequentialSampler"})
+        manager = ReadableDataManager(**options)
+    group(world.size > 1).check_same("at the start", SAME_DATA, test_images=manager.tested_images())
     if description is not None:
         model = description.build(manager.num_train_pids)
     else:
@@ -222,16 +228,6 @@ def extract(cfg: Any, weights: str, device: str, world: OneProcess) -> Iterator[
             )
         paths = [[item[0] for item in loaders[part].dataset.data] for part in ("query", "gallery")]
         yield TestSet(name, query, gallery, len(paths[1]), *paths)
-
-
-def description_of(cfg: Any, weights: str) -> Description | None:
-    """The network: what the checkpoint says, else what the configuration says; ``None``: the search network."""
-    found = Description.of_checkpoint(weights)
-    if found is None:
-        return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
-    if cfg.model.name not in (get_default_config().model.name, found[0].name):
-        raise UserError(f"{weights} holds a network {found[0].name}, and model.name is {cfg.model.name}; leave it out")
-    return found[0]
 
 
 def evaluate_set(
@@ -368,7 +364,8 @@ def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResu
 
 
 def write_topk(path: str, rows: Sequence[Sequence[Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # A name may have bytes that are no text; the numbers beside it say which image is meant.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["dataset", "query", "query_path", "rank", "gallery", "gallery_path", "distance", "true_match"])
         writer.writerows(rows)

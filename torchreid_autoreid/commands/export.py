@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import argparse
 
-from ..config.keys import get_default_config
-from ..deploy.export import export
+from ..deploy.export import export, format_of
 from ..errors import UserError
+from ..files import check_output
 from ..spec import Description
+from .origin import tested_network
 
 
 def main(args: argparse.Namespace) -> int:
-    cfg = args.cfg
-    if cfg.model.name == "autoreid_search":
+    file_format, description = check(args)
+    difference = export(args.weights, args.output, file_format, description, normalize=args.normalize)
+    print(f"wrote {args.output}: {file_format}, within {difference:.1e} of PyTorch (relative to the largest value)")
+    return 0
+
+
+def check(args: argparse.Namespace) -> tuple[str, Description]:
+    """The format and the network, found before the work."""
+    check_output("--output", args.output, {"--weights": args.weights})
+    description = tested_network(args.weights, args.cfg, args.given)
+    if description is None:
         raise UserError(
-            "model.name autoreid_search is the network of a search, which is not for deployment; "
+            f"{args.weights} holds the network of a search, which is not for deployment; "
             "train the genotype.json that it found (train.py), and export that"
         )
-    description = None
-    found = Description.of_checkpoint(args.weights)
-    if found is None:
-        description = Description.of_config(cfg)
-    elif cfg.model.name not in (get_default_config().model.name, found[0].name):
-        raise UserError(
-            f"{args.weights} holds a network {found[0].name}, and model.name is {cfg.model.name}; leave it out"
-        )
-    difference = export(args.weights, args.output, args.format, description, normalize=args.normalize)
-    print(f"wrote {args.output}: {args.format}, within {difference:.1e} of PyTorch (relative to the largest value)")
-    return 0
+    return args.format or format_of(args.output), description

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 from yacs.config import CfgNode
 
 from ..config.check import check_search_config, check_train_config
-from ..config.read import load_config
+from ..config.read import expanded_path, read_config
 from ..errors import SharedError, UserError
 
-__all__ = ["COMMANDS", "Command", "Parser", "base_parser", "config_from_args", "parse", "told_once"]
+__all__ = ["COMMANDS", "Command", "Parser", "base_parser", "config_from_args", "given_config", "parse", "told_once"]
 
 RESUME_HELP = (
     "go on from this checkpoint, or from the newest whole one of a log folder; auto: from the newest one of "
@@ -32,6 +32,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
+def path(text: str) -> str:
+    """The type of options that are paths: a leading ``~``, which a shell leaves in ``--output=~/x``, is the home."""
+    try:
+        return expanded_path(text, "the path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
@@ -51,12 +59,18 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config-file", metavar="YAML", default="", help="a file, or the name of one that is shipped: autoreid configs"
+        "--config-file",
+        metavar="YAML",
+        type=path,
+        default="",
+        help="a file, or the name of one that is shipped: autoreid configs",
     )
     parser.add_argument("-s", "--sources", metavar="NAME", nargs="+", help="datasets to train on")
     parser.add_argument("-t", "--targets", metavar="NAME", nargs="+", help="datasets to test on")
     parser.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentation, such as random_flip random_crop")
-    parser.add_argument("--root", metavar="DIR", default="", help="folder that holds the datasets (default: reid-data)")
+    parser.add_argument(
+        "--root", metavar="DIR", type=path, default="", help="folder that holds the datasets (default: reid-data)"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resulting configuration, and end")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing, and end")
     parser.add_argument(
@@ -76,12 +90,17 @@ def config_from_args(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: as :func:`~torchreid_autoreid.config.read.load_config`.
     """
+    return given_config(args)[0]
+
+
+def given_config(args: argparse.Namespace) -> tuple[CfgNode, set[str]]:
+    """:func:`config_from_args`, and the keys that somebody has given."""
     names = {}
     opts: list[str] = []
     for option in ("sources", "targets", "transforms"):
         names[option], pairs = _split_off_pairs(getattr(args, option) or [])
         opts += pairs
-    return load_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
+    return read_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
 
 
 def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -147,7 +166,7 @@ examples:
       --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
   # go on after an interruption; test a trained network
   autoreid train --config-file autoreid_train.yaml --resume log/train
-  autoreid evaluate --config-file autoreid_train.yaml --weights log/train/checkpoint-best.pth
+  autoreid evaluate --weights log/train/checkpoint-best.pth
 
 The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
 checkpoint-best.pth (best on the held-out identities, or on the first target), results.json (figures of the best one on
@@ -162,16 +181,16 @@ examples:
   # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
   autoreid evaluate --features features.npz --index IVF1024,Flat
   # a trained network on the test set of its dataset
-  autoreid evaluate --config-file autoreid_search.yaml --weights log/search/checkpoint.pth \\
-      model.name autoreid_search
+  autoreid evaluate --weights log/train/checkpoint-best.pth -t market1501 --root DIR
   autoreid evaluate --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
       model.name osnet_x1_0
   # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
   torchrun --nproc_per_node 2 -m torchreid_autoreid evaluate --features features.npz --rerank
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
-A checkpoint of train says itself which network it holds and for which size of images. For other files the network
-is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
+A checkpoint says itself which network it holds, for which size of images, and how it is tested (metric, flip test);
+keys that contradict it are refused, but test.* may be given. For other files the network is model.name; with model.name
+autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
 """
 
 _PRETRAIN = """
@@ -217,20 +236,24 @@ The path of the page is printed. Exit status: 0 done; 2 the folder or one of its
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", type=path, default="", help=RESUME_HELP)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--genotype", metavar="PRESET|JSON", default="", help="the cells: a preset or a genotype.json of search.py"
+        "--genotype",
+        metavar="PRESET|JSON",
+        type=path,
+        default="",
+        help="the cells: a preset or a genotype.json of search.py",
     )
-    parser.add_argument("--resume", metavar="PATH|DIR|auto", default="", help=RESUME_HELP)
+    parser.add_argument("--resume", metavar="PATH|DIR|auto", type=path, default="", help=RESUME_HELP)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="weights of model.name: a checkpoint or a state dict")
-    source.add_argument("--features", metavar="FILE.npz", help="feature vectors of any framework")
+    source.add_argument("--weights", metavar="FILE", type=path, help="a checkpoint, or a state dict of model.name")
+    source.add_argument("--features", metavar="FILE.npz", type=path, help="feature vectors of any framework")
     parser.add_argument(
         "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
     )
@@ -256,7 +279,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FACTORY",
         help="faiss index, such as IVF1024,Flat or HNSW32, or a file of one (default: Flat, which is exact)",
     )
-    parser.add_argument("--save-index", metavar="FILE", help="write the index, to be given to --index again")
+    parser.add_argument("--save-index", metavar="FILE", type=path, help="write the index, to be given to --index again")
     parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
     parser.add_argument(
@@ -268,16 +291,16 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cuhk03", action="store_true", help="CUHK03's single-gallery-shot protocol")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one and use_gpu is true")
-    parser.add_argument("--json", metavar="FILE", help="write all figures")
-    parser.add_argument("--save-features", metavar="FILE.npz", help="write the feature vectors (one dataset only)")
-    parser.add_argument("--topk-csv", metavar="FILE", help="write the nearest gallery items of each query")
+    parser.add_argument("--json", metavar="FILE", type=path, help="write all figures")
+    parser.add_argument("--save-features", metavar="FILE.npz", type=path, help="write the features (one dataset only)")
+    parser.add_argument("--topk-csv", metavar="FILE", type=path, help="write the nearest gallery items of each query")
     parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="DIR", required=True, help="folder with train/CLASS/… and val/CLASS/…")
-    parser.add_argument("--genotype", metavar="PRESET|JSON", default="retrieval", help="default: retrieval")
-    parser.add_argument("--output", metavar="DIR", default="log/pretrain", help="default: log/pretrain")
+    parser.add_argument("--data", metavar="DIR", type=path, required=True, help="with train/CLASS/… and val/CLASS/…")
+    parser.add_argument("--genotype", metavar="PRESET|JSON", type=path, default="retrieval", help="default: retrieval")
+    parser.add_argument("--output", metavar="DIR", type=path, default="log/pretrain", help="default: log/pretrain")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -308,25 +331,23 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint or a state dict")
-    parser.add_argument("--format", choices=("onnx", "torchscript"), default="onnx", help="default: onnx")
-    parser.add_argument("--output", metavar="FILE", required=True, help="where the network goes")
+    parser.add_argument("--weights", metavar="FILE", type=path, required=True, help="a checkpoint or a state dict")
+    parser.add_argument("--format", choices=("onnx", "torchscript"), help="default: as --output ends")
+    parser.add_argument("--output", metavar="FILE", type=path, required=True, help="where the network goes")
     parser.add_argument("--normalize", action="store_true", help="give features of length 1")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-dir", required=True, metavar="DIR", help="log folder (data.save_dir) of a search")
-    parser.add_argument("--output", metavar="FILE", help="the page to write, *.html (default: DIR/report.html)")
+    parser.add_argument("--log-dir", required=True, metavar="DIR", type=path, help="data.save_dir of a search")
+    parser.add_argument("--output", metavar="FILE", type=path, help="the page, *.html (default: DIR/report.html)")
 
 
 def _check_train(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.genotype:
-        if not cfg.model.name.startswith("autoreid"):
-            raise UserError(
-                f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
-                "set model.name autoreid"
-            )
-        cfg.autoreid.genotype = args.genotype
+    if args.genotype and not cfg.model.name.startswith("autoreid"):
+        raise UserError(
+            f"--genotype {args.genotype} is for our own network, and model.name is {cfg.model.name}; "
+            "set model.name autoreid"
+        )
     check_train_config(cfg, given=args.opts[::2])
 
 
@@ -391,6 +412,8 @@ COMMANDS = {
 def parse(name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command; ``cfg`` is the configuration that they stand for, checked.
 
+    ``given`` has the keys that somebody has given; with ``--resume`` the others are those of ``checkpoint``.
+
     Raises:
         UserError: if the configuration cannot be read or followed.
         SystemExit: if an option is wrong, or only ``--help`` was asked for.
@@ -410,6 +433,14 @@ def parse(name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_options(parser)
     args = parser.parse_args(argv)
     if command.configured:
-        args.cfg = config_from_args(args)
+        args.cfg, args.given = given_config(args)
+        if getattr(args, "genotype", ""):
+            args.cfg.autoreid.genotype = args.genotype
+            args.given.add("autoreid.genotype")
+        args.checkpoint = args.resumed_genotype = None
+        if getattr(args, "resume", ""):
+            from .origin import find_checkpoint  # which takes long to import
+
+            args.checkpoint, args.resumed_genotype = find_checkpoint(args.resume, args.cfg, args.given)
         command.check(args.cfg, args)
     return args

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchreid
 
@@ -23,9 +24,10 @@ from ..config.build import (
     settings_of_result,
     shape_kwargs,
 )
+from ..config.read import plain_config
 from ..data import SearchDataManager
 from ..engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
-from ..engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
+from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..files import write_atomically
 from ..genotype import Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
@@ -37,8 +39,9 @@ from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from ..search.losses import RetrievalLoss
 from ..search.strategies import Schedule
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
-from .console import StepBar, quieten, setup_logging, stop_on_signals
+from .console import StepBar, begin_log, stop_on_signals
 from .options import told_once
+from .origin import IMAGES, SAME_DATA
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
 
@@ -48,33 +51,50 @@ LATENCIES = "latency.json"  # in the log folder
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
     with told_once():
-        resume = checkpoint_path(args.resume, cfg.data.save_dir)
+        check_files(cfg, args.checkpoint)
     device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
     with torchrun_processes(device) as world:
-        search(cfg, resume, torch.device(device), world)
+        search(cfg, args.checkpoint, torch.device(device), world)
     return 0
 
 
+def check_files(cfg: Any, resume: Path | None) -> None:
+    """Refuses files that would be moved away with the log of an earlier run, and a folder that cannot be written."""
+    inputs = {"search.budget.latency_table": cfg.search.budget.latency_table, "data.root": cfg.data.root}
+    check_run_folder(Path(cfg.data.save_dir), resume, inputs)
+
+
 def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
-    """Searches in all processes; the first one writes and tells."""
+    """Searches in all processes; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     with everyone.together():  # a mistake that one of them finds ends them all
+        log = begin_log(world.rank)
+        if log:
+            claim_run_folder(save_dir)
+        if world.size > 1:
+            _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
+        latencies = find_latencies(cfg, resume, device, world)
+    latencies = latencies_for_all(cfg, latencies, world)
+    with everyone.together():
+        budget = build_budget(cfg, latencies)
+        if budget is not None:
+            _LOGGER.info("%s", describe_budget(budget))
+        torchreid.utils.set_random_seed(cfg.train.seed)
+        torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
         with first_process_first(world):
-            latencies = find_latencies(cfg, resume, device, world)
-            budget = build_budget(cfg, latencies)
-            open_log(cfg, save_dir, resume, world)
-            if latencies is not None and world.rank == 0:
-                latencies.save(save_dir / LATENCIES)
-            if budget is not None:
-                _LOGGER.info("%s", describe_budget(budget))
-            torchreid.utils.set_random_seed(cfg.train.seed)
-            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
             datamanager = SearchDataManager(**searchdata_kwargs(cfg), share=(world.rank, world.size))
+    everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
+    with everyone.together():
         build = build_random_engine if cfg.search.strategy == "random" else build_engine
         engine = build(cfg, datamanager, device, world, budget)
-        engine.settings = settings_of_result(cfg)
+        engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
+        engine.configuration = plain_config(cfg)
         start_epoch = engine.resume(resume) if resume else 0
-        if world.rank == 0:
+        if log:  # from here on the run writes
+            keep_earlier_run(save_dir, resume)
+            log.write_into(save_dir, "search")
+            if latencies is not None:
+                latencies.save(save_dir / LATENCIES)
             if resume:
                 bring_history(save_dir, resume)
             write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
@@ -100,7 +120,7 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
 
 
 def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
-    """Measures what a limit on the latency needs, or reads what was measured before, by the first process too."""
+    """What a limit on the latency needs: read, or measured by the first process alone."""
     if not cfg.search.budget.latency_ms:
         return None
     shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
@@ -108,9 +128,22 @@ def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: O
         return LatencyTable.load(resume.parent / LATENCIES, shape, operations)
     if cfg.search.budget.latency_table:
         return LatencyTable.load(cfg.search.budget.latency_table, shape, operations)
-    if world.rank:
-        return LatencyTable.load(Path(cfg.data.save_dir) / LATENCIES, shape, operations)
-    return measure_latency(shape, operations, device)
+    return None if world.rank else measure_latency(shape, operations, device)
+
+
+def latencies_for_all(cfg: Any, found: LatencyTable | None, world: OneProcess) -> LatencyTable | None:
+    """The table of the first process, in all of them."""
+    if not cfg.search.budget.latency_ms or world.size == 1:
+        return found
+    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
+    keys = [(name, place) for name in operations for place in dict.fromkeys(place for _, _, place in shape.places())]
+    values = np.zeros(2 + len(keys))
+    if world.rank == 0:
+        assert found is not None
+        values[:] = [found.fixed_part, found.mixed, *(found.milliseconds[key] for key in keys)]
+    fixed_part, mixed, *milliseconds = world.broadcast(values, 0).tolist()
+    device = found.device if found is not None else "as in the first process"
+    return LatencyTable(shape, tuple(operations), device, fixed_part, mixed, dict(zip(keys, milliseconds, strict=True)))
 
 
 def build_budget(cfg: Any, latencies: LatencyTable | None) -> Budget | None:
@@ -132,16 +165,6 @@ def describe_budget(budget: Budget) -> str:
         binds = "; the limit does not bind" if name in free else ""
         lines.append(f"budget: at most {amount(limit)} {UNITS[name]}; {bounds}{binds}")
     return "\n".join(lines)
-
-
-def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
-    if world.rank:
-        quieten()
-        return
-    keep_earlier_run(save_dir, resume)
-    setup_logging(save_dir, "search")
-    if world.size > 1:
-        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
 
 
 def build_engine(

@@ -15,17 +15,19 @@ import torchreid
 
 from ..checkpoint import load_weights
 from ..config.build import engine_run_kwargs, optimizer_kwargs, scheduler_kwargs, settings_of_result, traindata_kwargs
+from ..config.read import plain_config
 from ..data import TrainDataManager
 from ..engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
-from ..engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
+from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..errors import UserError
 from ..files import write_atomically
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..spec import Description
-from .console import StepBar, quieten, setup_logging, stop_on_signals
+from .console import Log, StepBar, begin_log, stop_on_signals
 from .options import told_once
+from .origin import IMAGES, SAME_DATA
 
 _LOGGER = logging.getLogger("torchreid_autoreid.train")
 
@@ -33,36 +35,43 @@ _LOGGER = logging.getLogger("torchreid_autoreid.train")
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
     with told_once():
-        description = Description.of_config(cfg)
-        resume = checkpoint_path(args.resume, cfg.data.save_dir)
-        check_files(cfg, resume, Path(cfg.data.save_dir))
+        description = Description.of_config(cfg, args.resumed_genotype)
+        check_files(cfg, args.checkpoint, args.genotype)
     device = "cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu"
     with torchrun_processes(device) as world:
-        train(cfg, description, resume, torch.device(device), world)
+        train(cfg, description, args.checkpoint, torch.device(device), world)
     return 0
 
 
 def train(cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess) -> None:
-    """Trains in all processes, and tests; the first one writes and tells."""
+    """Trains in all processes, and tests; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     with everyone.together():  # a mistake that one of them finds ends them all
+        log = begin_log(world.rank)
+        if log and not cfg.test.evaluate:
+            claim_run_folder(save_dir)
+        if world.size > 1:
+            _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
+        torchreid.utils.set_random_seed(cfg.train.seed)
+        torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
         with first_process_first(world):
-            open_log(cfg, save_dir, resume, world)
-            torchreid.utils.set_random_seed(cfg.train.seed)
-            torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
             datamanager = TrainDataManager(**traindata_kwargs(cfg), share=(world.rank, world.size))
-            # It may have weights to fetch.
+    everyone.check_same(
+        "at the start",
+        SAME_DATA,
+        training_images=datamanager.trained_images,
+        test_images=datamanager.tested_images(),
+    )
+    with everyone.together():
+        with first_process_first(world):  # it may have weights to fetch
             engine = build_engine(cfg, datamanager, description, device, world, fresh=resume is None)
-        engine.settings = settings_of_result(cfg)
+        engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
+        engine.configuration = plain_config(cfg)
         if description.genotype:  # whatever file it was read from
             engine.settings["autoreid.genotype"] = description.genotype.to_dict()
         start_epoch = engine.resume(resume) if resume else 0
-        if (
-            world.rank == 0 and not cfg.test.evaluate
-        ):  # a test leaves the configuration of the training that may lie there
-            if resume:
-                bring_history(save_dir, resume)
-            write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+        if log:
+            begin_run_folder(cfg, save_dir, resume, log)
     if cfg.test.evaluate:
         write_results(engine, cfg, save_dir)
         return
@@ -93,15 +102,16 @@ def train(cfg: Any, description: Description, resume: Path | None, device: torch
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
 
 
-def open_log(cfg: Any, save_dir: Path, resume: Path | None, world: OneProcess) -> None:
-    if world.rank:
-        quieten()
-        return
+def begin_run_folder(cfg: Any, save_dir: Path, resume: Path | None, log: Log) -> None:
+    """From here on the run writes. A test leaves the configuration of the training that may lie there."""
     if not cfg.test.evaluate:
         keep_earlier_run(save_dir, resume)
-    setup_logging(save_dir, "train")
-    if world.size > 1:
-        _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
+    log.write_into(save_dir, "train")
+    if cfg.test.evaluate:
+        return
+    if resume:
+        bring_history(save_dir, resume)
+    write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
 
 
 def build_engine(
@@ -171,19 +181,21 @@ def check_layers(cfg: Any, model: torch.nn.Module) -> None:
                 raise UserError(f"{key}: {cfg.model.name} has no layer {name!r}; choose from {', '.join(layers)}")
 
 
-def check_files(cfg: Any, resume: Path | None, save_dir: Path) -> None:
-    """Options that contradict one another, and weights that would be moved away with the log of an earlier run."""
+def check_files(cfg: Any, resume: Path | None, genotype: str = "") -> None:
+    """Options that contradict one another, and files that would be moved away with the log of an earlier run."""
     if cfg.test.evaluate and resume:
         raise UserError(f"test.evaluate only tests, and --resume {resume} trains on; give model.load_weights {resume}")
     if cfg.test.evaluate and not cfg.model.load_weights and not cfg.model.pretrained:
         raise UserError("test.evaluate would test random weights; give the trained ones: model.load_weights FILE")
-    for key, path in (("model.load_weights", cfg.model.load_weights), ("autoreid.pretrained", cfg.autoreid.pretrained)):
-        inside = path and save_dir.resolve() in Path(path).resolve().parents
-        if inside and resume is None and not cfg.test.evaluate:
-            raise UserError(
-                f"{key} {path} lies in data.save_dir {save_dir}, which a new run moves out of its way; "
-                "set another data.save_dir"
-            )
+    if cfg.test.evaluate:
+        return
+    inputs = {
+        "model.load_weights": cfg.model.load_weights,
+        "autoreid.pretrained": cfg.autoreid.pretrained,
+        "--genotype" if genotype else "autoreid.genotype": cfg.autoreid.genotype,
+        "data.root": cfg.data.root,
+    }
+    check_run_folder(Path(cfg.data.save_dir), resume, inputs)
 
 
 def check_input(cfg: Any, model: torch.nn.Module) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,19 @@ from yacs.config import CfgNode
 from ..errors import UserError, short
 from .keys import get_default_config
 
-__all__ = ["all_keys", "get", "load_config", "plain_yaml", "shipped_configs"]
+__all__ = [
+    "all_keys",
+    "expanded_path",
+    "fill_config",
+    "get",
+    "load_config",
+    "plain_config",
+    "plain_yaml",
+    "read_config",
+    "shipped_configs",
+]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 _MAX_FILE_BYTES = 1 << 16  # a configuration has a few kilobytes
@@ -28,6 +42,19 @@ _COMMAND_LINE = "the command line"
 _SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 
 
+#: keys whose values are paths
+_PATHS = (
+    "data.root",
+    "data.save_dir",
+    "model.load_weights",
+    "autoreid.genotype",
+    "autoreid.pretrained",
+    "search.budget.latency_table",
+)
+#: keys of files that must be below train.max_epoch, which is shortened on the command line for a trial
+_WARM_UPS = ("recipe.warmup_epochs", "search.warmup_epochs")
+
+
 def load_config(
     config_file: str = "",
     opts: Sequence[str] = (),
@@ -38,6 +65,9 @@ def load_config(
     transforms: Sequence[str] | None = None,
 ) -> CfgNode:
     """The defaults, changed by a YAML file, then by the named options, then by ``KEY VALUE`` pairs.
+
+    Where ``train.max_epoch`` is among the pairs, warm-ups of the file become as short as it demands, with a warning.
+    ``~`` in a path is the home folder.
 
     Args:
         config_file: a path, or the name of a shipped file (:func:`shipped_configs`).
@@ -50,22 +80,97 @@ def load_config(
     >>> load_config(opts=["train.max_epoch", "3"]).train.max_epoch
     3
     """
+    return read_config(config_file, opts, root=root, sources=sources, targets=targets, transforms=transforms)[0]
+
+
+def read_config(
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    *,
+    root: str = "",
+    sources: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    transforms: Sequence[str] | None = None,
+) -> tuple[CfgNode, set[str]]:
+    """:func:`load_config`, and the keys that file, options and pairs have given, be it with their defaults."""
     cfg = get_default_config()
+    given: set[str] = set()
     if config_file:
-        _merge(cfg, _read_yaml(_find(config_file)), config_file)
+        content = _read_yaml(_find(config_file))
+        _merge(cfg, content, config_file)
+        given.update(_names(content))
     if root:
         cfg.data.root = root
+        given.add("data.root")
     # Sources given alone are tested on too: the file's own targets are another dataset.
     for key, values in (("sources", sources), ("targets", targets or sources), ("transforms", transforms)):
         if values:
             cfg.data[key] = list(values)
+            given.add(f"data.{key}")
     if len(opts) % 2:
         raise UserError(
             f"{_COMMAND_LINE}: keys and values come in pairs, and {short(opts[-1])} is alone; write KEY VALUE"
         )
     for name, text in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, name, _parse(cfg, name, text), _COMMAND_LINE)
-    return cfg
+        given.add(name)
+    if "train.max_epoch" in opts[::2]:
+        _shorten_warm_ups(cfg, opts[::2])
+    for name in _PATHS:
+        _set(cfg, name, expanded_path(get(cfg, name), name), _COMMAND_LINE)
+    return cfg, given
+
+
+def fill_config(cfg: CfgNode, given: Collection[str], made_with: Any, path: str | Path) -> None:
+    """Gives every key that nobody has given the value that a run was made with.
+
+    Args:
+        cfg: is changed.
+        given: keys that stay as they are.
+        made_with: name -> plain value, as a checkpoint keeps it. Keys that are unknown here are passed over.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: if a value is of another type than the key's.
+    """
+    if not isinstance(made_with, Mapping):
+        raise UserError(f"{path} describes its configuration wrongly: {short(made_with)}")
+    for name in list(all_keys(cfg)):
+        if name in made_with and name not in given:
+            _set(cfg, name, made_with[name], str(path))
+
+
+def plain_config(cfg: CfgNode) -> dict[str, Any]:
+    """Name -> plain value of all keys, as :func:`fill_config` takes them."""
+    return {name: get(cfg, name) for name in all_keys(cfg)}
+
+
+def expanded_path(text: str, name: str) -> str:
+    """A path in which a leading ``~`` is the home folder; ``name`` says what it belongs to.
+
+    Raises:
+        UserError: if that is nobody's.
+
+    >>> expanded_path("~/runs", "data.save_dir").startswith("~"), expanded_path("./~", "data.save_dir")
+    (False, './~')
+    """
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise UserError(f"{name}: there is no home folder {text.split('/')[0]}; write ./{text} for a file of that name")
+    return path
+
+
+def _shorten_warm_ups(cfg: CfgNode, given: Sequence[str]) -> None:
+    most = max(cfg.train.max_epoch - 1, 0)
+    for name in _WARM_UPS:
+        if name not in given and get(cfg, name) > most:
+            _LOGGER.warning("%s %d does not fit train.max_epoch %d: it is %d", name, get(cfg, name), most + 1, most)
+            _set(cfg, name, most, _COMMAND_LINE)
+
+
+def _names(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield from _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -168,7 +273,7 @@ def _lookup(cfg: CfgNode, name: str, where: str) -> Any:
 
 def _similar(cfg: CfgNode, name: str) -> str:
     if name.startswith("-"):
-        return "there is no such option; autoreid COMMAND --help shows all"
+        return "options such as --root go before or behind the KEY VALUE pairs, and --help shows all"
     keys = list(all_keys(cfg))
     section, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
     siblings = {key.rsplit(".", 1)[-1]: key for key in keys if key.startswith(f"{section}.")}

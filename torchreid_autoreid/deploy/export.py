@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from ..checkpoint import load_weights
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import check_output, write_output
 from ..spec import Description
 from ..version import __version__
 from .fusion import fuse
@@ -76,13 +75,12 @@ def export(
     """
     if file_format not in FORMATS:
         raise UserError(f"unknown format {file_format!r}; choose {' or '.join(FORMATS)}")
-    output = Path(output)
-    check_output(output, Path(weights))
+    check_output("", output, {"the weights": weights})
     if description is None:
         found = Description.of_checkpoint(weights)
         if found is None:
             raise UserError(f"{weights} does not say which network it holds; give its configuration (--config-file)")
-        description, num_classes = found
+        description, _ = found
     if min(description.height, description.width) < 16:
         raise UserError(
             f"an input of {description.height} x {description.width} is too small for four stages; "
@@ -116,12 +114,7 @@ def export(
                 f"the exported network differs from PyTorch by {difference:.1e} of its largest value (at most "
                 f"{TOLERANCE:.0e}); nothing was written: try the other format"
             )
-        try:
-            write_atomically(output, lambda name: Path(name).write_bytes(made.read_bytes()))
-        except OSError as error:
-            raise UserError(
-                f"cannot write {output} ({error.strerror}); give a file in a folder you may write"
-            ) from None
+        write_output("", output, lambda name: Path(name).write_bytes(made.read_bytes()))
     return difference
 
 
@@ -138,19 +131,6 @@ def format_of(output: str | Path) -> str:
     if ending not in _OF_ENDINGS:
         raise UserError(f"{output} does not end in {', '.join(_OF_ENDINGS)}; say --format {' or '.join(FORMATS)}")
     return _OF_ENDINGS[ending]
-
-
-def check_output(output: Path, weights: Path) -> None:
-    """Finds out before the work that the result has nowhere to go, or would take the place of its own weights."""
-    try:
-        writable = output.parent.is_dir() and os.access(output.parent, os.W_OK) and not output.is_dir()
-        taken = writable and output.exists() and weights.exists() and output.samefile(weights)
-    except OSError as error:  # a name that is too long, for instance
-        raise UserError(f"cannot write {output} ({error.strerror}); give another file") from None
-    if not writable:
-        raise UserError(f"cannot write {output}; give a file in a folder that exists and that you may write")
-    if taken:
-        raise UserError(f"cannot write {output}: it is the file of the weights; give another one")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

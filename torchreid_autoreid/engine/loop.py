@@ -39,6 +39,11 @@ _ALIKE = {
 }
 
 
+#: of a value in a message: long enough for a description of the data
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
 class _EndedEarly(Exception):
     """Leaves torchreid's loop over the epochs."""
 
@@ -71,6 +76,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
         settings: name -> plain value of what the result depends on. It is kept in the checkpoints, and a run resumes
             from one with the same settings only; none are compared where one side has none.
+        configuration: name -> plain value of all keys, kept in the checkpoints for commands that go on from them.
     """
 
     # torchreid's own
@@ -91,6 +97,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
     checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
     #: keys that lower a loss which is not finite
     rates = "train.lr"
+    #: the key that clips the gradient
+    clip = "recipe.grad_clip"
 
     def __init__(self, *args: Any, distributed: bool = False, grad_sync: str = "mean", **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -102,6 +110,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self.keep_last = 1
         self.checkpoint_every = 0
         self.settings: dict[str, Any] = {}
+        self.configuration: dict[str, Any] = {}
         self.save_dir = Path("log")
         self._looping = False
         self._first_batch = 0  # of this epoch, after a resume in its middle
@@ -305,7 +314,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         raise UserError(
             f"the {what} became {value} at epoch {self.epoch + 1}, "
             f"step {self.batch_idx + 1} of {self.num_batches}; {kept}; lower {self.rates}, or clip the gradient "
-            "(search.grad_clip, recipe.grad_clip)"
+            f"({self.clip})"
         )
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
@@ -380,6 +389,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             },
             "random": random_state(),
             "settings": self.settings,
+            "configuration": self.configuration,
             **self._state(),
         }
         if self.keep_last or batch:
@@ -456,7 +466,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         """Most settings live on in the states that a checkpoint restores: another value would have half an effect."""
         both = [name for name in self.settings if name in made_with]
         others = [
-            f"{name} {reprlib.repr(made_with[name])} (now {reprlib.repr(self.settings[name])})"
+            f"{name} {_SHORT.repr(made_with[name])} (now {_SHORT.repr(self.settings[name])})"
             for name in both
             if made_with[name] != self.settings[name]
         ]

@@ -58,6 +58,7 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     """
 
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "candidates")
+    clip = "search.grad_clip"
 
     def __init__(
         self,

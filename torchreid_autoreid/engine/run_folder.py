@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,14 @@ from ..checkpoint import LATEST, newest_checkpoint
 from ..errors import UserError
 from ..files import not_writable, write_atomically
 
-__all__ = ["AUTO", "bring_history", "checkpoint_path", "keep_earlier_run"]
+__all__ = [
+    "AUTO",
+    "bring_history",
+    "check_run_folder",
+    "checkpoint_path",
+    "claim_run_folder",
+    "keep_earlier_run",
+]
 
 
 AUTO = "auto"
@@ -49,26 +58,86 @@ def checkpoint_path(resume: str, save_dir: str | Path = "") -> Path | None:
     return path
 
 
+def check_run_folder(save_dir: Path, resume: Path | None = None, inputs: Mapping[str, str] | None = None) -> None:
+    """Finds out before the work that a log folder cannot be written, or that what it holds must not be moved away.
+
+    Args:
+        save_dir: the folder.
+        resume: the checkpoint that a run goes on from; if it is in this folder, nothing is moved.
+        inputs: what was given -> its path, of all that the run reads.
+
+    Raises:
+        UserError: if the folder cannot be made or written, or holds an earlier run beside what this one needs.
+    """
+    place = save_dir.resolve()
+    try:
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        _check_writable(there)
+        if not _is_moved(place, resume):
+            return
+        _check_writable(place.parent)
+    except OSError as error:
+        raise not_writable(save_dir, error) from None
+    inside = {name: path for name, path in (inputs or {}).items() if path and _is_in(Path(path), place)}
+    if _is_in(Path.cwd(), place):
+        inside["the current folder"] = str(Path.cwd())
+    for name, path in inside.items():
+        raise UserError(
+            f"{name} {path} lies in data.save_dir {save_dir}, whose earlier run a new one moves out of its way; "
+            "set another data.save_dir, or go on with --resume"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{folder} cannot be written")
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder in (path.resolve(), *path.resolve().parents)
+
+
+def _is_moved(place: Path, resume: Path | None) -> bool:
+    if resume is not None and place in resume.resolve().parents:
+        return False
+    return (place / "history.jsonl").exists() or (place / LATEST).exists()
+
+
+def claim_run_folder(save_dir: Path) -> None:
+    """Claims a log folder for this process if it is there; :func:`keep_earlier_run` makes it where it is missing.
+
+    Raises:
+        UserError: if another process writes into it.
+    """
+    try:
+        if save_dir.is_dir():
+            _claim(save_dir.resolve(), save_dir)
+    except OSError as error:
+        raise not_writable(save_dir, error) from None
+
+
 def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
     """Claims a log folder for this process, and moves a folder that holds another run out of the way: nothing is lost.
 
     Args:
-        save_dir: the folder; it is made where it is missing.
+        save_dir: the folder; it is made where it is missing. A link is followed.
         resume: the checkpoint that a run goes on from; if it is in this folder, the folder stays.
 
     Raises:
         UserError: if another process writes into the folder, or it cannot be written.
     """
+    place = save_dir.resolve()
     try:
-        _claim(save_dir)
-        if resume is not None and save_dir.resolve() in resume.resolve().parents:
-            return
-        if (save_dir / "history.jsonl").exists() or (save_dir / LATEST).exists():
-            number = next(n for n in range(1, sys.maxsize) if not save_dir.with_name(f"{save_dir.name}-{n}").exists())
-            kept = save_dir.with_name(f"{save_dir.name}-{number}")
-            save_dir.rename(kept)
-            print(f"{save_dir} holds an earlier run: kept as {kept}")  # the one line on stderr is for a mistake
-            _claim(save_dir)
+        _claim(place, save_dir)
+        if _is_moved(place, resume):
+            number = next(n for n in range(1, sys.maxsize) if not place.with_name(f"{place.name}-{n}").exists())
+            kept = place.with_name(f"{place.name}-{number}")
+            place.rename(kept)
+            shown = save_dir.with_name(kept.name) if save_dir.name == place.name and not save_dir.is_symlink() else kept
+            print(f"{save_dir} holds an earlier run: kept as {shown}")  # the one line on stderr is for a mistake
+            _claim(place, save_dir)
     except OSError as error:
         raise not_writable(save_dir, error) from None
 
@@ -97,10 +166,9 @@ _LOCKS: dict[Path, FileLock] = {}
 _PATIENCE = 15.0
 
 
-def _claim(save_dir: Path) -> None:
+def _claim(place: Path, save_dir: Path) -> None:
     """Two runs in one folder would mix their histories and write over each other's checkpoints."""
-    save_dir.mkdir(parents=True, exist_ok=True)
-    place = save_dir.resolve()
+    place.mkdir(parents=True, exist_ok=True)
     if place in _LOCKS:
         _LOCKS.pop(place).release()
     lock = FileLock(place / ".lock")

@@ -83,6 +83,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
+    clip = "search.grad_clip"
 
     def __init__(
         self,

@@ -40,6 +40,9 @@ TIMEOUT = timedelta(minutes=30)
 GRAD_SYNCS = ("mean", "sum")
 
 _MESSAGE_BYTES = 1000
+_SAME_MACHINES = (
+    "use the same software and the same kind of device for all processes, and resume from the last checkpoint"
+)
 
 
 class Alone:
@@ -87,8 +90,13 @@ class Alone:
         """
         yield
 
-    def check_same(self, when: str, **contents: Iterable[Tensor] | str) -> None:
+    def check_same(self, when: str, fix: str = _SAME_MACHINES, **contents: Iterable[Tensor] | str) -> None:
         """Compares checksums of tensors or texts, which must be the same in all processes bit for bit.
+
+        Args:
+            when: for the message.
+            fix: its advice.
+            contents: name -> what is compared.
 
         Raises:
             SharedError: naming the first that differs.
@@ -169,7 +177,7 @@ class Group(Alone):
         else:
             self.agree()
 
-    def check_same(self, when: str, **contents: Iterable[Tensor] | str) -> None:
+    def check_same(self, when: str, fix: str = _SAME_MACHINES, **contents: Iterable[Tensor] | str) -> None:
         own = torch.tensor([_checksum(content) for content in contents.values()])
         all_sums = [torch.empty_like(own) for _ in range(self.size)]
         torch.distributed.all_gather(all_sums, own, group=_control_group())
@@ -177,8 +185,7 @@ class Group(Alone):
             for name, one, other in zip(contents, all_sums[0].tolist(), sums.tolist(), strict=True):
                 if one != other:
                     raise SharedError(
-                        f"the {name.replace('_', ' ')} of process {rank} and of process 0 differ {when}; use the same "
-                        "software and the same kind of device for all processes, and resume from the last checkpoint"
+                        f"the {name.replace('_', ' ')} of process {rank} and of process 0 differ {when}; {fix}"
                     )
 
     def _message(self, numbers: list[int], operation: Any) -> Tensor:

@@ -6,8 +6,6 @@ import base64
 import html
 import io
 import json
-import os
-import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..config.read import plain_yaml
 from ..errors import UserError
+from ..files import check_output, write_output
 from ..genotype import Genotype
 from .history import read_history
 from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_cell, draw_costs, draw_history
@@ -84,6 +83,7 @@ def write_report(
     target = Path(output) if output is not None else folder / "report.html"
     if target.suffix.lower() not in {".html", ".htm"}:
         raise UserError(f"the report is a web page; give it a name that ends in .html, not {str(target)!r}")
+    check_output("the report", target)
     records, torn = read_history(folder / "history.jsonl")
     if not (folder / "genotype.json").is_file():
         raise UserError(f"{folder} holds no genotype.json, so it is no log of a search; give its data.save_dir")
@@ -102,7 +102,7 @@ def write_report(
             *_files(genotype, config),
         ]
     )
-    _write(target, page)
+    write_output("the report", target, lambda name: Path(name).write_text(page, encoding="utf-8", errors="replace"))
     return target
 
 
@@ -325,18 +325,3 @@ def amount(number: float) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step: a reader, or a crash, never meets half a page."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.html")
-    try:
-        with open(temporary, "x", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write the report {path}: {error.strerror}; give another --output") from None
-    finally:
-        temporary.unlink(missing_ok=True)

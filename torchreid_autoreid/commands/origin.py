@@ -1,0 +1,128 @@
+"""What a checkpoint says about the run that wrote it, taken over by the commands that go on from it or test it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import load_checkpoint
+from ..config.read import fill_config, get
+from ..engine.run_folder import checkpoint_path
+from ..errors import UserError, short
+from ..genotype import Genotype
+from ..spec import Description
+
+__all__ = ["IMAGES", "SAME_DATA", "find_checkpoint", "tested_network"]
+
+#: name of the setting that describes the training images
+IMAGES = "training images:"
+#: advice for processes that have found other data
+SAME_DATA = "give all processes the same images, names and labels (--root)"
+
+#: keys that a resumed run takes from the command line, or the defaults, alone
+_OF_THIS_START = ("data.save_dir", "test.evaluate")
+#: keys that decide what a search network computes
+_SEARCH_NETWORK = (
+    *("autoreid.channels", "autoreid.layers", "autoreid.blocks", "autoreid.parts", "autoreid.last_norm"),
+    *("search.space", "search.strategy", "search.partial_channels"),
+    *("data.height", "data.width", "data.norm_mean", "data.norm_std"),
+)
+#: keys of a test that may be given otherwise
+_OF_TESTS = ("test.dist_metric", "test.normalize_feature")
+
+
+def find_checkpoint(resume: str, cfg: Any, given: Collection[str]) -> tuple[Path | None, Genotype | None]:
+    """The checkpoint that ``--resume`` means; fills the configuration from it, but for the keys that are given.
+
+    Those that contradict the checkpoint are refused when the run is resumed.
+
+    Returns:
+        The file, or ``None`` to begin; and its genotype, or ``None`` if it has none or another one is given.
+
+    Raises:
+        UserError: if the file is no checkpoint, or describes itself wrongly.
+    """
+    path = checkpoint_path(resume, cfg.data.save_dir)
+    if path is None:
+        return None, None
+    state = load_checkpoint(path, ())
+    made_with = _configuration(state, path)
+    fill_config(cfg, {*given, *_OF_THIS_START}, made_with, path)
+    if "data.save_dir" not in given:
+        cfg.data.save_dir = str(path.parent)
+    if "network" not in state:
+        return path, None
+    # The same words as before may mean a file that is gone.
+    if "autoreid.genotype" in given and cfg.autoreid.genotype != made_with.get("autoreid.genotype"):
+        return path, None
+    return path, Description.of_state(state, path)[0].genotype
+
+
+def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description | None:
+    """The network that a file of weights is of, with the settings of its test in the configuration.
+
+    A checkpoint says both, and keys that contradict it are refused; for other files the configuration says them.
+
+    Returns:
+        ``None`` for the network of a search.
+
+    Raises:
+        UserError: if the file cannot be read or describes itself wrongly, or a given key contradicts it.
+    """
+    state = load_checkpoint(path, ())
+    made_with = _configuration(state, path)
+    if "network" in state:
+        description = Description.of_state(state, path)[0]
+        fixed = _keys_of(description) | {name: made_with[name] for name in ("recipe.flip_test",) if name in made_with}
+        genotype = description.genotype
+        if genotype and "autoreid.genotype" in given:
+            other = Genotype.load(cfg.autoreid.genotype)
+            if (other.normal, other.reduce) != (genotype.normal, genotype.reduce):
+                raise _contradiction(path, "autoreid.genotype", genotype.name, cfg.autoreid.genotype)
+    elif _is_of_a_search(state):
+        description = None
+        fixed = {name: made_with[name] for name in _SEARCH_NETWORK if name in made_with}
+        fixed["model.name"] = "autoreid_search"
+    else:
+        return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
+    for name in sorted(given & fixed.keys()):
+        if get(cfg, name) != fixed[name]:
+            raise _contradiction(path, name, fixed[name], get(cfg, name))
+    fill_config(cfg, (), fixed, path)
+    fill_config(cfg, given, {name: made_with[name] for name in _OF_TESTS if name in made_with}, path)
+    return description
+
+
+def _contradiction(path: str, name: str, its: Any, given: Any) -> UserError:
+    return UserError(f"{path} was made with {name} {short(its)}, and {short(given)} is given; leave the key out")
+
+
+def _keys_of(description: Description) -> dict[str, Any]:
+    """Key -> value of the configuration that the description stands for."""
+    keys = {
+        "model.name": description.name,
+        "data.height": description.height,
+        "data.width": description.width,
+        "data.norm_mean": list(description.norm_mean),
+        "data.norm_std": list(description.norm_std),
+        "recipe.neck": description.neck,
+    }
+    if description.genotype is None:
+        return keys
+    own = {name: getattr(description, name) for name in ("layers", "parts", "last_stride", "last_norm")}
+    if description.name == "autoreid":  # the names of its sizes say their channels
+        own["channels"] = description.channels
+    return keys | {f"autoreid.{name}": list(v) if isinstance(v, tuple) else v for name, v in own.items()}
+
+
+def _is_of_a_search(state: Mapping[str, Any]) -> bool:
+    weights = state.get("state_dict")
+    return isinstance(weights, Mapping) and any(str(key).startswith("architecture.") for key in weights)
+
+
+def _configuration(state: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    found = state.get("configuration", {})
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} describes its configuration wrongly: {short(found)}")
+    return found
