@@ -20,11 +20,11 @@ class Interrupted(Exception):
     """The run was asked to stop and has written a checkpoint; exit status 130.
 
     Args:
-        path: the checkpoint to resume from.
+        path: the checkpoint to resume from; none if nothing has been written.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"interrupted; resume with --resume {path}")
+    def __init__(self, path: str = "") -> None:
+        super().__init__(f"interrupted; resume with --resume {path}" if path else "interrupted; nothing was written")
         self.path = path
 
 

@@ -107,8 +107,7 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         save_dir=str(save_dir),
         max_epoch=cfg.train.max_epoch,
         start_epoch=start_epoch,
-        # The bar says what torchreid's lines say, and they would break it.
-        print_freq=sys.maxsize if on_terminal else cfg.train.print_freq,
+        print_freq=cfg.train.print_freq,
         eval_freq=cfg.test.eval_freq,
         dist_metric=cfg.test.dist_metric,
         normalize_feature=cfg.test.normalize_feature,

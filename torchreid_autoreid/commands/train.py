@@ -85,8 +85,7 @@ def train(cfg: Any, description: Description, resume: Path | None, device: torch
         save_dir=str(save_dir),
         max_epoch=cfg.train.max_epoch,
         start_epoch=start_epoch,
-        # The bar says what torchreid's lines say, and they would break it.
-        print_freq=sys.maxsize if on_terminal else cfg.train.print_freq,
+        print_freq=cfg.train.print_freq,
         **{
             name: options[name]
             for name in ("fixbase_epoch", "open_layers", "start_eval", "eval_freq", "dist_metric", "normalize_feature")

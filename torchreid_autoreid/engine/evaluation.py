@@ -22,7 +22,7 @@ from ..parallel.group import group
 from ..parallel.launch import OneProcess, processes
 from .ranked import draw_ranked_results
 
-__all__ = ["FaissEvaluationMixin", "with_faiss_evaluation"]
+__all__ = ["FaissEvaluationMixin", "tell", "with_faiss_evaluation"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -183,14 +183,14 @@ class FaissEvaluationMixin:
             "CMC curve",
             *(f"Rank-{rank:<3}: {result.rank(rank):.1%}" for rank in ranks),
         ]
-        _tell("\n".join(lines))
+        tell("\n".join(lines))
         if visrank and processes(self.distributed).rank == 0:
             folder = Path(save_dir) / f"visrank_{dataset_name}"
             manager = self.datamanager  # type: ignore[attr-defined]
             drawn = draw_ranked_results(
                 result, manager.fetch_test_loaders(dataset_name), manager.width, manager.height, folder, visrank_topk
             )
-            _tell(f"drew the {visrank_topk} nearest images of {drawn} queries into {folder}")
+            tell(f"drew the {visrank_topk} nearest images of {drawn} queries into {folder}")
         return float(result.cmc[0]), float(result.mAP)
 
 
@@ -220,7 +220,7 @@ def share_of_loader(loader: Any, world: OneProcess) -> Any:
     )
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """Into the log; where nobody listens to it, onto the terminal, as torchreid does in the same place."""
     if _LOGGER.isEnabledFor(logging.INFO):
         _LOGGER.info("%s", text)

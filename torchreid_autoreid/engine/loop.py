@@ -1,4 +1,4 @@
-"""torchreid's training loop made reproducible: history, checkpoints, resume in the middle of an epoch, interruption."""
+"""A training loop that is reproducible: history, checkpoints, resume in the middle of an epoch, interruption."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import os
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoint import LATEST, PREVIOUS, forget_torn, load_checkpoint, load_state, save_checkpoint
 from ..errors import Interrupted, UserError
@@ -21,7 +24,7 @@ from ..evaluation import RetrievalResult
 from ..files import forget_half_written, write_atomically
 from ..parallel.batch_norm import unsynchronised_buffers
 from ..parallel.group import group
-from .evaluation import FaissEvaluationMixin
+from .evaluation import FaissEvaluationMixin, tell
 from .resume import load_like, load_optimizer, random_state, restore_random_state
 
 __all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
@@ -30,8 +33,8 @@ _LOGGER = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
-#: settings, and their only value by which the number of processes is no more than a matter of rounding
-_ALIKE = {
+#: With these values, changing the number of processes changes results by rounding only.
+WORLD_SIZE_INVARIANT = {
     "search.sync_batch_norm": True,
     "recipe.sync_batch_norm": True,
     "search.grad_sync": "mean",
@@ -44,16 +47,24 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 
 
-class _EndedEarly(Exception):
-    """Leaves torchreid's loop over the epochs."""
+@dataclass(frozen=True)
+class RunOptions:
+    """What :meth:`ReproducibleLoop.run` was asked for; the names are torchreid's."""
 
-
-class _Stopped(Exception):
-    """Leaves an evaluation of the loop, in which another network may stand in the place of the trained one."""
+    print_freq: int = 10
+    eval_freq: int = -1
+    start_eval: int = 0
+    dist_metric: str = "euclidean"
+    normalize_feature: bool = False
+    fixbase_epoch: int = 0
+    open_layers: Any = None
 
 
 class ReproducibleLoop(FaissEvaluationMixin):
     """Put before a torchreid engine: what a search and a training share around their steps.
+
+    torchreid's own loop has no end but its last one, no middle to resume in, and saves and tests at places of its own;
+    :meth:`_loop` takes its place, and the rest of the engine stays torchreid's.
 
     The engine's ``train_loader`` must be a :class:`~torchreid_autoreid.data.SearchLoader`, whose batches are a function
     of the epoch and the position. A subclass brings :meth:`_step`, :meth:`_validation_loaders`, and what it adds to the
@@ -69,7 +80,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         group: the processes.
         stop_requested: set it, in a signal handler for instance, to finish the step, or the batch of an evaluation,
             write a checkpoint and raise :class:`~torchreid_autoreid.errors.Interrupted`.
-        on_step: called with (epoch, batch, batches, figures) after each step; epochs and batches from 0.
+        on_step: called with (epoch, batch, batches, figures) after each step, in the place of the lines of the log;
+            epochs and batches from 0.
         on_epoch: called with the record of the history after each epoch.
         keep_last: 1 keeps the latest checkpoint and the one before besides the best, N the newest N by number too; 0
             keeps the best only and cannot be resumed.
@@ -92,10 +104,13 @@ class ReproducibleLoop(FaissEvaluationMixin):
     train_loader: Any
     get_current_lr: Callable[[], float]
     parse_data_for_train: Callable[[Any], tuple[Tensor, Tensor]]
+    set_model_mode: Callable[[str], None]
+    two_stepped_transfer_learning: Callable[[int, int, Any], None]
+    update_lr: Callable[[], None]
 
     #: what a checkpoint must hold to be resumed
     checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
-    #: keys that lower a loss which is not finite
+    #: keys suggested in the error when a loss diverges
     rates = "train.lr"
     #: the key that clips the gradient
     clip = "recipe.grad_clip"
@@ -112,18 +127,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self.settings: dict[str, Any] = {}
         self.configuration: dict[str, Any] = {}
         self.save_dir = Path("log")
-        self._looping = False
+        self._options = RunOptions()
         self._first_batch = 0  # of this epoch, after a resume in its middle
         self._seconds = 0.0  # spent in this epoch before a resume
         self._epoch_started = 0.0
         self._epoch_rate = 0.0
         self._steps_done = False  # of this epoch: what is left of it is its evaluation
-        self._eval_epochs = (1, 0)  # every n-th, from this one on
-        self._test_options = ("euclidean", False)
+        self._pace = _Pace()
         self._sums: dict[str, list[float]] = {}  # name -> [sum over batches, number of batches], of this epoch
         self._best_map = -1.0
-        self._last_test: tuple[int, RetrievalResult] | None = None
-        self._saved_epoch = -1
         self._ended = ""  # why the run has ended before its last epoch
 
     # -- what a subclass brings ---------------------------------------------------------------------------------------
@@ -149,14 +161,19 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _is_measured(self, number: int) -> bool:
         """Whether an epoch, from 1, ends with a measurement on the validation set; the last one always does."""
-        every, first = self._eval_epochs
-        return every > 0 and number >= first and number % every == 0
+        every = self._options.eval_freq
+        return every > 0 and number >= self._options.start_eval and number % every == 0
 
     def _end_steps(self) -> None:
         """Called after the last step of an epoch, however it ended."""
 
-    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
-        """What a line of the history holds besides epoch, seconds and retrieval."""
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
+        """What a line of the history holds besides epoch, seconds and retrieval.
+
+        Args:
+            means: of the figures of all steps of the epoch.
+            result: on the validation set, if the epoch ends with a measurement.
+        """
         raise NotImplementedError
 
     def _write_results(self) -> None:
@@ -180,106 +197,120 @@ class ReproducibleLoop(FaissEvaluationMixin):
         """The weights that are evaluated and deployed."""
         return self._network().state_dict()
 
-    # -- torchreid's hooks ---------------------------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def _run(
-        self,
-        save_dir: str,
-        max_epoch: int,
-        start_epoch: int,
-        print_freq: int,
-        eval_freq: int,
-        start_eval: int,
-        dist_metric: str,
-        normalize_feature: bool,
-        **options: Any,
-    ) -> None:
-        self.save_dir = Path(save_dir)
-        self._eval_epochs, self._test_options = (eval_freq, start_eval), (dist_metric, normalize_feature)
+    def _run(self, save_dir: str, max_epoch: int, start_epoch: int, options: RunOptions) -> None:
+        self.save_dir, self.max_epoch, self._options = Path(save_dir), max_epoch, options
         with self.group.together():
             if self.group.rank == 0:
                 self.save_dir.mkdir(parents=True, exist_ok=True)
                 forget_half_written(self.save_dir)
                 forget_torn(self.save_dir)
                 forget_later_epochs(self.save_dir / "history.jsonl", start_epoch)
-            else:
-                self.writer = _NoBoard()
         self.group.check_same("at the start", **self._shared())
         if start_epoch >= max_epoch or self._ended:
             with self.group.together():
                 if self.group.rank == 0:
                     self._write_results()  # perhaps into another folder
             return
-        if not self._steps_done:
-            self._epoch_rate = self.get_current_lr()
-        self._looping = True
+        self.writer = SummaryWriter(save_dir) if self.group.rank == 0 else None
         try:
-            super().run(save_dir, max_epoch, start_epoch, print_freq, **options)  # type: ignore[misc]
-        except _EndedEarly:
-            _LOGGER.info("ended early: %s", self._ended)
+            self._loop(start_epoch, max_epoch)
         finally:
-            self._looping = False
             self._end_steps()
             if self.writer is not None:
                 self.writer.close()
                 self.writer = None
 
-    def train(self, print_freq: int = 10, fixbase_epoch: int = 0, open_layers: Any = None) -> None:
+    def _loop(self, start_epoch: int, max_epoch: int) -> None:
+        for self.epoch in range(start_epoch, max_epoch):
+            self._before_epoch()
+            with self.group.together(UserError):  # an image that one process cannot read
+                batches = enumerate(self.train_loader, start=self._first_batch)
+                for self.batch_idx, data in batches:
+                    self._pace.loaded()
+                    figures = self.forward_backward(data)
+                    self._pace.stepped()
+                    self._after_step(figures)
+            self._after_steps()
+            self._finish_epoch(time.monotonic() - self._epoch_started)
+            self._first_batch, self._steps_done = 0, False
+            if self._ended:
+                _LOGGER.info("ended early: %s", self._ended)
+                return
+
+    def _before_epoch(self) -> None:
         if self._first_batch == 0:
-            self._sums = {}
-            self._seconds = 0.0
+            self._sums, self._seconds = {}, 0.0
         self._epoch_started = time.monotonic() - self._seconds
+        self._pace = _Pace()
         self.train_loader.set_epoch(self.epoch, self._first_batch)
+        self.num_batches = self.train_loader.num_batches(self.epoch)
         self._begin_epoch()
-        with self.group.together(UserError):  # an image that one process cannot read
-            super().train(print_freq, fixbase_epoch, open_layers)  # type: ignore[misc]
-        self._end_steps()
-        self._steps_done = True
-        self._finish_epoch(time.monotonic() - self._epoch_started)
-        self._steps_done = False
-        self._first_batch = 0
+        self.set_model_mode("train")
+        self.two_stepped_transfer_learning(self.epoch, self._options.fixbase_epoch, self._options.open_layers)
 
     def forward_backward(self, data: Any) -> dict[str, float]:
-        # torchreid counts the batches of this pass; after a resume the epoch has begun elsewhere.
-        self.num_batches += self._first_batch if self.batch_idx == 0 else 0
-        self.batch_idx += self._first_batch
+        """One step on a batch of the loader; returns its figures."""
         batch = self._batch(data)
         self.group.agree()
-        summary = self._step(batch)
-        for name, value in summary.items():
+        return self._step(batch)
+
+    def _after_step(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
             total = self._sums.setdefault(name, [0.0, 0])
             total[0] += value
             total[1] += 1
         if self.on_step is not None:
-            self.on_step(self.epoch, self.batch_idx, self.num_batches, summary)
+            self.on_step(self.epoch, self.batch_idx, self.num_batches, figures)
+        elif (self.batch_idx + 1) % self._options.print_freq == 0:
+            tell(self._line(figures))
+        if self.writer is not None:
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, value in {**self._pace.means(), **self._means(), "lr": self.get_current_lr()}.items():
+                self.writer.add_scalar(f"Train/{name}", value, step)
         if self.group.any(self.stop_requested):
             self._interrupt(self.batch_idx + 1)
-        return summary
+
+    def _after_steps(self) -> None:
+        self._end_steps()
+        if (
+            not self._steps_done
+        ):  # else it was resumed in its evaluation, and the rate is that of the next epoch already
+            self._epoch_rate = self.get_current_lr()
+            self.update_lr()
+            self._steps_done = True
+
+    def _means(self) -> dict[str, float]:
+        """Of the figures of all steps of this epoch so far."""
+        return {name: total / count for name, (total, count) in self._sums.items()}
+
+    def _line(self, figures: Mapping[str, float]) -> str:
+        """A step in the log, as torchreid prints it."""
+        done, means, pace = self.batch_idx + 1, self._means(), self._pace
+        left = self.num_batches - done + (self.max_epoch - self.epoch - 1) * self.num_batches
+        return "  ".join(
+            [
+                f"epoch: [{self.epoch + 1}/{self.max_epoch}][{done}/{self.num_batches}]",
+                *(f"{name} {pace.last[name]:.3f} ({mean:.3f})" for name, mean in pace.means().items()),
+                f"eta {timedelta(seconds=int(pace.means()['time'] * left))}",
+                *(f"{name} {value:.4f} ({means[name]:.4f})" for name, value in figures.items()),
+                f"lr {self.get_current_lr():.6f}",
+            ]
+        )
+
+    # -- torchreid's hooks ---------------------------------------------------------------------------------------------
 
     def _features_of(self, images: Tensor) -> Tensor:
         if self.stop_requested and self.group.size == 1:  # the others of a group would wait for this process's part
-            if self._looping:
-                raise _Stopped
-            self._interrupt(0)
+            latest = self.save_dir / LATEST
+            raise Interrupted(str(latest) if latest.exists() else "")
         return super()._features_of(images)
-
-    def test(self, *args: Any, **options: Any) -> float:
-        """In the loop: rank-1 on the validation set, already measured; else torchreid's own test on the targets."""
-        if self._looping:
-            return float(self._retrieval().cmc[0])
-        return super().test(*args, **options)  # type: ignore[misc]
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Writes the latest checkpoint, and the best or a periodic one where it is due."""
-        if self.group.rank == 0 and epoch != self._saved_epoch:  # torchreid saves the last epoch once more
+        if self.group.rank == 0:
             self._save(epoch + 1, 0, rank1, is_best)
-            self._saved_epoch = epoch
-
-    def update_lr(self, names: Any = None) -> None:
-        if self._steps_done:  # resumed in the evaluation, so the rate is that of the next epoch already
-            return
-        self._epoch_rate = self.get_current_lr()
-        super().update_lr(names)  # type: ignore[misc]
 
     def _reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Makes the gradients those of all processes."""
@@ -324,12 +355,11 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._ended = self._reason_to_end()
         last = number == self.max_epoch or bool(self._ended)
         result = self._retrieval() if last or self._is_measured(number) else None
-        means = {name: total / count for name, (total, count) in self._sums.items()}
         record = {
             "epoch": number,
             "epochs": self.max_epoch,
             "seconds": round(seconds, 3),
-            **self._record(means),
+            **self._record(self._means(), result),
             "retrieval": None if result is None else retrieval_figures(result),
             **({"ended": self._ended} if self._ended else {}),
         }
@@ -342,8 +372,6 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best)
         if self.on_epoch is not None:
             self.on_epoch(record)
-        if self._ended:
-            raise _EndedEarly
 
     def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
@@ -356,17 +384,19 @@ class ReproducibleLoop(FaissEvaluationMixin):
             self._write_board(record)
 
     def _retrieval(self) -> RetrievalResult:
-        if self._last_test is None or self._last_test[0] != self.epoch:
-            metric, normalised = self._test_options
-            loaders = self._validation_loaders()
-            try:
-                result = self.retrieve(
-                    loaders["query"], loaders["gallery"], dist_metric=metric, normalize_feature=normalised
-                )
-            except _Stopped:
-                self._interrupt(self.train_loader.num_batches(self.epoch))
-            self._last_test = (self.epoch, result)
-        return self._last_test[1]
+        """On the validation set. An interruption is one of the epoch that ends with it."""
+        loaders, options = self._validation_loaders(), self._options
+        try:
+            return self.retrieve(
+                loaders["query"],
+                loaders["gallery"],
+                dist_metric=options.dist_metric,
+                normalize_feature=options.normalize_feature,
+            )
+        except Interrupted:
+            if self._steps_done:
+                self._interrupt(self.num_batches)
+            raise
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -409,12 +439,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
             (self.save_dir / f"checkpoint-{old}.pth").unlink(missing_ok=True)
 
     def _interrupt(self, batch: int) -> NoReturn:
-        """Stops before this batch of the epoch; after the last epoch, in the test, there is nothing new to write."""
+        """Stops before this batch of the epoch."""
         with self.group.together():  # none of them ends before the checkpoint is written
-            if batch and self.group.rank == 0:
+            if self.group.rank == 0:
                 self._save(self.epoch, batch, rank1=0.0)
-        if not batch and not (self.save_dir / LATEST).exists():
-            raise KeyboardInterrupt
         raise Interrupted(str(self.save_dir / LATEST))
 
     def resume(self, path: str | Path) -> int:
@@ -442,7 +470,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")
             self._ended = str(loop.get("ended", ""))
             if (processes := int(loop.get("processes", 1))) != self.group.size:
-                others = [name for name, value in _ALIKE.items() if self.settings.get(name, value) != value]
+                wanted = WORLD_SIZE_INVARIANT.items()
+                others = [name for name, value in wanted if self.settings.get(name, value) != value]
                 _LOGGER.warning(
                     "%s was written by %d processes, and now there are %d: the run goes on %s", path, processes,
                     self.group.size, f"otherwise than it would have, by {' and '.join(others)}" if others
@@ -492,14 +521,27 @@ def forget_later_epochs(path: Path, last_epoch: int) -> None:
     write_atomically(path, lambda name: Path(name).write_bytes(b"".join(kept)))
 
 
-class _NoBoard:
-    """A TensorBoard writer for processes that write nothing."""
+class _Pace:
+    """Seconds that steps take, and that they wait for their batch (``data``)."""
 
-    def add_scalar(self, *_: Any) -> None:
-        pass
+    def __init__(self) -> None:
+        self.ended = time.monotonic()
+        self.sums = {"time": 0.0, "data": 0.0}
+        self.last = dict(self.sums)
+        self.steps = 0
 
-    def close(self) -> None:
-        pass
+    def loaded(self) -> None:
+        self.last["data"] = time.monotonic() - self.ended
+
+    def stepped(self) -> None:
+        now = time.monotonic()
+        self.last["time"], self.ended = now - self.ended, now
+        self.steps += 1
+        for name, seconds in self.last.items():
+            self.sums[name] += seconds
+
+    def means(self) -> dict[str, float]:
+        return {name: total / max(1, self.steps) for name, total in self.sums.items()}
 
 
 @torch.no_grad()

@@ -14,12 +14,13 @@ from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..errors import UserError
+from ..evaluation import RetrievalResult
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.budget import Budget
 from ..search.losses import RetrievalLoss
 from ..search.selection import draw_genotype
-from .loop import Batch, ReproducibleLoop
+from .loop import Batch, ReproducibleLoop, RunOptions
 from .precision import MixedPrecision
 from .resume import load_like
 from .search import step_figures
@@ -104,7 +105,8 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         normalize_feature: bool = False,
     ) -> Genotype:
         """As :meth:`ImageAutoReIDSearchEngine.run`; each candidate is measured after its last epoch in any case."""
-        self._run(save_dir, max_epoch, start_epoch, print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        self._run(save_dir, max_epoch, start_epoch, options)
         return self.genotype()
 
     def test(self, *_: Any, **__: Any) -> float:
@@ -162,10 +164,11 @@ class ImageRandomSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _validation_loaders(self) -> dict[str, Any]:
         return self.datamanager.held_out_loaders
 
-    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
         candidate = {"number": self.index + 1, "genotype": self.candidate.to_dict(), "mAP": None}
         if self._ends_candidate(self.epoch + 1):
-            candidate["mAP"] = mean_ap = float(self._retrieval().mAP)
+            assert result is not None
+            candidate["mAP"] = mean_ap = float(result.mAP)
             if self.best is None or mean_ap > self.best[0]:
                 self.best = (mean_ap, self.candidate)
         share = 1.0 / (len(self.operations) - 1)

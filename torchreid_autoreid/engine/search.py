@@ -16,6 +16,7 @@ import torchreid
 from torch import Tensor, nn
 
 from ..errors import Interrupted, UserError
+from ..evaluation import RetrievalResult
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
@@ -24,7 +25,7 @@ from ..search.losses import RetrievalLoss
 from ..search.selection import Mixtures, select_by_perturbation
 from ..search.strategies import Gdas, Schedule, Strengths
 from ..space.networks import AutoReIDSearchNetwork
-from .loop import Batch, ReproducibleLoop, classification_figures
+from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision
 from .resume import load_like, load_optimizer
 from .tensorboard import write_epoch
@@ -190,7 +191,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             UserError: if a loss is not finite; the last good checkpoint is kept.
             Interrupted: if ``stop_requested`` was set; the checkpoint to resume from has been written.
         """
-        self._run(save_dir, max_epoch, start_epoch, print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        self._run(save_dir, max_epoch, start_epoch, options)
         if self.selection == "perturbation":
             with self.group.together(UserError):  # an image that one process cannot read
                 self._select(max_epoch)
@@ -373,7 +375,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             )
         return ""
 
-    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
         """A line of history.jsonl; the format is in the README."""
         probabilities = self.model.probabilities()
         genotype = self._kept()

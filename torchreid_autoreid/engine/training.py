@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint import load_state
 from ..errors import UserError
+from ..evaluation import RetrievalResult
 from ..search.losses import batch_hard_triplet
-from .loop import Batch, ReproducibleLoop, classification_figures
+from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision, check_precision
 from .resume import load_like
 
@@ -105,18 +106,10 @@ class _Training(ReproducibleLoop):
             UserError: if the loss is not finite; the last good checkpoint is kept.
             Interrupted: if ``stop_requested`` was set; the checkpoint to resume from has been written.
         """
-        self._run(
-            save_dir,
-            max_epoch,
-            start_epoch,
-            print_freq,
-            eval_freq,
-            start_eval,
-            dist_metric,
-            normalize_feature,
-            fixbase_epoch=fixbase_epoch,
-            open_layers=open_layers,
+        options = RunOptions(
+            print_freq, eval_freq, start_eval, dist_metric, normalize_feature, fixbase_epoch, open_layers
         )
+        self._run(save_dir, max_epoch, start_epoch, options)
 
     def extract_test_set(self, *args: Any, **keywords: Any) -> Any:
         with self._tested():
@@ -167,7 +160,7 @@ class _Training(ReproducibleLoop):
     def _validation_loaders(self) -> dict[str, Any]:
         return self.datamanager.validation_loaders
 
-    def _record(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
         return {"train": dict(means), "lr": self._epoch_rate}
 
     def _write_board(self, record: Mapping[str, Any]) -> None:
