@@ -8,6 +8,7 @@ edges from inputs ``0 … i + 1``, so there are ``E = B (B + 3) / 2`` of them (1
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -121,6 +122,14 @@ class Genotype:
             kind: sum(name == operation for block in cell for name, _ in block)
             for kind, cell in (("normal", self.normal), ("reduce", self.reduce))
         }
+
+    def changed_edges(self, other: Genotype) -> int:
+        """How many edges of this genotype, each an operation on an input of a block, the other one does not have."""
+        return sum(
+            sum((Counter(block) - Counter(before)).values())
+            for cell, cell_before in ((self.normal, other.normal), (self.reduce, other.reduce))
+            for block, before in zip(cell, cell_before, strict=True)
+        )
 
     @staticmethod
     def presets() -> dict[str, Genotype]:

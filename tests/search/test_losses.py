@@ -6,7 +6,7 @@ import torchreid
 from torch.nn import functional as F
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.search.losses import RetrievalLoss, batch_hard_triplet
+from torchreid_autoreid.search.losses import RetrievalLoss, ScaleFreeLoss, batch_hard_triplet
 
 
 def spelt_out_triplet(features, identities, margin):
@@ -96,3 +96,44 @@ def test_arguments_out_of_range_are_named(keywords):
     name, value = next(iter(keywords.items()))
     with pytest.raises(UserError, match=f"{name}.*{value}"):
         RetrievalLoss(**keywords)
+
+
+def alpha_gradient(loss, factor):
+    """Of a mixture of two operations: a small one that knows identities, and a large one that does not."""
+    generator = torch.Generator().manual_seed(0)
+    identities = torch.arange(4).repeat_interleave(3)
+    small, large = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    small = small + 2.0 * torch.randn(4, 5, generator=generator, dtype=torch.float64)[identities]
+    classifier = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    bias = torch.randn(7, generator=generator, dtype=torch.float64)
+    alphas = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    features = factor * (alphas.softmax(0)[0] * small + alphas.softmax(0)[1] * 5.0 * large)
+    loss((features @ classifier.t() + bias, features), identities)[0].backward()
+    return alphas.grad
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.1, 10.0, 1e4])
+@pytest.mark.parametrize("loss_lambda", [0.0, 0.3, 1.0])
+def test_the_scale_of_the_features_does_not_turn_the_gradient(factor, loss_lambda):
+    loss = ScaleFreeLoss(loss_lambda)
+    one, other = alpha_gradient(loss, 1.0), alpha_gradient(loss, factor)
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 1 - 1e-9
+    assert torch.allclose(one, other, rtol=1e-6)
+
+
+def test_it_prefers_what_tells_people_apart_to_what_is_large():
+    """The gradient raises the alpha of the operation that knows identities; that of raw features need not."""
+    gradient = alpha_gradient(ScaleFreeLoss(), 1.0)
+    assert gradient[0] < 0 < gradient[1]
+
+
+def test_it_is_the_retrieval_loss_of_standardised_outputs():
+    torch.manual_seed(0)
+    logits, features, identities = torch.randn(6, 4), torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
+    total, parts = ScaleFreeLoss(0.3, 0.2, 0.1)((logits, features), identities)
+    unit = torch.stack([row / row.pow(2).sum().sqrt() for row in features])
+    centred = torch.stack([column - column.sum() / 6 for column in logits.t()], dim=1)
+    expected, others = RetrievalLoss(0.3, 0.2, 0.1)((centred / centred.std(correction=0), unit), identities)
+    assert torch.allclose(total, expected)
+    assert parts.keys() == others.keys()
+    assert all(torch.allclose(parts[name], others[name]) for name in parts)

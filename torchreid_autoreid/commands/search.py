@@ -23,6 +23,7 @@ from ..config.build import (
     searchdata_kwargs,
     settings_of_result,
     shape_kwargs,
+    warmup_epochs,
 )
 from ..config.read import plain_config
 from ..data import SearchDataManager
@@ -34,9 +35,10 @@ from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..report import amount, write_report
+from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
-from ..search.losses import RetrievalLoss
+from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.strategies import Schedule
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, begin_log, stop_on_signals
@@ -172,12 +174,9 @@ def build_engine(
     model = placed(AutoReIDSearchNetwork(datamanager.num_train_pids, **network_kwargs(cfg)), cfg, device, world)
     # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
     optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
-    alpha_optimizer = torch.optim.Adam(
-        model.alphas(),
-        lr=cfg.search.alpha_lr,
-        betas=tuple(cfg.search.alpha_betas),
-        weight_decay=cfg.search.alpha_weight_decay,
-    )
+    steps = (cfg.train.max_epoch - warmup_epochs(cfg)) * len(datamanager.train_loader)
+    own = cfg.search
+    alpha_optimizer = build_alpha_optimizer(model, steps, own.alpha_lr, own.alpha_betas, own.alpha_weight_decay)
     return ImageAutoReIDSearchEngine(
         datamanager,
         model,
@@ -185,6 +184,7 @@ def build_engine(
         alpha_optimizer,
         scheduler=build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
         loss=retrieval_loss(cfg),
+        alpha_loss=retrieval_loss(cfg, own.alpha_loss),
         schedule=Schedule(**schedule_kwargs(cfg)),
         budget=budget,
         distributed=world.size > 1,
@@ -234,9 +234,9 @@ def placed(model: torch.nn.Module, cfg: Any, device: torch.device, world: OnePro
     return synchronise_batch_norm(model) if world.size > 1 and cfg.search.sync_batch_norm else model
 
 
-def retrieval_loss(cfg: Any) -> RetrievalLoss:
+def retrieval_loss(cfg: Any, form: str = "published") -> RetrievalLoss:
     smoothing = 0.1 if cfg.loss.softmax.label_smooth else 0.0
-    return RetrievalLoss(cfg.search.loss_lambda, cfg.loss.triplet.margin, smoothing)
+    return ALPHA_LOSSES[form](cfg.search.loss_lambda, cfg.loss.triplet.margin, smoothing)
 
 
 def log_epoch(record: Mapping[str, Any]) -> None:

@@ -8,6 +8,9 @@ from yacs.config import CfgNode
 
 from .read import all_keys, get
 
+#: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
+_WARMUP_SHARE = 0.3
+
 __all__ = [
     "budget_limits",
     "engine_run_kwargs",
@@ -173,12 +176,18 @@ def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
     return {name: get(cfg, name) for name in all_keys(cfg) if not name.startswith(free)}
 
 
+def warmup_epochs(cfg: CfgNode) -> int:
+    """Epochs of a search in which the alphas stay frozen."""
+    own = cfg.search.warmup_epochs
+    return int(_WARMUP_SHARE * cfg.train.max_epoch) if own < 0 else own
+
+
 def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of :class:`~torchreid_autoreid.engine.ImageAutoReIDSearchEngine` besides its parts."""
     return {
         "order": cfg.search.order,
         "grad_clip": cfg.search.grad_clip,
-        "warmup_epochs": cfg.search.warmup_epochs,
+        "warmup_epochs": warmup_epochs(cfg),
         "real_alpha_every": cfg.search.real_alpha_every,
         "derive_renormalised": cfg.search.derive_renormalised,
         "skip_cap": cfg.search.skip_cap,

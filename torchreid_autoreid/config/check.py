@@ -95,6 +95,7 @@ _READ_WITH = {
             "activation_checkpointing",
             "skip_dropout",
             "stop_at_skips",
+            "alpha_loss",
             "alpha_lr",
             "alpha_betas",
             "alpha_weight_decay",
@@ -150,6 +151,7 @@ _SAMPLERS = (
 
 # What the plugin knows by name; a test compares them with the tables.
 _STRATEGIES = ("darts", "gdas", "pc_darts", "drnas", "random")
+_ALPHA_LOSSES = ("scale_free", "published")
 _SELECTIONS = ("strength", "perturbation")
 _SPACES = ("reid", "standard")
 _SPLITS = ("image", "identity")
@@ -359,11 +361,12 @@ def _check_search(cfg: CfgNode) -> None:
     _one_of(cfg, "search.grad_sync", _GRAD_SYNCS)
     _in_range(cfg, "search.alpha_fraction", 0, 1, above=True, below=True)
     _in_range(cfg, "search.loss_lambda", 0, 1)
-    _in_range(cfg, "search.alpha_lr", 0, above=True)
-    for name in ("alpha_weight_decay", "min_lr", "grad_clip", "warmup_epochs", "checkpoint_every"):
+    _one_of(cfg, "search.alpha_loss", _ALPHA_LOSSES)
+    _in_range(cfg, "search.warmup_epochs", -1)
+    for name in ("alpha_lr", "alpha_weight_decay", "min_lr", "grad_clip", "checkpoint_every"):
         _in_range(cfg, f"search.{name}", 0)
     _in_range(cfg, "search.real_alpha_every", 1)
-    if len(cfg.search.alpha_betas) != 2 or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
+    if len(cfg.search.alpha_betas) not in (0, 2) or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
         raise UserError(f"search.alpha_betas must be two numbers from 0 to below 1, not {cfg.search.alpha_betas}")
     _check_strategy(cfg)
     _check_budget(cfg)

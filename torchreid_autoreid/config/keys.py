@@ -152,12 +152,17 @@ def get_default_config() -> CfgNode:
     cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
     cfg.search.split = "image"  # image: every identity in both halves (published); identity: in one (MSINet, CVPR 2023)
     cfg.search.alpha_fraction = 0.5  # share of the training set that trains the alphas
-    cfg.search.alpha_lr = 0.02  # of Adam, constant
-    cfg.search.alpha_betas = [0.5, 0.999]  # of Adam
+    # What the alphas minimise: scale_free, the retrieval loss on features and logits of a fixed scale, so that no
+    # operation wins by changing it; or published, the paper's loss as it is.
+    cfg.search.alpha_loss = "scale_free"
+    cfg.search.alpha_lr = (
+        0.0  # of Adam, constant; 0: the strategy's own, more if the search is short (0.02 in Auto-ReID)
+    )
+    cfg.search.alpha_betas = []  # of Adam; empty: 0.5 and 0.999, less if the search is short
     cfg.search.alpha_weight_decay = 5e-5  # of Adam
     cfg.search.min_lr = 0.001  # where the cosine of train.lr ends
     cfg.search.grad_clip = 5.0  # largest norm of the gradient of w; 0: off (open; DARTS's value)
-    cfg.search.warmup_epochs = 0  # epochs with the alphas frozen (open)
+    cfg.search.warmup_epochs = -1  # epochs with the alphas frozen; -1: 30 % of them (PC-DARTS, section 4.2; open)
     cfg.search.real_alpha_every = 1  # epochs from one use of the alpha half to the next; the w half stands in between
     cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it

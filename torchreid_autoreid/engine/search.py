@@ -21,7 +21,7 @@ from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
-from ..search.losses import RetrievalLoss
+from ..search.losses import RetrievalLoss, ScaleFreeLoss
 from ..search.selection import Mixtures, select_by_perturbation
 from ..search.strategies import Gdas, Schedule, Strengths
 from ..space.networks import AutoReIDSearchNetwork
@@ -48,8 +48,10 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         optimizer: of ``model.weights()``; the alphas are not in it.
         alpha_optimizer: of ``model.alphas()``.
         scheduler: of ``optimizer``, stepped once an epoch; ``None`` keeps the rate.
-        loss: the retrieval loss; on an identity split the alphas see its triplet part only, because the classifier has
-            never seen the identities of ``D_alpha``.
+        loss: the retrieval loss of the weights.
+        alpha_loss: that of the alphas, :class:`~torchreid_autoreid.search.losses.ScaleFreeLoss` by default; on an
+            identity split they see its triplet part only, because the classifier has never seen the identities of
+            ``D_alpha``.
         order: of the alphas' gradient, 1 or 2.
         grad_clip: largest norm of the weights' gradient; 0 switches clipping off.
         warmup_epochs: epochs in which the alphas stay frozen.
@@ -94,6 +96,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         alpha_optimizer: torch.optim.Optimizer,
         scheduler: Any = None,
         loss: RetrievalLoss | None = None,
+        alpha_loss: RetrievalLoss | None = None,
         order: int = 1,
         grad_clip: float = 5.0,
         warmup_epochs: int = 0,
@@ -143,21 +146,22 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.schedule = schedule or Schedule()
         self.checkpoint_every = checkpoint_every
         self.budget = budget
-        val_loss = self.loss
+        self.alpha_loss = alpha_loss or ScaleFreeLoss(self.loss.loss_lambda, self.loss.margin, self.loss.label_smooth)
         if getattr(datamanager, "split", "image") == "identity":
-            val_loss = RetrievalLoss(0.0, self.loss.margin)
-        self.val_loss = val_loss
+            self.alpha_loss = type(self.alpha_loss)(0.0, self.alpha_loss.margin)
         self.architect = Architect(
             model,
             lambda outputs, identities: self.loss(*self.group.joined((outputs, identities)))[0],
             optimizer,
             order,
-            val_loss=lambda outputs, identities: self._alpha_loss(val_loss, outputs, identities),
+            val_loss=self._alpha_value,
             forward=self._forward,
             gradient=self._gradient,
         )
         self._alpha_batches: Iterator[Any] | None = None
         self._alpha_parts: dict[str, float] = {}
+        self._alpha_gradients: dict[str, float] | None = None  # norms by part of the loss, at the epoch's first step
+        self._last_genotype: Genotype | None = None  # of the epoch before
         self._strengths = Strengths()
         self._before_collapse: Genotype | None = None
         self._selected: Genotype | None = None
@@ -296,10 +300,10 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _forward(self, images: Tensor) -> Any:
         return self.precision.forward(self.model, images)
 
-    def _gradient(self, value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    def _gradient(self, value: Tensor, parameters: Sequence[nn.Parameter], keep: bool = False) -> list[Tensor]:
         """The gradient over all processes; in float16 of the scaled loss, and then divided by the scale."""
         scaler = self.precision.scaler
-        found = self.group.reduced(gradients(scaler.scale(value), parameters))
+        found = self.group.reduced(gradients(scaler.scale(value), parameters, keep))
         scale = scaler.get_scale()
         return found if scale == 1 else [gradient / scale for gradient in found]
 
@@ -323,10 +327,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             alpha.copy_(value)
         self.alpha_optimizer.load_state_dict(optimizer)
 
-    def _alpha_loss(self, loss: RetrievalLoss, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
+    def _alpha_value(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
         outputs, identities = self.group.joined((outputs, identities))
-        total, parts = loss(outputs, identities)
-        self._alpha_parts = step_figures(parts, outputs[0], identities)
+        total, parts = self.alpha_loss(outputs, identities)
+        features = outputs[1].detach().float()
+        spread = float((features - features.mean(dim=0)).norm(dim=1).mean())
+        self._alpha_parts = step_figures(parts, outputs[0], identities) | {"feature_spread": spread}
+        if self._alpha_gradients is None:
+            self._alpha_gradients = self._gradient_norms(self.alpha_loss.parts(outputs, identities))
         penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
         if penalty is not None:
             self._alpha_parts["penalty"] = float(penalty.detach())
@@ -334,6 +342,16 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         if self.budget is not None:
             total = total + self.budget.penalty(self._strengths_of_edges()).to(total.dtype)
         return total
+
+    def _gradient_norms(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        """The norm of the gradient of each part of the loss with respect to the alphas."""
+        alphas = self.model.alphas()
+        active = {name: part for name, part in parts.items() if part.requires_grad}
+        norms = {
+            name: float(torch.nn.utils.get_total_norm(self._gradient(part, alphas, keep=True)))
+            for name, part in active.items()
+        }
+        return {name: norm for name, norm in norms.items() if math.isfinite(norm)}  # float16 may overflow
 
     def _strengths_of_edges(self) -> dict[str, Tensor]:
         return self.model.strengths(self.derive_renormalised)
@@ -347,6 +365,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self._strengths = self.schedule.at(self.epoch, self.max_epoch)
         self.model.set_strengths(self._strengths)
         self._alpha_batches = self._open_alpha_batches()
+        self._alpha_gradients = None if self._first_batch == 0 else self._alpha_gradients
 
     def _open_alpha_batches(self) -> Iterator[Any] | None:
         since = self.epoch - self.warmup_epochs
@@ -391,9 +410,24 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "none_mass": {kind: rows[:, none].mean().item() for kind, rows in probabilities.items()},
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
+            "diagnosis": self._diagnosis(probabilities, genotype),
             "strengths": self._strengths_in_use(),
             "cost": None if self.budget is None else self._cost(genotype),
         }
+
+    def _diagnosis(self, probabilities: Mapping[str, Tensor], genotype: Genotype) -> dict[str, Any]:
+        """What tells whether the alphas learn what they should.
+
+        The norm of their gradient by part of the loss at the epoch's first step, the entropy of the operations as a
+        share of the largest (1: undecided), and how many of the genotype's edges are not those of the epoch before.
+        """
+        changed = None if self._last_genotype is None else genotype.changed_edges(self._last_genotype)
+        self._last_genotype = genotype
+        entropy = {
+            kind: float(torch.special.entr(rows.double()).sum(dim=1).mean()) / math.log(rows.shape[1])
+            for kind, rows in probabilities.items()
+        }
+        return {"alpha_gradient": self._alpha_gradients or None, "entropy": entropy, "changed_edges": changed}
 
     def _cost(self, genotype: Genotype) -> dict[str, Any]:
         assert self.budget is not None
@@ -419,6 +453,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "before_collapse": None if kept is None else kept.to_dict(),
             "budget": None if self.budget is None else self.budget.state_dict(),
+            "last_genotype": None if self._last_genotype is None else self._last_genotype.to_dict(),
+            "alpha_gradients": self._alpha_gradients,
             "scaler": self.precision.scaler.state_dict(),
         }
 
@@ -426,6 +462,9 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
+        last = state["last_genotype"]
+        self._last_genotype = None if last is None else Genotype.from_dict(last)
+        self._alpha_gradients = state["alpha_gradients"]
         budget: Any = state.get("budget")
         if (self.budget is None) != (budget is None):
             raise ValueError(f"it was made {'without' if budget is None else 'with'} search.budget")

@@ -217,10 +217,22 @@ class Architect:
         return loss(forward(images), identities)
 
 
-def gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Gradients without touching ``.grad``; zeros for what the value does not depend on or what is frozen."""
+def gradients(value: Tensor, parameters: Sequence[nn.Parameter], keep: bool = False) -> list[Tensor]:
+    """Gradients without touching ``.grad``; zeros for what the value does not depend on or what is frozen.
+
+    Args:
+        value: a scalar.
+        parameters: what to differentiate by.
+        keep: keep the graph for another gradient.
+    """
     active = [p for p in parameters if p.requires_grad]
-    found = dict(zip(map(id, active), torch.autograd.grad(value, active, allow_unused=True), strict=True))
+    found = dict(
+        zip(
+            map(id, active),
+            torch.autograd.grad(value, active, retain_graph=keep or None, allow_unused=True),
+            strict=True,
+        )
+    )
     listed = [found.get(id(p)) for p in parameters]
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, listed, strict=True)]
 

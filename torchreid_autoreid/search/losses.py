@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 
-__all__ = ["RetrievalLoss", "batch_hard_triplet"]
+__all__ = ["ALPHA_LOSSES", "RetrievalLoss", "ScaleFreeLoss", "batch_hard_triplet"]
 
 
 def batch_hard_triplet(features: Tensor, identities: Tensor, margin: float = 0.3) -> Tensor:
@@ -79,17 +79,49 @@ class RetrievalLoss(nn.Module):
 
     def forward(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``(logits (B, K), features (B, D))`` and ``(B,)`` identities to the total and its detached parts."""
-        logits, features = outputs
-        softmax = F.cross_entropy(logits, identities, label_smoothing=self.label_smooth)
-        triplet = batch_hard_triplet(features, identities, self.margin)
+        found = self.parts(outputs, identities)
         # A part of weight 0 stays out of the graph: 0 times an infinite loss would be NaN.
-        total = sum(
-            (
-                weight * part
-                for weight, part in ((self.loss_lambda, softmax), (1.0 - self.loss_lambda, triplet))
-                if weight
-            ),
-            start=logits.new_zeros(()),
-        )
-        parts = {"loss": total.detach(), "loss_softmax": softmax.detach(), "loss_triplet": triplet.detach()}
-        return total, parts
+        weights = {"loss_softmax": self.loss_lambda, "loss_triplet": 1.0 - self.loss_lambda}
+        terms = [weight * found[name] for name, weight in weights.items() if weight]
+        total = torch.stack(terms).sum()
+        return total, {"loss": total.detach()} | {name: part.detach() for name, part in found.items()}
+
+    def parts(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy and the triplet loss, differentiable and without their weights."""
+        logits, features = outputs
+        return {
+            "loss_softmax": F.cross_entropy(logits, identities, label_smoothing=self.label_smooth),
+            "loss_triplet": batch_hard_triplet(features, identities, self.margin),
+        }
+
+
+class ScaleFreeLoss(RetrievalLoss):
+    """:class:`RetrievalLoss` that does not change when the features are multiplied by a number.
+
+    On raw features an operation that changes their scale moves the triplet loss, whether or not it tells people apart,
+    and the alphas follow it: at the first steps of a search the triplet gradient and the gradient of the spread of the
+    features have a cosine of 0.85. Here the triplet loss sees features of length 1, so that the margin is one of
+    distances up to 2, and the cross-entropy sees logits that are centred over the batch and divided by their standard
+    deviation, which takes away the scale of the features, that of the classifier, and its bias.
+
+    Args:
+        loss_lambda, margin, label_smooth: as in :class:`RetrievalLoss`.
+
+    >>> features = torch.tensor([[1.0, 2.0], [2.0, 1.0], [-1.0, 0.5], [0.0, -2.0]])
+    >>> identities = torch.tensor([0, 0, 1, 1])
+    >>> loss = ScaleFreeLoss()
+    >>> one, other = (loss((c * features, c * features), identities)[0] for c in (1.0, 100.0))
+    >>> bool(torch.isclose(one, other))
+    True
+    """
+
+    def parts(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> dict[str, Tensor]:
+        """As :meth:`RetrievalLoss.parts`."""
+        logits, features = (x if x.dtype == torch.float64 else x.float() for x in outputs)
+        centred = logits - logits.mean(dim=0)
+        standardised = centred / centred.pow(2).mean().sqrt().clamp_min(torch.finfo(centred.dtype).tiny)
+        return super().parts((standardised, F.normalize(features, dim=1)), identities)
+
+
+#: what the alphas minimise, as in the key ``search.alpha_loss``: without regard to scale, or as the paper prints it
+ALPHA_LOSSES: dict[str, type[RetrievalLoss]] = {"scale_free": ScaleFreeLoss, "published": RetrievalLoss}

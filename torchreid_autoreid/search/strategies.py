@@ -55,9 +55,11 @@ class Darts:
         partial: whether ``1 / K`` of the channels pass through the operations, and edges have alphas of their own.
         auxiliary_skip: the weight of DARTS−'s auxiliary skip connection, see :meth:`with_auxiliary_skip`.
         tau: the temperature of GDAS.
+        alpha_lr: of Adam on the alphas, as the strategy's authors have it (Auto-ReID for ``darts``).
     """
 
     partial = False
+    alpha_lr = 0.02
 
     def __init__(self, operations: Sequence[str]) -> None:
         self.operations = tuple(operations)
@@ -110,6 +112,8 @@ class Gdas(Darts):
     derivation would keep on it, the most probable one other than ``none``.
     """
 
+    alpha_lr = 3e-4
+
     def mixture(self, alphas: Tensor, edges: Tensor | None, training: bool) -> Mixture:
         if not training:
             barred = alphas.detach().clone()
@@ -132,6 +136,7 @@ class PcDarts(Darts):
     """
 
     partial = True
+    alpha_lr = 6e-4
 
     def mixture(self, alphas: Tensor, edges: Tensor | None, training: bool) -> Mixture:
         assert edges is not None
@@ -149,6 +154,8 @@ class DrNas(Darts):
     take the mean. The regulariser keeps the distribution near the symmetric one of concentration 1, by the
     Kullback-Leibler divergence, summed over the edges.
     """
+
+    alpha_lr = 6e-4
 
     def concentration(self, alphas: Tensor) -> Tensor:
         # elu + 1 rounds to 0 where alpha is very negative, and a concentration of 0 is none.

@@ -1,0 +1,236 @@
+"""A truth set: what genotypes of the search space are worth once they have been trained to the end.
+
+``projects/benchmarks/truth.py`` makes one. With it a search strategy is tested in seconds: it asks for the figures of a
+genotype instead of training it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from ..errors import UserError, short
+from ..files import write_atomically
+from ..genotype import Genotype
+
+__all__ = ["Trained", "TruthSet", "summary"]
+
+#: the truth set that comes with the package
+OWN = Path(__file__).with_name("truth.json")
+
+_VERSION = 1
+_MAX_FILE_BYTES = 8 << 20  # a network takes some 900 bytes
+_FIGURES = ("mAP", "rank1", "mINP")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained from scratch and tested.
+
+    Attributes:
+        index: of the genotype in the truth set.
+        seed: of its weights and batches.
+        layers: cells in each of the four stages.
+        genotype: its cells.
+        mAP, rank1, mINP: on the test set, as fractions.
+        params, macs: without the classifier.
+        seconds: of the processor, for training and test.
+    """
+
+    index: int
+    seed: int
+    layers: tuple[int, ...]
+    genotype: Genotype
+    mAP: float
+    rank1: float
+    mINP: float
+    params: int
+    macs: int
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Trained:
+        values = dict(row) | {"genotype": Genotype.from_dict(row["genotype"]), "layers": tuple(map(int, row["layers"]))}
+        found = cls(**values)
+        whole = all(isinstance(number, int) for number in (found.index, found.seed, found.params, found.macs))
+        if not whole or not all(0.0 <= float(getattr(found, name)) <= 1.0 for name in _FIGURES):
+            raise ValueError(f"network {short(row.get('index'))} has figures out of range")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"genotype": self.genotype.to_dict(), "layers": list(self.layers)}
+
+
+@dataclass(frozen=True)
+class TruthSet:
+    """Trained networks, and how they were trained.
+
+    Attributes:
+        about: the recipe, the channels, and the versions of the libraries.
+        networks: one for each genotype, seed and depth.
+
+    >>> truth = TruthSet.load()
+    >>> best = max(truth.means((1, 1, 1, 1)).items(), key=lambda item: item[1])
+    """
+
+    about: Mapping[str, Any]
+    networks: tuple[Trained, ...]
+
+    @classmethod
+    def of_rows(cls, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TruthSet:
+        """Raises ValueError if a row is none."""
+        try:
+            return cls(about, tuple(Trained.from_dict(row) for row in rows))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a network lacks or has too much: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path = OWN) -> TruthSet:
+        """Reads a truth set, by default the one that comes with the package.
+
+        Raises:
+            UserError: if the file is missing, of another version, or no truth set.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise UserError(f"{path} has {path.stat().st_size} bytes, which is no truth set")
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the truth set {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} is not JSON; give a file of projects/benchmarks/truth.py") from None
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != _VERSION:
+            raise UserError(
+                f"{path} is a truth set of version {short(version)}, and this program reads version {_VERSION}; "
+                "make it anew with projects/benchmarks/truth.py"
+            )
+        try:
+            return cls.of_rows(dict(content["about"]), list(content["networks"]))
+        except (KeyError, TypeError, ValueError, UserError) as error:
+            raise UserError(f"{path} is no truth set: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, a network a line."""
+        lines = ",\n".join(f"  {json.dumps(network.to_dict())}" for network in self.networks)
+        head = f'"version": {_VERSION},\n"about": {json.dumps(dict(self.about))}'
+        text = f'{{{head},\n"networks": [\n{lines}\n]}}\n'
+        write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+    def table(self, layers: Sequence[int], figure: str = "mAP") -> tuple[list[int], np.ndarray]:
+        """The genotypes' indices and their (G, S) figures, of those that have been trained with all S seeds."""
+        own = [network for network in self.networks if network.layers == tuple(layers)]
+        seeds = sorted({network.seed for network in own})
+        found = {(network.index, network.seed): float(getattr(network, figure)) for network in own}
+        indices = sorted({index for index, _ in found})
+        while seeds and not any(all((index, seed) in found for seed in seeds) for index in indices):
+            seeds.pop()  # a set that is still growing
+        complete = [index for index in indices if all((index, seed) in found for seed in seeds)]
+        return complete, np.array([[found[index, seed] for seed in seeds] for index in complete])
+
+    def means(self, layers: Sequence[int], figure: str = "mAP") -> dict[int, float]:
+        """The mean over the seeds, by index; of all genotypes that have been trained at this depth."""
+        own: dict[int, list[float]] = {}
+        for network in self.networks:
+            if network.layers == tuple(layers):
+                own.setdefault(network.index, []).append(float(getattr(network, figure)))
+        return {index: statistics.fmean(values) for index, values in own.items()}
+
+    def genotype(self, index: int) -> Genotype:
+        """Raises KeyError if there is none."""
+        for network in self.networks:
+            if network.index == index:
+                return network.genotype
+        raise KeyError(index)
+
+
+def spread_and_noise(values: np.ndarray) -> tuple[float, float, float]:
+    """Of (G, S) figures: the standard deviation between genotypes, that between seeds, and the reliability of a mean.
+
+    One-way random effects: with ``MSB`` the mean square between genotypes and ``MSW`` the one within, the variances are
+    ``(MSB - MSW) / S`` and ``MSW``, and the reliability of the mean of S seeds is ``(MSB - MSW) / MSB`` (the intraclass
+    correlation ICC(1, S) of Shrout and Fleiss, 1979).
+    """
+    seeds = values.shape[1]
+    between = seeds * values.mean(axis=1).var(ddof=1)
+    within = values.var(axis=1, ddof=1).mean() if seeds > 1 else float("nan")
+    spread = np.sqrt(max(0.0, between - within) / seeds) if seeds > 1 else values.std(ddof=1)
+    return float(spread), float(np.sqrt(within)), float(max(0.0, between - within) / between)
+
+
+def summary(truth: TruthSet) -> str:
+    """What a truth set says, in lines of text: percentages of mAP throughout."""
+    lines = []
+    for layers in sorted({network.layers for network in truth.networks}, key=sum):
+        indices, values = truth.table(layers)
+        if len(indices) < 3:
+            continue
+        values = 100.0 * values
+        means = values.mean(axis=1)
+        lines.append(
+            f"{sum(layers)} cells: {len(indices)} genotypes, {values.shape[1]} seeds; mAP {means.mean():.1f}, "
+            f"from {means.min():.1f} to {means.max():.1f}"
+        )
+        if values.shape[1] > 1:
+            spread, noise, reliability = spread_and_noise(values)
+            lines.append(
+                f"  between genotypes ± {spread:.2f}, between seeds ± {noise:.2f}, reliability of a mean "
+                f"{reliability:.2f}"
+            )
+        lines += [f"  {what}: {_cells(truth, index)}" for what, index in _extremes(indices, means)]
+        lines += _associations(truth, indices, means)
+    return "\n".join(lines)
+
+
+def _extremes(indices: list[int], means: np.ndarray) -> list[tuple[str, int]]:
+    order = np.argsort(-means, kind="stable")
+    best = [(f"best, {means[i]:.1f}", indices[i]) for i in order[:3]]
+    return best + [(f"worst, {means[i]:.1f}", indices[i]) for i in order[:-4:-1]]
+
+
+def _cells(truth: TruthSet, index: int) -> str:
+    genotype = truth.genotype(index)
+    return "; ".join(
+        f"{kind} " + " ".join("+".join(f"{name.split('_')[0]}{source}" for name, source in block) for block in cell)
+        for kind, cell in (("normal", genotype.normal), ("reduce", genotype.reduce))
+    )
+
+
+def _associations(truth: TruthSet, indices: list[int], means: np.ndarray) -> list[str]:
+    """Spearman's correlation of the mAP with what can be counted in a genotype."""
+    genotypes = [truth.genotype(index) for index in indices]
+    own = {network.index: network for network in truth.networks}
+    counted: dict[str, list[float]] = {
+        "parameters": [own[index].params for index in indices],
+        "MACs": [own[index].macs for index in indices],
+    }
+    names = sorted({name for g in genotypes for cell in (g.normal, g.reduce) for block in cell for name, _ in block})
+    for kind in ("normal", "reduce"):
+        for name in names:
+            counted[f"{name}, {kind}"] = [genotype.count(name)[kind] for genotype in genotypes]
+        counted[f"depth, {kind}"] = [depth(getattr(genotype, kind)) for genotype in genotypes]
+    found = []
+    for name, numbers in counted.items():
+        if len(set(numbers)) > 1:
+            found.append((float(spearmanr(numbers, means).statistic), name))
+    return [f"  {name}: {value:+.2f}" for value, name in sorted(found, key=lambda pair: -abs(pair[0]))]
+
+
+def depth(cell: Sequence[Any]) -> int:
+    """Operations on the longest path through a cell.
+
+    >>> depth(((("sep_conv_3x3", 0), ("skip_connect", 1)), (("sep_conv_3x3", 2), ("sep_conv_3x3", 0))))
+    2
+    """
+    longest = [0, 0]
+    for block in cell:
+        longest.append(max(longest[source] + (name != "skip_connect") for name, source in block))
+    return max(longest)
