@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .search.architect import Architect
     from .search.losses import RetrievalLoss
     from .space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
-    from .space.part_aware import PartAware
+    from .space.operations.part_aware import PartAware
     from .version import __version__
 
 __all__ = [
@@ -45,7 +45,7 @@ _HOMES = {
     "AutoReIDSearchNetwork": "space.networks",
     "Embeddings": "evaluation",
     "Genotype": "genotype",
-    "PartAware": "space.part_aware",
+    "PartAware": "space.operations.part_aware",
     "RetrievalLoss": "search.losses",
     "RetrievalResult": "evaluation",
     "UserError": "errors",

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from torchreid_autoreid.genotype import num_edges, operation_names
 from torchreid_autoreid.search.strategies import Mixture
 from torchreid_autoreid.space import cells
-from torchreid_autoreid.space import grouped as sources
 from torchreid_autoreid.space.cells import SearchCell
-from torchreid_autoreid.space.grouped import _DilatedDepthwise
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.space.operations import skip
+from torchreid_autoreid.space.operations.separable import DilatedDepthwise
 
 
 def cell_and_arguments(
@@ -127,7 +127,7 @@ def test_dropout_on_skips_reaches_the_skips_of_every_edge(kind, monkeypatch):
     def expected_value(x, p, training=True):
         return x * (1 - p)  # in place of a draw, which differs between the two forms
 
-    assert cells.F is sources.F is F
+    assert cells.F is skip.F is F
     monkeypatch.setattr(F, "dropout", expected_value)
     arguments = cell_and_arguments(kind)
     arguments[0].skip_dropout = 0.25
@@ -152,9 +152,9 @@ def test_dilated_convolution_has_the_gradient_of_the_ordinary_one():
     for size in ((6, 4), (5, 3), (1, 1)):
         x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
         kernel = torch.randn(3, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(_DilatedDepthwise.apply, (x, kernel))
+        assert torch.autograd.gradcheck(DilatedDepthwise.apply, (x, kernel))
         expected = F.conv2d(x, kernel, padding=2, dilation=2, groups=3)
-        assert torch.equal(_DilatedDepthwise.apply(x, kernel), expected)
+        assert torch.equal(DilatedDepthwise.apply(x, kernel), expected)
 
 
 @pytest.mark.parametrize("strategy", ["darts", "pc_darts", "drnas"])

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from torchreid_autoreid.genotype import OPERATION_NAMES
-from torchreid_autoreid.space.operations import OPERATIONS, DropPath, build_operation
+from torchreid_autoreid.space.cells import DropPath
+from torchreid_autoreid.space.operations import OPERATIONS, build_operation
 
 
 def test_the_table_is_the_search_space():

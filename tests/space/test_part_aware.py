@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.space.networks import AutoReIDNetwork
-from torchreid_autoreid.space.part_aware import PartAware, stripe_bounds, stripe_means
+from torchreid_autoreid.space.operations.part_aware import PartAware, stripe_bounds, stripe_means
 
 
 def spelt_out(op, x):

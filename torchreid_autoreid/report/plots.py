@@ -137,7 +137,7 @@ def _edge(
     right = x + _BOX_WIDTH
     middle = (right + block[0]) / 2
     join = [(right, y), (middle, y), (middle, block[1]), block]
-    colour, bold = OPERATION_COLOURS[operation], operation == "part_aware"
+    colour, bold = OPERATION_COLOURS.get(operation, "#4b5563"), operation == "part_aware"
     wire = {
         "edgecolor": colour,
         "facecolor": "none",

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..genotype import Block, cell_edges
+from ..parallel.group import draw_rows
 from ..search.strategies import Mixture
 from .grouped import mix_edges
-from .operations import DropPath, build_operation
-from .part_aware import ReluConvNorm
+from .operations import build_operation
+from .operations.projection import ReluConvNorm
 
 __all__ = ["Cell", "DerivedCell", "MixedOperation", "SearchCell"]
 
@@ -215,6 +216,7 @@ class DerivedCell(Cell):
     ) -> None:
         super().__init__(in_channels, channels, kind, stride, halve_first, affine=True)
         self.sources = [(first[1], second[1]) for first, second in genotype_cell]
+        self.names = [name for block in genotype_cell for name, _ in block]
         self.operations = nn.ModuleList()
         for block in genotype_cell:
             for name, source in block:
@@ -231,3 +233,20 @@ class DerivedCell(Cell):
     def _apply_operation(self, operation: nn.Module, x: Tensor) -> Tensor:
         # An identity is never dropped, or a block could lose all its inputs (DARTS does the same).
         return operation(x) if isinstance(operation, nn.Identity) else self.drop_path(operation(x))
+
+
+class DropPath(nn.Module):
+    """Drops the whole branch for a sample with probability ``p`` in training (Larsson et al., ICLR 2017).
+
+    What is kept is divided by ``1 - p``, so that the expectation stays the same.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        keep = draw_rows(lambda rows: x.new_empty(rows, 1, 1, 1).bernoulli_(1.0 - self.p), x.shape[0])
+        return x * keep / (1.0 - self.p)

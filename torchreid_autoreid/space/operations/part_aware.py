@@ -1,19 +1,24 @@
-"""The part-aware operation (Auto-ReID, section 3.3 and Figure 2), alone."""
+"""The part-aware operation (Auto-ReID, section 3.3 and Figure 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
-from ..parallel.batch_norm import batch_norm_as
-from ..parallel.group import global_rows
+from ...errors import UserError
+from ...parallel.batch_norm import batch_norm_as
+from ...parallel.group import global_rows
+from .fused import FusedOperation, Needs, State, fold, join_channels, size_of
+from .joined import Source, join_halves, join_norms
+from .operation import Operation
+from .projection import FusedProjection, ReluConvNorm, split
 
-__all__ = ["PartAware", "stripe_bounds"]
+__all__ = ["PartAware", "PartAwareOperation", "stripe_averages", "stripe_bounds"]
 
 
 def stripe_bounds(height: int, parts: int) -> list[int]:
@@ -135,41 +140,6 @@ def norm_bodies(norms: Sequence[Any], bodies: Tensor) -> Tensor:
     return x.view(batch, edges, stripes, hidden).transpose(0, 1)
 
 
-class ReluConvNorm(nn.Module):
-    """ReLU, 1x1 convolution, batch norm; at stride 2 the factorised reduction of DARTS.
-
-    The factorised form takes half of the output channels from the even pixels and half from the odd ones, so that a
-    stride of 2 loses no position. An odd size is padded with one row or column of zeros at its end.
-
-    Shapes: ``(B, in, H, W)`` to ``(B, out, ceil(H / stride), ceil(W / stride))``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, affine: bool) -> None:
-        super().__init__()
-        self.stride = stride
-        # The stride is taken by `split`, so that nothing is computed on pixels that no convolution reads.
-        halves = (out_channels,) if stride == 1 else (out_channels - out_channels // 2, out_channels // 2)
-        self.convs = nn.ModuleList(nn.Conv2d(in_channels, half, 1, bias=False) for half in halves)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.merge(split(x, self.stride))
-
-    def merge(self, parts: list[Tensor]) -> Tensor:
-        """What follows :func:`split`."""
-        found = [conv(F.relu(part)) for conv, part in zip(self.convs, parts, strict=True)]
-        return self.norm(found[0] if len(found) == 1 else torch.cat(found, dim=1))
-
-
-def split(x: Tensor, stride: int) -> list[Tensor]:
-    """What each convolution of :class:`ReluConvNorm` reads: all pixels, or the even ones and the odd ones."""
-    if stride == 1:
-        return [x]
-    odd_size = x.shape[2] % 2 or x.shape[3] % 2
-    padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if odd_size else x
-    return [x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]]
-
-
 def stripe_means(x: Tensor, bounds: list[int]) -> Tensor:
     """Averages each stripe over space: (B, C, H, W) to (B, M, C)."""
     rows = x.mean(dim=3)  # (B, C, H)
@@ -183,3 +153,111 @@ def spread(body: Tensor, bounds: list[int], width: int) -> Tensor:
     columns = body.transpose(1, 2)  # (B, C', M)
     stripes = [columns[:, :, m : m + 1].expand(-1, -1, height) for m, height in enumerate(heights)]
     return torch.cat(stripes, dim=2).unsqueeze(3).expand(-1, -1, -1, width)
+
+
+def stripe_averages(x: Tensor, parts: int) -> Tensor:
+    """:func:`stripe_means` in one pooling, where the stripes are of one height."""
+    height, width = size_of(x)
+    if height % min(parts, height):
+        return stripe_means(x, stripe_bounds(height, parts))
+    return F.avg_pool2d(x, (height // min(parts, height), width)).squeeze(3).transpose(1, 2)
+
+
+class PartAwareOperation(Operation):
+    """The three forms of :class:`PartAware`.
+
+    Grouped and fused, the 1x1 convolution of ``[x, stripes]`` is one of ``x`` plus one of the stripes, which are M
+    vectors instead of a map.
+    """
+
+    def build(self, channels: int, stride: int, parts: int, affine: bool) -> nn.Module:
+        return PartAware(channels, channels, stride, parts, affine)
+
+    def grouped(self, modules: Sequence[Any], source: Source, weight: Tensor) -> Tensor:
+        x = source.x
+        bounds = stripe_bounds(x.shape[2], modules[0].parts)
+        body = F.relu(_attend(modules, stripe_means(x, bounds)))  # (n, B, M, C')
+        edges, batch, stripes, hidden = body.shape
+        # The stripe of each row, and of the rows of each phase.
+        rows = torch.bucketize(
+            torch.arange(x.shape[2], device=x.device), torch.tensor(bounds[1:], device=x.device), right=True
+        )
+        found = []
+        for phase, some in enumerate(source.pixels):
+            kernels = torch.stack([op.fuse.convs[phase].weight.flatten(1) for op in modules])  # (n, out, C + C')
+            of_map, of_stripes = kernels.split([x.shape[1], hidden], dim=2)
+            y = F.conv2d(some, of_map.flatten(0, 1)[:, :, None, None])  # (B, n out, h, w)
+            z = body.flatten(1, 2) @ of_stripes.transpose(1, 2)  # (n, B M, out)
+            z = z.unflatten(1, (batch, stripes)).permute(1, 0, 3, 2).flatten(1, 2)  # (B, n out, M)
+            own = rows if len(source.pixels) == 1 else rows[phase::2]
+            spread = z[:, :, own].unsqueeze(3)  # (B, n out, h, 1)
+            width = x.shape[3] if len(source.pixels) == 1 else (x.shape[3] + 1 - phase) // 2
+            if (len(own), width) != y.shape[2:]:  # the odd phase of an odd size ends in zeros
+                spread = F.pad(spread.expand(-1, -1, -1, width), (0, y.shape[3] - width, 0, y.shape[2] - len(own)))
+            found.append(y.add_(spread))
+        return join_norms(join_halves(found, edges), [op.fuse.norm for op in modules], weight)
+
+    def needs(self, module: Any) -> Needs:
+        return Needs(raw=True, rectified=True, halves=module.fuse.stride == 2, parts=module.parts)
+
+    def fused(self, module: Any, thin: bool) -> FusedOperation:
+        return FusedPartAware(module, thin)
+
+
+def _attend(modules: Sequence[Any], means: Tensor) -> Tensor:
+    """(B, M, C) stripe averages to (n, B, M, C') body vectors after the attention across parts."""
+    stripes, hidden = means.shape[1], modules[0].query.in_features
+    transforms = [op.transform.weight.view(op.parts, hidden, -1)[:stripes] for op in modules]
+    body = F.relu(means).transpose(0, 1) @ torch.stack(transforms).transpose(2, 3)  # (n, M, B, C')
+    body = norm_bodies([op.norm for op in modules], body.transpose(1, 2))  # (n, B, M, C')
+
+    def linear(name: str) -> Tensor:
+        layers = [getattr(module, name) for module in modules]
+        kernels = torch.stack([layer.weight for layer in layers])  # (n, C', C')
+        biases = torch.stack([layer.bias for layer in layers])  # (n, C')
+        return body @ kernels.transpose(1, 2).unsqueeze(1) + biases[:, None, None]
+
+    scores = linear("query") @ linear("key").transpose(2, 3)  # (n, B, M, M)
+    return scores.softmax(dim=3) @ body
+
+
+class FusedPartAware(FusedOperation):
+    """The part-aware operation, its last convolution halved: what it does to the map, and to the body vectors."""
+
+    def __init__(self, operation: PartAware, thin: bool) -> None:
+        super().__init__()
+        self.bodies = copy.deepcopy(operation)
+        del self.bodies.fuse
+        hidden = operation.query.out_features
+        of_map = copy.deepcopy(operation.fuse)
+        both: Iterable[tuple[Any, Any]] = zip(operation.fuse.convs, of_map.convs, strict=True)
+        self.of_body = nn.ModuleList()
+        start = 0
+        for conv, map_conv in both:
+            linear = nn.Linear(hidden, conv.out_channels, bias=False)
+            linear.weight = nn.Parameter(fold(conv, operation.fuse.norm, start).weight[:, -hidden:, 0, 0].detach())
+            self.of_body.append(linear)
+            map_conv.in_channels -= hidden
+            map_conv.weight = nn.Parameter(conv.weight[:, :-hidden].detach())
+            start += conv.out_channels
+        self.of_map = FusedProjection(of_map, thin)
+
+    def forward(self, state: State) -> Tensor:
+        bounds = stripe_bounds(state.size[0], self.bodies.parts)
+        means = state.means if state.raw is None else stripe_averages(state.raw, self.bodies.parts)
+        body = F.relu(self.bodies.attend(self.bodies.transform_parts(means)))  # (B, M, C')
+        found = self.of_map.halves(state)
+        for half, (x, linear) in enumerate(zip(found, self.of_body, strict=True)):
+            x.add_(self.rows(linear(body), bounds, half, state.size[1]))
+        return join_channels(found)
+
+    def rows(self, vectors: Tensor, bounds: list[int], half: int, width: int) -> Tensor:
+        """(B, M, D) vectors to what each pixel of a half gets: (B, D, h, 1), or (B, D, h, w) if columns differ."""
+        if len(self.of_body) == 1:
+            return spread(vectors, bounds, 1)
+        rows = split(spread(vectors, bounds, 2), 2)[half]
+        if half == 1 and width == 1:  # all odd columns lie beyond the map
+            return torch.zeros_like(rows)
+        if half == 1 and width % 2:  # the last one does
+            rows = F.pad(rows.expand(-1, -1, -1, width // 2), (0, 1))
+        return rows
