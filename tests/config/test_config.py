@@ -25,6 +25,7 @@ from torchreid_autoreid.config.build import (
     settings_of_result,
     shape_kwargs,
     traindata_kwargs,
+    warmup_epochs,
 )
 from torchreid_autoreid.config.check import check_search_config, check_train_config
 from torchreid_autoreid.config.keys import get_default_config
@@ -381,6 +382,7 @@ def test_recipes_are_the_papers(name):
     assert (cfg.train.optim, cfg.train.lr, cfg.search.min_lr, cfg.train.lr_scheduler) == ("sgd", 0.1, 0.001, "cosine")
     assert (cfg.sgd.momentum, cfg.train.weight_decay) == (0.9, 5e-5)
     assert (cfg.search.alpha_lr, cfg.search.alpha_betas) == (0.02, [0.5, 0.999])
+    assert (cfg.search.alpha_loss, warmup_epochs(cfg)) == ("published", 0)
     assert (sum(cfg.autoreid.layers), cfg.autoreid.blocks, cfg.autoreid.parts) == (8, 4, 4)
     assert (cfg.search.space, cfg.search.strategy, cfg.search.split) == ("reid", "darts", "image")
     assert cfg.data.transforms == ["random_flip", "random_crop"]
@@ -412,14 +414,15 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.split random", ["search.split", "image or identity", "'random'"]),
         ("search.alpha_fraction 0", ["search.alpha_fraction", "above 0 and below 1", "0.0"]),
         ("search.alpha_fraction 1", ["search.alpha_fraction", "above 0 and below 1", "1.0"]),
-        ("search.alpha_lr 0", ["search.alpha_lr", "above 0"]),
+        ("search.alpha_lr -1", ["search.alpha_lr", "at least 0"]),
         ("search.alpha_betas [0.5]", ["search.alpha_betas", "two numbers", "[0.5]"]),
         ("search.alpha_betas [0.5,1]", ["search.alpha_betas", "below 1", "1.0"]),
         ("search.alpha_weight_decay -1", ["search.alpha_weight_decay", "at least 0", "-1.0"]),
         ("search.min_lr -0.1", ["search.min_lr", "at least 0", "-0.1"]),
         ("search.min_lr 0.5", ["search.min_lr 0.5", "train.lr 0.1"]),
         ("search.grad_clip -1", ["search.grad_clip", "at least 0", "-1.0"]),
-        ("search.warmup_epochs -1", ["search.warmup_epochs", "at least 0", "-1"]),
+        ("search.warmup_epochs -2", ["search.warmup_epochs", "at least -1", "-2"]),
+        ("search.alpha_loss raw", ["search.alpha_loss", "scale_free or published", "raw"]),
         ("search.warmup_epochs 100", ["search.warmup_epochs 100", "train.max_epoch"]),
         ("search.real_alpha_every 0", ["search.real_alpha_every", "at least 1", "0"]),
         ("search.loss_lambda 1.5", ["search.loss_lambda", "at least 0 and at most 1", "1.5"]),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import time
 
@@ -14,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from torchreid_autoreid.data import SearchDataManager
-from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
+from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, search
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_macs, count_parameters
-from torchreid_autoreid.search.losses import RetrievalLoss
+from torchreid_autoreid.search.losses import RetrievalLoss, ScaleFreeLoss
 from torchreid_autoreid.search.strategies import Schedule
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 
@@ -376,22 +377,18 @@ def test_a_skip_cap_holds_in_the_genotype_and_in_the_history(root, tmp_path):
     assert engine.model.genotype().count("skip_connect")["normal"] == 4
 
 
-def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on(root, tmp_path):
+def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on(root, tmp_path, monkeypatch):
     """One operation carries everything; strength prefers another, perturbation does not."""
     options = {"network": {"blocks": 1}, "perturbation_steps": 0, "perturbation_batches": 1}
     engine = build(root, selection="perturbation", **options)
     losses = []
-    plain = engine.val_loss.forward
 
-    def loss(outputs, identities):
-        mixtures = engine.model.mixtures
-        if mixtures is not None:  # the selection asks
-            carried = sum(float(mixture.weights[:, 2].sum()) for mixture in mixtures.values())
-            losses.append(carried)
-            return torch.tensor(-carried), {}
-        return plain(outputs, identities)
+    def mean_ap(features, identities):
+        carried = sum(float(mixture.weights[:, 2].sum()) for mixture in engine.model.mixtures.values())
+        losses.append(carried)
+        return carried
 
-    engine.val_loss.forward = loss
+    monkeypatch.setattr(search, "mean_ap_among", mean_ap)
     genotype = run(engine, tmp_path, max_epoch=1)
     assert losses
     for cell in (genotype.normal, genotype.reduce):
@@ -543,7 +540,7 @@ def test_the_expected_cost_joins_the_loss_of_the_alphas_alone(root):
     losses = []
     for one in (engine, plain):
         torch.manual_seed(0)
-        losses.append(one._alpha_loss(one.loss, one.model(images), identities))
+        losses.append(one._alpha_value(one.model(images), identities))
     penalty = engine.budget.penalty(engine.model.strengths())
     assert (losses[0] - losses[1]).item() == pytest.approx(penalty.item(), abs=1e-5)
     own = torch.autograd.grad(losses[0], engine.model.alphas())
@@ -893,3 +890,37 @@ def test_mixed_precision_on_a_gpu(root, tmp_path, order, amp):
     run(engine, tmp_path)
     assert all(parameter.isfinite().all() for parameter in engine.model.parameters())
     assert engine.precision.scaler.is_enabled() == (amp == "float16")
+
+
+def test_the_diagnosis_says_what_the_alphas_do(root, tmp_path):
+    engine = build(root)
+    run(engine, tmp_path)
+    first, second = (record["diagnosis"] for record in history(tmp_path))
+    assert first["changed_edges"] is None
+    records = history(tmp_path)
+    genotypes = [Genotype.from_dict(record["genotype"]) for record in records]
+    assert second["changed_edges"] == genotypes[1].changed_edges(genotypes[0])
+    for diagnosis, record in zip((first, second), records, strict=True):
+        assert set(diagnosis["alpha_gradient"]) == {"loss_softmax", "loss_triplet"}
+        assert min(diagnosis["alpha_gradient"].values()) > 0
+        for kind, rows in record["probabilities"].items():
+            shares = [-sum(p * math.log(p) for p in row) / math.log(len(row)) for row in rows]
+            assert diagnosis["entropy"][kind] == pytest.approx(sum(shares) / len(shares), abs=1e-6)
+        assert record["alpha"]["feature_spread"] > 0
+
+
+def test_the_gradient_norms_of_the_parts_are_theirs(root):
+    engine = build(root)
+    images, identities = engine._to_device(next(iter(engine.train_loader)))
+    outputs = engine.model(images)
+    found = engine._gradient_norms(engine.alpha_loss.parts(outputs, identities))
+    for name, part in engine.alpha_loss.parts(engine.model(images), identities).items():
+        own = torch.autograd.grad(part, engine.model.alphas())
+        assert found[name] == pytest.approx(float(torch.stack([g.norm() for g in own]).norm()), rel=1e-3)
+
+
+def test_the_alphas_do_not_follow_the_scale_of_the_features_by_default(root):
+    assert isinstance(build(root).alpha_loss, ScaleFreeLoss)
+    split = build(root, split="identity").alpha_loss
+    assert isinstance(split, ScaleFreeLoss)
+    assert split.loss_lambda == 0

@@ -11,12 +11,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchreid
 from torch import Tensor, nn
 
 from ..errors import Interrupted, UserError
-from ..evaluation import RetrievalResult
+from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
@@ -65,8 +66,9 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             0: off.
         selection: ``strength`` derives the genotype from the alphas, ``perturbation`` chooses it at the end of the
             search by :func:`~torchreid_autoreid.search.selection.select_by_perturbation`.
-        perturbation_batches: batches of ``D_alpha`` on which the loss without an operation is measured.
-        perturbation_steps: steps of the weights on ``D_w`` after each choice.
+        perturbation_batches: batches of ``D_alpha`` on which the network without an operation is measured: the mAP of
+            all their images among one another.
+        perturbation_steps: steps of the weights on ``D_w`` after each choice, at a tenth of the first learning rate.
         schedule: of what changes by epoch, see :class:`~torchreid_autoreid.search.strategies.Schedule`.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         budget: limits on the cost of the derived network, which the alphas learn to keep and the genotype keeps.
@@ -510,15 +512,19 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.group.agree()
         choices = 2 * (num_edges(self.model.blocks) + self.model.blocks)
         tuning = self.train_loader.batches(epochs, 0, max(1, choices * self.perturbation_steps))
+        for (
+            group
+        ) in self.optimizer.param_groups:  # the cosine has ended near zero; DARTS-PT's code begins anew at a tenth
+            group["lr"] = group.get("initial_lr", group["lr"]) / 10
+        self.optimizer.state.clear()
         made = count(1)
 
-        def evaluate(mixtures: Mixtures) -> float:
+        def measure(mixtures: Mixtures) -> float:
             self._stop_selection()
             self.model.mixtures = mixtures
             with torch.no_grad(), unchanged_buffers(self.model):
-                answers = (self.group.joined((self._forward(images), pids)) for images, pids in held_out)
-                losses = [float(self.val_loss(*answer)[0]) for answer in answers]
-            return sum(losses) / len(losses)
+                answers = [self.group.joined((self._forward(images)[1], pids)) for images, pids in held_out]
+                return 1.0 - mean_ap_among(*(torch.cat(each) for each in zip(*answers, strict=True)))
 
         def tune(mixtures: Mixtures) -> None:
             _LOGGER.info("selection by perturbation: choice %d of %d", next(made), choices)
@@ -536,7 +542,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
                 self.model.drawn_mixtures(training=False),
                 self.model.operations,
                 self.model.blocks,
-                evaluate,
+                measure,
                 tune,
                 loader.seed,
             )
@@ -547,6 +553,17 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _stop_selection(self) -> None:
         if self.group.any(self.stop_requested):
             raise Interrupted(str(self.save_dir / "checkpoint.pth"))
+
+
+def mean_ap_among(features: Tensor, identities: Tensor) -> float:
+    """The mAP of (N, D) features among one another, each of them the query of all others; by cosine distance.
+
+    >>> mean_ap_among(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
+    1.0
+    """
+    # Cameras of their own, so that the protocol leaves out a query itself and nothing else.
+    images = Embeddings(features.float().cpu().numpy(), identities.cpu().numpy(), np.arange(len(features)))
+    return float(evaluate(images, images, metric="cosine").mAP)
 
 
 def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: list[torch.nn.Parameter]) -> None:

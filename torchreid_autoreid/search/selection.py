@@ -32,7 +32,7 @@ def select_by_perturbation(
     First, for each edge in random order: the loss of the network is measured without each of the operations (other than
     ``none``), the one that is missed most stays alone on the edge, and the weights are tuned. Then, for each block in
     random order: the loss is measured without each of its edges, the two that are missed most stay, and the weights are
-    tuned. The paper measures accuracy; a loss is finer where few images are held out. Ties go to the earlier one.
+    tuned. Ties go to the earlier one.
 
     Args:
         mixtures: of both kinds of cell at the end of the search, without draws.

@@ -1,0 +1,97 @@
+"""The truth set: reading, tables, and what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import operation_names
+from torchreid_autoreid.search.selection import draw_genotype
+from torchreid_autoreid.search.truth import TruthSet, depth, spread_and_noise, summary
+
+LAYERS = [1, 1, 1, 1]
+
+
+def row(index, seed, mean_ap):
+    genotype = draw_genotype(operation_names("reid"), 4, f"test {index}", name=f"test-{index}")
+    return {
+        "index": index, "seed": seed, "layers": LAYERS, "genotype": genotype.to_dict(), "mAP": mean_ap, "rank1": 0.5,
+        "mINP": 0.1, "params": 1000 + index, "macs": 2000 + index, "seconds": 1.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def truth():
+    rng = np.random.default_rng(0)
+    worth = rng.uniform(0.2, 0.4, 20)
+    return TruthSet.of_rows(
+        {"channels": 16}, [row(i, s, worth[i] + rng.normal(0, 0.01)) for s in (1, 2) for i in range(20)]
+    )
+
+
+def test_it_comes_back_from_its_file(truth, tmp_path):
+    truth.save(tmp_path / "truth.json")
+    assert TruthSet.load(tmp_path / "truth.json") == truth
+
+
+def test_tables_leave_out_what_is_incomplete(truth):
+    indices, values = truth.table(LAYERS)
+    assert indices == list(range(20))
+    assert values.shape == (20, 2)
+    assert truth.means(LAYERS) == {i: pytest.approx(values[i].mean()) for i in indices}
+    growing = TruthSet(truth.about, truth.networks[:25])  # five of the second seed
+    assert growing.table(LAYERS)[0] == list(range(5))
+    assert len(growing.means(LAYERS)) == 20
+    assert truth.table([2, 2, 2, 2])[0] == []
+
+
+def test_spread_and_noise_are_those_that_made_the_figures():
+    rng = np.random.default_rng(1)
+    values = rng.normal(30, 3, (4000, 1)) + rng.normal(0, 1.5, (4000, 2))
+    spread, noise, reliability = spread_and_noise(values)
+    assert (spread, noise) == (pytest.approx(3, rel=0.05), pytest.approx(1.5, rel=0.05))
+    assert reliability == pytest.approx(9 / (9 + 1.5**2 / 2), rel=0.05)
+
+
+def test_the_summary_names_the_best_and_the_worst(truth):
+    text = summary(truth)
+    indices, values = truth.table(LAYERS)
+    best, worst = values.mean(axis=1).argmax(), values.mean(axis=1).argmin()
+    assert f"best, {100 * values[best].mean():.1f}" in text
+    assert f"worst, {100 * values[worst].mean():.1f}" in text
+    assert "20 genotypes, 2 seeds" in text
+    assert indices
+
+
+def test_depth_counts_the_longest_path():
+    chain = tuple(((("sep_conv_3x3", n + 1), ("skip_connect", 0))) for n in range(4))
+    assert depth(chain) == 4
+    assert depth(((("skip_connect", 0), ("skip_connect", 1)),)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content | {"version": 2}, ["version 2", "reads version 1"]),
+        (lambda content: [content], ["version None"]),
+        (lambda content: content | {"networks": [{}]}, ["no truth set"]),
+        (lambda content: content | {"networks": [content["networks"][0] | {"mAP": 1.5}]}, ["out of range"]),
+        (lambda content: content | {"networks": [content["networks"][0] | {"index": "x"}]}, ["out of range"]),
+        (lambda content: content | {"networks": [content["networks"][0] | {"more": 1}]}, ["no truth set"]),
+        (lambda content: {"version": 1}, ["no truth set"]),
+    ],
+)
+def test_other_files_are_refused(truth, tmp_path, change, words):
+    path = tmp_path / "truth.json"
+    truth.save(path)
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError) as refused:
+        TruthSet.load(path)
+    for word in [str(path), *words]:
+        assert word in str(refused.value)
+    with pytest.raises(UserError, match="cannot read"):
+        TruthSet.load(tmp_path / "none.json")
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        TruthSet.load(path)
