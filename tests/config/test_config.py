@@ -130,6 +130,7 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
                 "model",
                 "optimizer",
                 "alpha_optimizer",
+                "alpha_loss",
                 "scheduler",
                 "loss",
                 "schedule",
@@ -184,6 +185,7 @@ def test_a_search_reads_every_key_or_refuses_it():
         schedule_kwargs,
         budget_limits,
         shape_kwargs,
+        warmup_epochs,
     )
     source = (ROOT / "torchreid_autoreid" / "commands" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -666,7 +668,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["recipe.held_out", "-0.1"], "recipe.held_out must be"),
         (["recipe.keep_last", "-1"], "recipe.keep_last must be"),
         (["recipe.grad_clip", "-1"], "recipe.grad_clip must be"),
-        (["recipe.min_lr", "0.1"], "recipe.min_lr 0.1 is above train.lr"),
+        (["recipe.min_lr", "0.2"], "recipe.min_lr 0.2 is above train.lr"),
         (
             ["train.lr_scheduler", "multi_step", "recipe.min_lr", "0.0001"],
             "no effect with train.lr_scheduler multi_step",

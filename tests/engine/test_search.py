@@ -902,7 +902,7 @@ def test_the_diagnosis_says_what_the_alphas_do(root, tmp_path):
     assert second["changed_edges"] == genotypes[1].changed_edges(genotypes[0])
     for diagnosis, record in zip((first, second), records, strict=True):
         assert set(diagnosis["alpha_gradient"]) == {"loss_softmax", "loss_triplet"}
-        assert min(diagnosis["alpha_gradient"].values()) > 0
+        assert diagnosis["alpha_gradient"]["loss_softmax"] > 0  # these people are told apart by more than the margin
         for kind, rows in record["probabilities"].items():
             shares = [-sum(p * math.log(p) for p in row) / math.log(len(row)) for row in rows]
             assert diagnosis["entropy"][kind] == pytest.approx(sum(shares) / len(shares), abs=1e-6)
@@ -915,7 +915,7 @@ def test_the_gradient_norms_of_the_parts_are_theirs(root):
     outputs = engine.model(images)
     found = engine._gradient_norms(engine.alpha_loss.parts(outputs, identities))
     for name, part in engine.alpha_loss.parts(engine.model(images), identities).items():
-        own = torch.autograd.grad(part, engine.model.alphas())
+        own = torch.autograd.grad(part, engine.model.alphas(), retain_graph=True)
         assert found[name] == pytest.approx(float(torch.stack([g.norm() for g in own]).norm()), rel=1e-3)
 
 

@@ -175,8 +175,9 @@ def build_engine(
     # build_optimizer takes every parameter of the module it is given: one that holds the weights alone.
     optimizer = torchreid.optim.build_optimizer(torch.nn.ParameterList(model.weights()), **optimizer_kwargs(cfg))
     steps = (cfg.train.max_epoch - warmup_epochs(cfg)) * len(datamanager.train_loader)
-    own = cfg.search
-    alpha_optimizer = build_alpha_optimizer(model, steps, own.alpha_lr, own.alpha_betas, own.alpha_weight_decay)
+    alpha_optimizer = build_alpha_optimizer(
+        model, steps, cfg.search.alpha_lr, cfg.search.alpha_betas, cfg.search.alpha_weight_decay
+    )
     return ImageAutoReIDSearchEngine(
         datamanager,
         model,
@@ -184,7 +185,7 @@ def build_engine(
         alpha_optimizer,
         scheduler=build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
         loss=retrieval_loss(cfg),
-        alpha_loss=retrieval_loss(cfg, own.alpha_loss),
+        alpha_loss=retrieval_loss(cfg, cfg.search.alpha_loss),
         schedule=Schedule(**schedule_kwargs(cfg)),
         budget=budget,
         distributed=world.size > 1,

@@ -366,10 +366,8 @@ def _check_search(cfg: CfgNode) -> None:
     for name in ("alpha_lr", "alpha_weight_decay", "min_lr", "grad_clip", "checkpoint_every"):
         _in_range(cfg, f"search.{name}", 0)
     _in_range(cfg, "search.real_alpha_every", 1)
-    if len(cfg.search.alpha_betas) not in (0, 2) or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
-        raise UserError(
-            f"search.alpha_betas must be two numbers from 0 to below 1, or empty, not {cfg.search.alpha_betas}"
-        )
+    if len(cfg.search.alpha_betas) != 2 or not all(0 <= beta < 1 for beta in cfg.search.alpha_betas):
+        raise UserError(f"search.alpha_betas must be two numbers from 0 to below 1, not {cfg.search.alpha_betas}")
     _check_strategy(cfg)
     _check_budget(cfg)
     if cfg.search.order == 2 and cfg.train.optim != "sgd":

@@ -158,7 +158,7 @@ def get_default_config() -> CfgNode:
     cfg.search.alpha_lr = (
         0.0  # of Adam, constant; 0: the strategy's own, more if the search is short (0.02 in Auto-ReID)
     )
-    cfg.search.alpha_betas = []  # of Adam; empty: 0.5 and 0.999, less if the search is short
+    cfg.search.alpha_betas = [0.5, 0.0]  # of Adam; a second of 0: 0.999, less if the search is short
     cfg.search.alpha_weight_decay = 5e-5  # of Adam
     cfg.search.min_lr = 0.001  # where the cosine of train.lr ends
     cfg.search.grad_clip = 5.0  # largest norm of the gradient of w; 0: off (open; DARTS's value)

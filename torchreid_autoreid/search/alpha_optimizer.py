@@ -18,7 +18,7 @@ def build_alpha_optimizer(
     network: AutoReIDSearchNetwork,
     steps: int,
     lr: float = 0.0,
-    betas: Sequence[float] = (),
+    betas: Sequence[float] = (0.5, 0.0),
     weight_decay: float = 5e-5,
 ) -> torch.optim.Adam:
     """Adam on the alphas of a search network.
@@ -28,14 +28,14 @@ def build_alpha_optimizer(
         steps: of the alphas in the whole search.
         lr: the rate; 0: that of the strategy's authors, or the one by which an alpha can still move by six in a search
             of few steps (Adam moves a parameter by at most about ``lr`` a step).
-        betas: of Adam; empty: 0.5, as Auto-ReID has it, and 0.999 or what remembers a tenth of the search, if that is
-            less. A memory of a thousand steps in a search of two hundred keeps the first decision for ever.
+        betas: of Adam. A second of 0 is 0.999, or what remembers a tenth of the search, if that is less: a memory of a
+            thousand steps in a search of two hundred keeps the first decision for ever.
         weight_decay: of Adam.
     """
     steps = max(1, steps)
     return torch.optim.Adam(
         network.alphas(),
         lr=lr or max(network.strategy.alpha_lr, _TRAVEL / steps),
-        betas=(betas[0], betas[1]) if betas else (0.5, min(0.999, max(0.5, 1.0 - _MEMORIES / steps))),
+        betas=(betas[0], betas[1] or min(0.999, max(0.5, 1.0 - _MEMORIES / steps))),
         weight_decay=weight_decay,
     )
