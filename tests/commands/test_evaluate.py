@@ -127,6 +127,15 @@ def test_an_index_is_saved_and_found_again(tmp_path):
     assert_one_line(command("--features", other, "--index", index), "gallery.faiss", "16 dimensions", "3")
 
 
+def test_a_file_called_like_an_index_is_not_taken_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Flat", "IVF4,Flat"):
+        Path(name).write_text("no index")
+        in_process("--features", write_npz(tmp_path / "f.npz"), "--index", name)
+        with pytest.raises(UserError, match="is not a faiss index"):
+            in_process("--features", write_npz(tmp_path / "f.npz"), "--index", f"./{name}")
+
+
 def test_true_accepts_at_a_rate_of_false_ones(tmp_path):
     source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out.json"
     done = command("--features", source, "--fpr", 0.01, "--fpr", 0.1, "--json", out)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from torchreid_autoreid.data import ReadableDataManager
 from torchreid_autoreid.data.loader import InOrderLoader
 from torchreid_autoreid.engine import FaissEvaluationMixin, with_faiss_evaluation
+from torchreid_autoreid.engine import evaluation as evaluation_module
 from torchreid_autoreid.engine.evaluation import share_of_loader
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import evaluate
@@ -110,6 +112,17 @@ def test_figures_are_seen_where_nobody_logs(root, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"mAP: {engine.results['folder'].mAP:.1%}" in printed
     assert "24 queries" in printed
+
+
+def test_distances_are_computed_where_the_model_is(root, monkeypatch):
+    """A model on one of several GPUs leaves the others alone."""
+    engine = with_faiss_evaluation(make_engine(root))
+    asked = {}
+    monkeypatch.setattr(engine, "extract_test_set", lambda *_: (None, None))
+    monkeypatch.setattr(evaluation_module, "evaluate", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(engine.model, "parameters", lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
+    engine.retrieve(None, None)
+    assert asked["device"] == "cuda:1"
 
 
 def test_the_cuhk03_protocol_is_honoured(root, monkeypatch):

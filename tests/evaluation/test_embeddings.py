@@ -1,5 +1,6 @@
 """Bad input is told in one clear line; good input is kept as it is."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ def random_embeddings(n, d=4, seed=0):
         (np.ones((0, 3)), [], [], "at least one vector"),
         (np.array([["a"]]), [0], [0], "real numbers"),
         ([[1, 2], [3]], [0, 1], [0, 0], "not a matrix"),
-        (np.full((1, 2), 1e300), [0], [0], "NaN or infinity in 1 of 1 rows: 0;"),
+        (np.full((1, 2), np.inf), [0], [0], "NaN or infinity in 1 of 1 rows: 0;"),
         (np.ones((2, 3)), [0], [0, 0], r"pids have shape \(1,\) for 2 vectors"),
         (np.ones((2, 3)), [0, 1], [0], r"camids have shape \(1,\)"),
-        (np.ones((2, 3)), [0.5, 1], [0, 0], "whole numbers"),
+        (np.ones((2, 3)), [0.5, 1], [0, 0], r"pids hold 0\.5 in row 0; give whole numbers"),
+        (np.ones((2, 3)), [0, 1], [0, np.nan], "camids hold nan in row 1"),
+        (np.ones((2, 3)), [2.0**60, 1], [0, 0], "pids hold 1.15"),
+        (np.ones((2, 3)), np.array([2**63, 1], np.uint64), [0, 0], "pids hold 9223372036854775808 in row 0"),
     ],
 )
 def test_malformed_arrays_are_named(features, pids, camids, words):
@@ -42,10 +46,29 @@ def test_rows_that_are_not_finite_are_named(value):
     assert "\n" not in str(caught.value)
 
 
-def test_tensors_and_doubles_become_float32_and_halves_stay():
-    assert Embeddings(torch.ones(2, 3, requires_grad=True), torch.tensor([0, 1]), [0, 0]).features.dtype == np.float32
-    assert Embeddings(np.ones((2, 3)), [0, 1], [0, 0]).features.dtype == np.float32
-    assert Embeddings(np.ones((2, 3), np.float16), [0, 1], [0, 0]).features.dtype == np.float16
+@pytest.mark.parametrize(
+    ("features", "kind"),
+    [
+        (torch.ones(2, 3, requires_grad=True), np.float32),
+        (torch.ones(2, 3, dtype=torch.bfloat16), np.float32),
+        (torch.ones(2, 3, dtype=torch.float64), np.float64),
+        (np.ones((2, 3)), np.float64),
+        (np.ones((2, 3), ">f4"), np.float32),
+        (np.ones((2, 3), np.float16), np.float16),
+        (np.ones((2, 3), np.uint8), np.float32),
+        (np.ones((2, 3), np.int32), np.float64),
+        ([[1, 2, 3], [4, 5, 6]], np.float64),
+    ],
+)
+def test_features_keep_a_type_that_holds_their_values(features, kind):
+    assert Embeddings(features, torch.tensor([0, 1]), [0, 0]).features.dtype == kind
+
+
+def test_whole_numbers_are_labels_whatever_their_type():
+    """torchreid counts with floats where a caller does."""
+    embeddings = Embeddings(np.ones((2, 3)), np.array([1.0, -7.0]), np.array([3, 4], np.uint64))
+    assert (embeddings.pids.tolist(), embeddings.camids.tolist()) == ([1, -7], [3, 4])
+    assert embeddings.pids.dtype == embeddings.camids.dtype == np.int64
 
 
 def test_a_memory_mapped_file_stays_on_disk(tmp_path):
@@ -67,12 +90,23 @@ def test_what_was_read_of_a_file_is_let_go(tmp_path):
     assert resident < 1000
 
 
-def test_changes_to_a_copy_on_write_file_are_kept(tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")
+@pytest.mark.parametrize("through", [lambda x: x, lambda x: x[:], lambda x: np.broadcast_to(x, x.shape)])
+@pytest.mark.parametrize("make", ["memmap", "mmap"])
+def test_changes_to_a_copy_on_write_file_are_kept(tmp_path, through, make):
+    """Also where the array that was given is read-only itself."""
+    np.save(tmp_path / "x.npy", np.ones((5000, 256), np.float32))
+    if make == "memmap":
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="c")
+    else:
+        with open(tmp_path / "x.npy", "rb") as file:
+            private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapped = np.frombuffer(private, np.float32, offset=128).reshape(5000, 256)
     mapped[3] = 7
-    embeddings = Embeddings(mapped, np.arange(5), np.zeros(5, int))
-    evaluate(embeddings, Embeddings(mapped, np.arange(5), np.ones(5, int)))
+    seen = through(mapped)
+    seen.flags.writeable = False
+    embeddings = Embeddings(seen, np.arange(5000), np.zeros(5000, int))
+    evaluate(embeddings, Embeddings(seen, np.arange(5000), np.ones(5000, int)))
+    assert (mapped[3] == 7).all()
     assert (embeddings.features[3] == 7).all()
 
 

@@ -62,3 +62,17 @@ def test_agrees_with_the_definition(monkeypatch, metric, alpha, queries, databas
 def test_wrong_options_are_named(options, words):
     with pytest.raises(UserError, match=words):
         evaluate(clustered(9), clustered(30, seed=1), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"database_augmentation": 3}, {"query_expansion": 3}, {"query_expansion": 2, "database_augmentation": 3}],
+)
+def test_a_vector_of_zeros_stays_one(options):
+    """It has no similarity to anything, so that all weights are 0."""
+    query, gallery = clustered(20, seed=0), clustered(60, seed=1)
+    query.features[3] = gallery.features[5] = 0
+    result = evaluate(query, gallery, query_expansion_alpha=3.0, topk=60, **options)
+    assert np.isfinite(result.mAP)
+    row = result.topk_indices[7].tolist()
+    assert result.topk_distances[7][row.index(5)] == 1

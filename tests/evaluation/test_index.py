@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from oracles import assert_result, clustered, distance_matrix
 
 from torchreid_autoreid.errors import UserError
@@ -155,3 +156,22 @@ def test_the_training_sample_is_seeded(monkeypatch):
     found = [i.search(QUERY.features, 50)[0] for i in built]
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
+
+
+def test_features_of_any_kind_are_searched():
+    expected = RetrievalIndex.build(GALLERY.features, "IVF4,Flat").search(QUERY.features, 5)
+    tensors = RetrievalIndex.build(torch.from_numpy(GALLERY.features), "IVF4,Flat")
+    for queries in (torch.from_numpy(QUERY.features), QUERY.features.astype(np.float64), QUERY.features.tolist()):
+        for one, two in zip(tensors.search(queries, 5), expected, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("queries", [np.ones(8, np.float32), torch.ones(8), np.ones((1, 1, 8), np.float32)])
+def test_queries_that_are_no_matrix_are_told(queries):
+    built = RetrievalIndex.build(GALLERY.features, "IDMap,Flat")
+    with pytest.raises(UserError, match=r"features have shape \(.*give a matrix"):
+        built.search(queries, 1)
+    with pytest.raises(UserError, match="k is 0"):
+        built.search(GALLERY.features, 0)
+    with pytest.raises(UserError, match="NaN or infinity in 1 of 1 rows"):
+        built.search(np.full((1, 8), np.inf), 1)

@@ -1,6 +1,9 @@
 """mAP, CMC, mINP, CUHK03 and ROC against brute force."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ import torchreid
 from oracles import assert_result, clustered, distance_matrix, market1501, tied
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, evaluate_rank, metrics, roc
+from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, evaluate_rank, metrics, ranking, roc
 from torchreid_autoreid.evaluation.ranking import Labels, Nearest, ordered, unordered
+from torchreid_autoreid.evaluation.space import Space
 from torchreid_autoreid.parallel.launch import OneProcess
 
 
@@ -119,7 +123,115 @@ def test_evaluate_rank_orders_infinite_distances_by_position(fill, columns):
     np.testing.assert_allclose(cmc, expected[1], atol=1e-6)
 
 
+def steps(kind, seed):
+    """Distances that differ by less than float32 tells, and matches of the same kind."""
+    random = np.random.default_rng(seed)
+    if kind == "float64":
+        return 1 + random.integers(-20, 20, (40, 150)) * 1e-9
+    if kind == "int64":
+        return (1 << 60) + random.integers(-20, 20, (40, 150))
+    if kind == "beyond float32":
+        return random.integers(1, 9, (40, 150)) * 1e300
+    return random.integers(0, 20, (40, 150)).astype(kind)  # float32 holds these
+
+
+@pytest.mark.parametrize("kind", ["float64", "int64", "beyond float32", "int32", "uint8", "float16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_evaluate_rank_compares_distances_as_they_are(monkeypatch, kind, seed):
+    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 64))
+    query, gallery = clustered(40, seed=1), clustered(150, seed=2)
+    distmat = steps(kind, seed)
+    cmc, mean = evaluate_rank(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+    expected = market1501(distmat, query, gallery)
+    np.testing.assert_allclose(mean, expected[0], atol=1e-12)
+    np.testing.assert_allclose(cmc, expected[1], atol=1e-6)
+    theirs = torchreid.metrics.evaluate_rank(
+        distmat, query.pids, gallery.pids, query.camids, gallery.camids, use_cython=False
+    )
+    if kind == "float64" and not np.array_equal(cmc, theirs[0]):  # NumPy's sort leaves ties in any order there
+        assert len(np.unique(distmat[0])) < 150
+
+
+def test_evaluate_rank_takes_tensors():
+    query, gallery = clustered(40, seed=1), clustered(150, seed=2)
+    distmat = np.random.default_rng(0).normal(size=(40, 150)).astype(np.float32)
+    labels = query.pids, gallery.pids, query.camids, gallery.camids
+    tensors = evaluate_rank(torch.from_numpy(distmat).requires_grad_(), *(torch.from_numpy(x) for x in labels))
+    assert tensors[1] == evaluate_rank(distmat, *labels)[1]
+    with pytest.raises(UserError, match="distmat has type <U1"):
+        evaluate_rank(np.array([["a"]]), *([0],) * 4)
+
+
+# --- memory ----------------------------------------
+
+
+def few(n, seed, camera):
+    random = np.random.default_rng(seed)
+    return Embeddings(random.normal(size=(n, 8)).astype(np.float32), random.integers(0, 3, n), np.full(n, camera))
+
+
+def test_few_identities_are_evaluated_a_part_of_the_queries_at_a_time(monkeypatch):
+    """The number of true pairs at once is bounded, and the parts give the figures of the whole."""
+    query, gallery = few(60, 0, 0), few(200, 1, 1)
+    whole = [evaluate(query, gallery, topk=5, **options) for options in ({}, {"rerank": True, "k1": 9})]
+    seen = []
+    of = ranking.OwnPairs.of
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", 1000)
+    monkeypatch.setattr(ranking, "PAIRS_OF_ROWS", 100)
+    monkeypatch.setattr(ranking, "CANDIDATES_AT_ONCE", 50)
+    monkeypatch.setattr(ranking, "COLUMNS_AT_ONCE", 32)
+    monkeypatch.setattr(metrics.OwnPairs, "of", classmethod(lambda cls, labels: seen.append(of(labels)) or seen[-1]))
+    for options, expected in zip(({}, {"rerank": True, "k1": 9}), whole, strict=True):
+        parts = evaluate(query, gallery, topk=5, **options)
+        assert parts.to_dict() == expected.to_dict()
+        np.testing.assert_array_equal(parts.topk_indices, expected.topk_indices)
+    assert max(len(pairs.rows) for pairs in seen[1:]) <= 1000
+    indexed = evaluate(query, gallery, index="IDMap,Flat", num_retrieved=200)
+    np.testing.assert_allclose(indexed.mAP, whole[0].mAP, atol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
+@pytest.mark.parametrize(
+    ("what", "limit"),
+    [
+        ("evaluate(*few(600, 20000))", 400),
+        ("evaluate(*few(600, 20000), rerank=True, k1=3, k2=2)", 700),
+        ("roc(*few(600, 20000))", 400),
+        ("k_reciprocal_distances(few(6000, 2)[0].features, few(6000, 2)[0].features, k1=1, k2=1)", 500),
+    ],
+)
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_the_labels_and_the_threads(what, limit):
+    script = f"""
+import sys
+import numpy as np, torch
+from torchreid_autoreid.evaluation import Embeddings, evaluate, k_reciprocal_distances, roc
+torch.set_num_threads(8)
+def few(*sizes):
+    random = np.random.default_rng(0)
+    return [Embeddings(random.normal(size=(n, 16)).astype(np.float32), random.integers(0, 5, n), np.full(n, c))
+            for c, n in enumerate(sizes)]
+def size(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
+evaluate(*few(64, 3000), rerank=True)
+open("/proc/self/clear_refs", "w").write("5")
+before = size("VmRSS")
+{what}
+print(size("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < limit
+
+
 # --- one line for each mistake ----------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, -1, 1.5])
+def test_what_is_no_rank_has_no_accuracy(rank):
+    result = evaluate(clustered(20), clustered(50, seed=1))
+    assert result.rank(1) == result.rank1
+    with pytest.raises(UserError, match=f"the rank is {rank}"):
+        result.rank(rank)
 
 
 def test_no_true_match_is_told():
@@ -185,11 +297,13 @@ def test_wrong_matrices_are_told():
         evaluate_rank(np.zeros(3), *labels)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_features_too_large_for_float32_are_told(metric):
-    huge = Embeddings(np.full((2, 2), 1e30), [0, 1], [0, 1])
+@pytest.mark.parametrize("value", [1e20, 1e30])
+def test_features_too_large_for_float32_are_told(value):
+    query, gallery = clustered(5), clustered(9, seed=1)
+    gallery.features[3] *= value / 4
     with pytest.raises(UserError, match="overflow"):
-        evaluate(huge, huge, metric=metric)
+        evaluate(query, gallery, metric="euclidean")
+    assert 0 < evaluate(query, gallery).mAP <= 1  # directions have no size
 
 
 # --- CUHK03 -----------------------------------------------------------
@@ -282,10 +396,10 @@ def test_two_devices_see_what_one_sees(monkeypatch):
     """The CPU under two names stands for two GPUs."""
     monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 13))
     query, gallery = tied(30, seed=3), tied(120, seed=4)
-    labels = Labels(query.pids, query.camids, gallery.pids, gallery.camids)
+    labels = Labels(query.pids, (query.camids,), gallery.pids, (gallery.camids,))
     answers = []
     for devices in ([torch.device("cpu")], [torch.device("cpu"), torch.device("cpu", 0)]):
-        distances = blocks.FeatureDistances(query.features, gallery.features, "euclidean", devices)
+        distances = blocks.FeatureDistances(query.features, gallery.features, Space("euclidean"), devices)
         answers.append(metrics.rank_queries(distances, labels, 10, OneProcess()))
     for one, two in zip(answers[0][:3] + answers[0].topk, answers[1][:3] + answers[1].topk, strict=True):
         np.testing.assert_array_equal(one, two)

@@ -8,6 +8,7 @@ from oracles import assert_result, clustered, distance_matrix, market1501
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import blocks, evaluate, k_reciprocal_distances, neighbours, re_ranking, rerank
+from torchreid_autoreid.evaluation.space import Space
 
 PARAMETERS = [
     (20, 6, 0.3),
@@ -116,10 +117,10 @@ def test_neighbours_are_the_exact_ones(monkeypatch):
     monkeypatch.setattr(neighbours, "HALF_ROWS", 16)
     random = np.random.default_rng(0)
     items = random.integers(-2, 3, (211, 4)).astype(np.float32)  # exact distances, many ties
-    collection = neighbours.Collection(items[:50], items[50:], neighbours.OneProcess())
+    collection = neighbours.Collection(items[:50], items[50:], Space("euclidean"), neighbours.OneProcess())
     distances = distance_matrix(items, items, "euclidean")
     for k in (1, 5, 39, 60, 211):
-        near = neighbours.Items(collection, "euclidean", [torch.device("cpu")]).neighbourhood(k)
+        near = neighbours.Items(collection, [torch.device("cpu")]).neighbourhood(k)
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         np.testing.assert_array_equal(near.indices, order)
         np.testing.assert_array_equal(near.distances, np.take_along_axis(distances, order, 1))

@@ -9,6 +9,20 @@ from oracles import clustered, tied
 
 from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, roc
 
+
+def columns_first(n, seed):
+    """In Fortran's order, with copies under other identities: ties to the bit."""
+    made = clustered(n, seed=seed)
+    made.features[1::3] = clustered(n, seed=9).features[1::3]
+    return Embeddings(np.asfortranarray(made.features), made.pids, made.camids)
+
+
+def far(n, seed):
+    """Doubles far from the origin, of which float32 keeps nothing."""
+    made = clustered(n, seed=seed)
+    return Embeddings(made.features.astype(np.float64) + 1e9, made.pids, made.camids)
+
+
 CASES = {
     "cosine": (clustered, {"topk": 7}),
     "ties": (tied, {"metric": "euclidean", "topk": 7}),
@@ -17,6 +31,11 @@ CASES = {
     "rerank ties": (tied, {"rerank": True, "metric": "euclidean", "definition": "zhong", "k1": 9}),
     "expansion": (clustered, {"query_expansion": 4, "query_expansion_alpha": 3.0, "database_augmentation": 3}),
     "cuhk03": (clustered, {"use_metric_cuhk03": True, "cuhk03_repeats": 3}),
+    "columns first": (columns_first, {"topk": 7}),
+    "columns first, reranked": (columns_first, {"rerank": True, "metric": "euclidean", "k1": 9, "topk": 7}),
+    "far": (far, {"metric": "euclidean", "topk": 7}),
+    "far, reranked": (far, {"metric": "euclidean", "rerank": True, "k1": 9, "topk": 7}),
+    "far, expanded": (far, {"metric": "euclidean", "query_expansion": 2, "database_augmentation": 2, "topk": 7}),
     "index": (clustered, {"index": "IDMap,Flat", "num_retrieved": 50, "topk": 7}),
 }
 

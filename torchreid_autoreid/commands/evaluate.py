@@ -36,6 +36,7 @@ from ..evaluation import (
     roc,
     save_embeddings,
 )
+from ..evaluation.index import is_factory
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -266,7 +267,8 @@ def make_index(
     test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess, bar: Bar
 ) -> str | RetrievalIndex:
     """What ``evaluate`` takes for its index: a factory string, or one that was read or is to be written."""
-    given = Path(args.index).is_file()
+    # A file that is called like an index is not meant; ./Flat is.
+    given = Path(args.index).is_file() and not is_factory(args.index, test_set.gallery.dimension, metric)
     if not given and Path(args.index).suffix in INDEX_FILES:
         raise UserError(f"there is no index file {args.index}; make it with --index IVF1024,Flat --save-index FILE")
     if not given and not args.save_index:

@@ -144,7 +144,7 @@ class FaissEvaluationMixin:
             use_metric_cuhk03=use_metric_cuhk03,
             max_rank=max_rank,
             topk=topk,
-            device="cuda" if next(self.model.parameters()).is_cuda else "cpu",
+            device=str(next(self.model.parameters()).device),
             distributed=self.distributed,
         )
 

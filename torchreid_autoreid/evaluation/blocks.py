@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from .distances import distance_block, full_precision, prepare
+from .distances import GPU_TILE, distance_block, full_precision
 from .embeddings import release
+from .space import Space
 
 CPU_BLOCK = (256, 4096)  # queries x gallery items; 4 MB stay in the cache between the product and the counting
-GPU_BLOCK = (512, 65536)
 
 END: Any = object()
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ class Distances(Blocks, Protocol):
     """The same, with distances of chosen pairs."""
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(len(rows), len(columns)) float32 distances."""
+        """(len(rows), len(columns)) distances: float32, or whatever a given matrix holds."""
 
 
 class Observer(Protocol):
@@ -61,12 +61,24 @@ class Observer(Protocol):
 
 def block_shape(devices: Sequence[torch.device]) -> tuple[int, int]:
     """How many queries and gallery items make a block."""
-    return CPU_BLOCK if devices[0].type == "cpu" else GPU_BLOCK
+    return CPU_BLOCK if devices[0].type == "cpu" else GPU_TILE
 
 
 def ranges(length: int, step: int) -> list[tuple[int, int]]:
     """(start, stop) of consecutive pieces."""
     return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def ranges_within(costs: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive pieces of at least one item whose costs add up to at most `limit` where they can."""
+    ends = np.cumsum(costs)
+    found, start = [], 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, "right")))
+        found.append((start, stop))
+        start = stop
+    return found
 
 
 class FeatureDistances:
@@ -81,12 +93,12 @@ class FeatureDistances:
         self,
         query: np.ndarray | Sequence[np.ndarray],
         gallery: np.ndarray,
-        metric: str,
+        space: Space,
         devices: list[torch.device],
     ):
-        self.metric, self.devices = metric, devices
+        self.space, self.devices = space, devices
         self.gallery = gallery
-        self.query = {device: prepare(query, metric, device) for device in devices}
+        self.query = {device: space.prepare(query, device) for device in devices}
         self.num_queries, self.num_gallery = len(self.query[devices[0]].values), len(gallery)
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -100,35 +112,58 @@ class FeatureDistances:
             yield start, start + len(piece), partial(self._rows, piece)
 
     def _rows(self, piece: np.ndarray, device: torch.device) -> BlockOf:
-        query, vectors = self.query[device], prepare(piece, self.metric, device)
-        buffer = torch.empty(block_shape(self.devices)[0] * len(piece), device=device)
+        query, vectors = self.query[device], self.space.prepare(piece, device)
+        buffer = torch.empty(block_shape(self.devices)[0] * len(piece), dtype=torch.float32, device=device)
         return lambda first, end: distance_block(query.take(slice(first, end)), vectors, buffer)
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         device = self.devices[0]
         wanted = self.query[device].take(torch.from_numpy(rows).to(device))
-        block = distance_block(wanted, prepare(self.gallery[columns], self.metric, device)).cpu().numpy()
+        block = distance_block(wanted, self.space.prepare(self.gallery[columns], device)).cpu().numpy()
         release(self.gallery)
         return block
 
 
 class MatrixDistances:
-    """Blocks of a given (Nq, Ng) matrix."""
+    """Blocks of a given (Nq, Ng) matrix.
 
-    def __init__(self, matrix: np.ndarray):
+    Attributes:
+        exact: whether float32 holds every value; if not, blocks are rounded to it, and `between` is not.
+    """
+
+    def __init__(self, matrix: np.ndarray, exact: bool | None = None):
         self.devices = [torch.device("cpu")]
         self.matrix = matrix
+        self.exact = _is_float32(matrix) if exact is None else exact
         self.num_queries, self.num_gallery = matrix.shape
+
+    def of_queries(self, first: int, end: int) -> MatrixDistances:
+        """Some of the rows."""
+        return MatrixDistances(self.matrix[first:end], self.exact)
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
         for start, stop in ranges(self.num_gallery, CPU_BLOCK[1]):
             yield start, stop, partial(self._rows, start, stop)
 
     def _rows(self, start: int, stop: int, _: torch.device) -> BlockOf:
-        return lambda first, end: torch.from_numpy(np.array(self.matrix[first:end, start:stop], np.float32, order="C"))
+        return lambda first, end: torch.from_numpy(_float32(self.matrix[first:end, start:stop]))
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return self.matrix[np.ix_(rows, columns)].astype(np.float32)
+        values = self.matrix[np.ix_(rows, columns)]
+        return _float32(values) if self.exact else values
+
+
+def _is_float32(matrix: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.can_cast(matrix.dtype, np.float32) or all(
+            bool((matrix[first:end].astype(np.float32).astype(matrix.dtype) == matrix[first:end]).all())
+            for first, end in ranges(len(matrix), CPU_BLOCK[0])
+        )
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinite distances are the last ones
+        return np.array(values, dtype=np.float32, order="C")
 
 
 def share_out(items: Iterable[Item], work: Callable[[int, Item], None], count: int) -> None:

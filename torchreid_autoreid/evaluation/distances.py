@@ -1,19 +1,17 @@
-"""Distances between vectors, block by block, with the arithmetic of torchreid's `compute_distance_matrix`.
+"""Distances between vectors, block by block: 1 - cosine similarity, or the squared euclidean distance, as in torchreid.
 
-On the CPU the same pair always gets the same bits, whatever the block: matrix products of at least `MIN_ROWS` rows and
-columns sum in one order. Exact ties therefore stay ties, and the figures of one process and of several are the same. On
-GPUs the last bits may depend on the block's shape.
-
-All arithmetic is float32's, as in torchreid: a distance is good to about 1e-7 (cosine), or 1e-7 of the sum of the two
-squared norms (squared euclidean). Items whose distances differ by less than that may swap, so subtract the mean from
-euclidean features that are far from the origin and close to one another.
+Vectors come prepared from a `Space`. Distances are float32, from products in float32 or, where that is too coarse,
+float64. The same pair always gets the same bits, whatever the block or the process: on the CPU, matrix products of at
+least `MIN_ROWS` rows and columns sum in one order; on a GPU the order depends on the shape of the product, so all
+products there have one shape. Exact ties stay ties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -22,14 +20,16 @@ from ..errors import UserError
 
 METRICS = ("cosine", "euclidean")
 MIN_ROWS = 32  # below about 16 rows, BLAS takes other kernels, which round differently
+GPU_TILE = (512, 16384)  # the one shape of products on a GPU
+LARGEST_SQUARE = float(np.finfo(np.float32).max) / 4  # (|a| + |b|)^2 <= 4 max(|a|^2, |b|^2) has to be finite
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors ready for one metric: of unit length for cosine, with their squared norms for euclidean."""
+    """Vectors ready for one metric: of unit length for cosine, else with their squared norms."""
 
-    values: torch.Tensor  # (N, D) float32
-    squared: torch.Tensor | None  # (N,) float32
+    values: torch.Tensor  # (N, D) float32 or float64
+    squared: torch.Tensor | None  # (N,) of the same type
 
     def take(self, rows: slice | torch.Tensor) -> Vectors:
         """Some of the vectors."""
@@ -63,62 +63,139 @@ def find_devices(device: str, distributed: bool = False) -> list[torch.device]:
     return [torch.device("cuda", i) for i in ([torch.cuda.current_device()] if distributed else range(count))]
 
 
+# --- PyTorch's settings ----------------------------------------
+
+
+class _FullPrecision:
+    """Float32 products in float32 while anyone in this process needs them; the caller's setting comes back after."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.users = 0
+        self.before: list[str] = []
+
+    @staticmethod
+    def _backends() -> list:
+        found = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+        return [backend for backend in found if hasattr(backend, "fp32_precision")]
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users > 1:
+                return
+            # PyTorch since 2.9 has a setting for each backend, and its older one fails where the two disagree.
+            if backends := self._backends():
+                self.before = [backend.fp32_precision for backend in backends]
+                for backend in backends:
+                    backend.fp32_precision = "ieee"
+            else:
+                self.before = [torch.get_float32_matmul_precision()]
+                torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users:
+                return
+            if backends := self._backends():
+                for backend, before in zip(backends, self.before, strict=True):
+                    backend.fp32_precision = before
+            else:
+                torch.set_float32_matmul_precision(self.before[0])
+
+
+_FULL_PRECISION = _FullPrecision()
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Float32 matrix products in float32, whatever autocast or TF32 setting the caller trains with."""
     # The precision is the process's, the others are the thread's.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with (
+        _FULL_PRECISION,
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: others cost more than they help where there is little to do."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_num_threads(threads)
 
 
-def prepare(features: np.ndarray | Sequence[np.ndarray], metric: str, device: torch.device) -> Vectors:
-    """(N, D) raw features, or several such one after the other, as `Vectors`; one copy is made and changed in place."""
-    parts = [features] if isinstance(features, np.ndarray) else features
-    values = torch.from_numpy(np.concatenate(parts, dtype=np.float32)).to(device)
-    if metric == "cosine":
-        norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-        _check_squares(norms)
-        return Vectors(values.div_(norms.clamp_min_(1e-12)), None)
-    squared = values.pow(2).sum(dim=1)
-    _check_squares(squared)
-    return Vectors(values, squared)
+# --- distances ----------------------------------------
 
 
-def _check_squares(sums: torch.Tensor) -> None:
-    if not bool(sums.isfinite().all()):
+def check_squares(sums: torch.Tensor) -> None:
+    """Raise a UserError for squared norms of which two may add up to infinity."""
+    if not bool((sums <= LARGEST_SQUARE).all()):
         raise UserError("feature values are so large that their squares overflow float32; scale the features down")
 
 
+def _tile(device: torch.device) -> tuple[int, int] | None:
+    """The shape that every product on this device has; none where the shape is no matter."""
+    return GPU_TILE if device.type == "cuda" else None
+
+
 def distance_block(a: Vectors, b: Vectors, out: torch.Tensor | None = None) -> torch.Tensor:
-    """(len(a), len(b)) distances: 1 - cosine similarity, or the squared euclidean distance.
+    """(len(a), len(b)) float32 distances: 1 - cosine similarity, or the squared euclidean distance.
 
     `out`, a flat buffer of at least that many float32 values, is reused when given.
     """
     rows, columns = len(a.values), len(b.values)
-    a, b = _at_least(a), _at_least(b)
-    shape = (len(a.values), len(b.values))
-    block = a.values.new_empty(shape) if out is None or out.numel() < shape[0] * shape[1] else _view(out, shape)
+    tile = _tile(a.values.device)
+    if tile is None:
+        a, b = _at_least(a, MIN_ROWS), _at_least(b, MIN_ROWS)
+        block = _product(a, b, out)
+        return block if block.shape == (rows, columns) else block[:rows, :columns].contiguous()
+    if (rows, columns) == tile:
+        return _product(a, b, out)
+    block = _view(out, rows, columns, a.values.device)
+    for row in range(0, rows, tile[0]):
+        some = a.take(slice(row, row + tile[0]))
+        for column in range(0, columns, tile[1]):
+            others = b.take(slice(column, column + tile[1]))
+            part = _product(_at_least(some, tile[0]), _at_least(others, tile[1]))
+            block[row : row + tile[0], column : column + tile[1]] = part[: len(some.values), : len(others.values)]
+    return block
+
+
+def _product(a: Vectors, b: Vectors, out: torch.Tensor | None = None) -> torch.Tensor:
+    """(len(a), len(b)) float32 distances, by one matrix product in the vectors' own type."""
+    double = a.values.dtype == torch.float64
+    block = _view(None if double else out, len(a.values), len(b.values), a.values.device, a.values.dtype)
     if a.squared is None or b.squared is None:
         torch.mm(a.values, b.values.T, out=block)
         torch.sub(1, block, out=block)
     else:
         torch.add(a.squared[:, None], b.squared[None, :], out=block)
         block.addmm_(a.values, b.values.T, beta=1, alpha=-2)
-    return block if shape == (rows, columns) else block[:rows, :columns].contiguous()
+    return _view(out, len(block), block.shape[1], block.device).copy_(block) if double else block
 
 
-def _view(buffer: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    return buffer[: shape[0] * shape[1]].view(shape)
+def _view(
+    buffer: torch.Tensor | None, rows: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    if buffer is None or buffer.numel() < rows * columns:
+        return torch.empty((rows, columns), dtype=dtype, device=device)
+    return buffer[: rows * columns].view(rows, columns)
 
 
-def _at_least(vectors: Vectors) -> Vectors:
-    """The vectors, padded with zeros up to MIN_ROWS."""
-    missing = MIN_ROWS - len(vectors.values)
+def _at_least(vectors: Vectors, count: int) -> Vectors:
+    """The vectors, padded with zeros up to `count`."""
+    missing = count - len(vectors.values)
     if missing <= 0:
         return vectors
     values = torch.nn.functional.pad(vectors.values, (0, 0, 0, missing))
@@ -126,7 +203,12 @@ def _at_least(vectors: Vectors) -> Vectors:
 
 
 def pair_distances(a: Vectors, b: Vectors) -> torch.Tensor:
-    """(N,) distances of a[i] to b[i]; they may differ from `distance_block` in the last bits."""
+    """(N,) float32 distances of a[i] to b[i]; they may differ from `distance_block` in the last bits."""
+    return exact_pairs(a, b).to(torch.float32)
+
+
+def exact_pairs(a: Vectors, b: Vectors) -> torch.Tensor:
+    """(N,) distances of a[i] to b[i] in the vectors' own type."""
     products = (a.values * b.values).sum(dim=1)
     if a.squared is None or b.squared is None:
         return 1 - products

@@ -21,9 +21,8 @@ class Embeddings:
     """Feature vectors with the identity and the camera of each.
 
     Args:
-        features: (N, D) real numbers; float32 and float16 arrays, `numpy.memmap` included, are kept as they are (a
-            memory-mapped file is only ever read in pieces); anything else, a torch tensor for instance, becomes
-            float32.
+        features: (N, D) real numbers; float16, float32 and float64 arrays, `numpy.memmap` included, are kept as they
+            are (a memory-mapped file is only ever read in pieces); anything else becomes one of these, without loss.
         pids: (N,) identities, whole numbers.
         camids: (N,) cameras, whole numbers.
 
@@ -56,9 +55,10 @@ class Embeddings:
 
 
 def as_features(features: Any) -> np.ndarray:
-    """A matrix of finite float32 or float16; other types are converted."""
+    """A matrix of finite float16, float32 or float64; other types are converted to one that holds their values."""
     if hasattr(features, "detach"):
-        features = features.detach().cpu().float().numpy()
+        features = features.detach().cpu()
+        features = (features.float() if features.dtype.itemsize < 4 else features).numpy()
     if not isinstance(features, np.ndarray):
         try:
             features = np.asarray(features)
@@ -70,9 +70,11 @@ def as_features(features: Any) -> np.ndarray:
         raise UserError(f"features have shape {features.shape}; give at least one vector of at least one value")
     if features.dtype.kind not in "fiu":
         raise UserError(f"features have type {features.dtype}; give real numbers")
-    if features.dtype not in (np.float32, np.float16):
+    features = features.astype(features.dtype.newbyteorder("="), copy=False)  # PyTorch knows this machine's order only
+    if features.dtype not in (np.float64, np.float32, np.float16):
+        small = features.dtype.kind in "iu" and features.dtype.itemsize <= 2
         with np.errstate(over="ignore"):  # what is too large becomes infinite, which is told next
-            features = features.astype(np.float32)
+            features = features.astype(np.float32 if small else np.float64)
     _check_finite(features)
     return features
 
@@ -81,11 +83,10 @@ def release(features: np.ndarray) -> None:
     """Let go of what was read of a memory-mapped file; else all of it would stay in memory as long as there is room."""
     base: Any = features
     while isinstance(base, np.ndarray):
-        # Only where nothing was written: a copy-on-write mapping would lose its changes.
-        if base.flags.writeable:
-            return
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+    # Only where nobody can have written: a copy-on-write mapping would lose its changes, even if seen through an array
+    # that is read-only.
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise") and memoryview(base).readonly:
         base.madvise(mmap.MADV_DONTNEED)
 
 
@@ -108,9 +109,16 @@ def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (length,):
         raise UserError(f"{name} have shape {labels.shape} for {length} vectors; give one label per vector")
-    if labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "iuf":
         raise UserError(f"{name} have type {labels.dtype}; give whole numbers")
-    return labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    # A float that is whole is a label, as in torchreid, as long as floats tell it from its neighbours.
+    exact = np.abs(labels) < 2.0**53 if labels.dtype.kind == "f" else whole >= 0 if labels.dtype.kind == "u" else True
+    wrong = np.flatnonzero(~((whole == labels) & exact))
+    if len(wrong):
+        raise UserError(f"{name} hold {labels[wrong[0]]} in row {wrong[0]}; give whole numbers of at most 63 bits")
+    return whole
 
 
 def _check_finite(values: np.ndarray) -> None:

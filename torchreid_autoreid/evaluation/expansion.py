@@ -16,10 +16,10 @@ import torch
 from ..errors import UserError
 from ..parallel.launch import OneProcess
 from .blocks import Progress, scan
-from .distances import prepare
 from .embeddings import check_count
 from .neighbours import Collection, CollectionDistances, share_of
 from .ranking import Nearest
+from .space import Space
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,28 @@ class Expansion:
         self,
         query: np.ndarray,
         gallery: np.ndarray,
-        metric: str,
+        space: Space,
         devices: list[torch.device],
         world: OneProcess,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Expanded (query, gallery) features; `gallery` is this process's. Without a change, the same arrays."""
-        if self.alpha and metric != "cosine":
-            raise UserError(f"query_expansion_alpha weighs by cosine similarity; use metric='cosine', not {metric!r}")
+        if self.alpha and space.metric != "cosine":
+            raise UserError(
+                f"query_expansion_alpha weighs by cosine similarity; use metric='cosine', not {space.metric!r}"
+            )
         if self.gallery:
-            collection = Collection(gallery[:0], gallery, world)
+            collection = Collection(gallery[:0], gallery, space, world)
             self._check("database_augmentation", self.gallery, len(collection) - 1)
             # The nearest item of a gallery item is itself.
-            near = CollectionDistances(gallery, collection, metric, devices)
-            gallery = self._average(near, self.gallery + 1, own_weight=0, progress=progress)
+            near = CollectionDistances(gallery, collection, devices)
+            gallery = self._average(gallery, near, self.gallery + 1, own_weight=0, progress=progress)
         if self.queries:
-            collection = Collection(gallery[:0], gallery, world)
+            collection = Collection(gallery[:0], gallery, space, world)
             self._check("query_expansion", self.queries, len(collection))
-            near = CollectionDistances(query[share_of(len(query), world)], collection, metric, devices)
-            query = world.concatenate(self._average(near, self.queries, own_weight=1, progress=progress))
+            own = query[share_of(len(query), world)]
+            near = CollectionDistances(own, collection, devices)
+            query = world.concatenate(self._average(own, near, self.queries, own_weight=1, progress=progress))
         return query, gallery
 
     def _check(self, name: str, number: int, most: int) -> None:
@@ -77,23 +80,32 @@ class Expansion:
             raise UserError(f"{name} is {number}, but the gallery has only {most} neighbours; give at most {most}")
 
     def _average(
-        self, distances: CollectionDistances, k: int, own_weight: float, progress: Progress | None
+        self,
+        own: np.ndarray,
+        distances: CollectionDistances,
+        k: int,
+        own_weight: float,
+        progress: Progress | None,
     ) -> np.ndarray:
-        """(rows, D) weighted means of each row and its k nearest items, of unit vectors for the cosine metric."""
-        rows = distances.num_queries
+        """(rows, D) weighted means of each row and its k nearest items, of unit vectors for the cosine metric.
+
+        A row of which all weights are 0, a vector of zeros for instance, stays as it is.
+        """
+        space, rows = distances.space, len(own)
         nearest = Nearest(rows, k)
         scan(distances, [nearest], progress, "expansion")
-        positions, found = nearest.result()
+        positions, found = nearest.complete()
         weights = np.ones_like(found, dtype=np.float64)
         if self.alpha:
             weights = np.clip(1 - found.astype(np.float64), 0, None) ** self.alpha
+        sums = own_weight + weights.sum(axis=1, keepdims=True)
+        own_weights = np.where(sums == 0, 1, own_weight)
         neighbours = sp.csc_array(
             (weights.reshape(-1), (np.repeat(np.arange(rows), k), positions.reshape(-1))),
             shape=(rows, distances.num_gallery),
         )
-        device = distances.devices[0]
-        total = own_weight * distances.query[device].values.cpu().numpy().astype(np.float64)
+        total = own_weights * space.directions(own)
         for start, piece in distances.pieces():
-            values = prepare(piece, distances.metric, device).values.cpu().numpy()
-            total += neighbours[:, start : start + len(piece)] @ values
-        return (total / (own_weight + weights.sum(axis=1, keepdims=True))).astype(np.float32)
+            total += neighbours[:, start : start + len(piece)] @ space.directions(piece)
+        total /= np.where(sums == 0, 1, sums)
+        return space.features(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -12,8 +13,12 @@ import torch
 
 from ..errors import UserError
 from .blocks import Progress, ranges
-from .distances import check_metric, find_devices, prepare
-from .embeddings import release
+from .distances import check_metric, find_devices
+from .embeddings import as_features, check_count, release
+from .gpus import GpuPlan, plan_gpus
+from .space import CPU, Space, index_space
+
+_LOGGER = logging.getLogger(__name__)
 
 TRAINING_VECTORS = 1 << 18
 TRAINING_PER_CLUSTER = 64
@@ -29,9 +34,15 @@ class RetrievalIndex:
     Make one with `build` or `load`. Distances are those of `evaluate`: 1 - cosine similarity, or squared euclidean.
     """
 
-    def __init__(self, index: faiss.Index, metric: str, factory: str):
-        self.index, self.metric, self.factory = index, metric, factory
-        self.searcher = index
+    def __init__(self, index: faiss.Index, space: Space, factory: str):
+        self.index, self.space, self.factory = index, space, factory
+        self.searcher, self.plan = index, GpuPlan()
+        self.owner = index  # of the memory, where the index was a part of another
+
+    @property
+    def metric(self) -> str:
+        """'cosine' or 'euclidean'."""
+        return self.space.metric
 
     @classmethod
     def build(
@@ -46,10 +57,12 @@ class RetrievalIndex:
         """Train and fill an index.
 
         Args:
-            features: (N, D) gallery features, in memory or memory-mapped; read in pieces.
+            features: (N, D) gallery features, in memory or memory-mapped; read in pieces. Where they are far from the
+                origin and close to one another, the index holds them centred.
             factory: a faiss factory string: `Flat`, `IVF4096,Flat`, `HNSW32`, `OPQ64,IVF4096,PQ64`, ...
             metric: 'cosine' or 'euclidean'.
-            device: 'cpu', or 'cuda' to search on all GPUs.
+            device: 'cpu', 'cuda' to search on all GPUs, 'cuda:1' for one of them. What faiss cannot search on GPUs is
+                searched on the CPU, and a warning says so.
             seed: chooses the training vectors, where the gallery is larger than is needed.
             progress: called as progress(what is being done, pieces done, pieces in all).
 
@@ -63,14 +76,17 @@ class RetrievalIndex:
         """
         check_metric(metric)
         find_devices(device)
+        features = as_features(features)
         dimension = features.shape[1]
-        index = _make(dimension, factory, metric)
+        space = index_space(features, metric)
+        # |a - b|^2 / 2 of unit vectors is 1 - cosine, and only differences can be centred.
+        index = _make(dimension, factory, metric if space.centre is None else "euclidean")
         if not index.is_trained:
             if progress is not None:
                 progress("training", 0, 1)
             sample = _training_sample(features, _num_clusters(index), seed)
             try:
-                index.train(_unit(sample, metric))
+                index.train(_ready(sample, space))
             except RuntimeError as error:
                 raise UserError(
                     f"the gallery of {len(features)} is too small for the index {factory!r} ({_reason(error)}); "
@@ -79,7 +95,7 @@ class RetrievalIndex:
             if progress is not None:
                 progress("training", 1, 1)
         for start, stop in ranges(len(features), ADDED_AT_ONCE):
-            vectors = _unit(features[start:stop], metric)
+            vectors = _ready(features[start:stop], space)
             try:
                 if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):  # these take positions as ids, nothing else
                     index.add_with_ids(vectors, np.arange(start, stop))
@@ -90,7 +106,7 @@ class RetrievalIndex:
             release(features)
             if progress is not None:
                 progress("adding", stop, len(features))
-        made = cls(index, metric, factory)
+        made = cls(index, space, factory)
         made.use(device)
         return made
 
@@ -124,7 +140,10 @@ class RetrievalIndex:
             raise UserError(
                 f"the index {path} was not built for metric={metric!r}; use metric={other!r} or build it anew"
             )
-        loaded = cls(index, metric, f"{type(index).__name__} from {path.name}")
+        name = f"{type(index).__name__} from {path.name}"
+        inner, centre = _without_centring(index, path)
+        loaded = cls(inner, Space(metric, centre), name)
+        loaded.owner = index
         loaded.use(device)
         return loaded
 
@@ -134,12 +153,23 @@ class RetrievalIndex:
         Raises:
             UserError: an index for cosine that faiss has for euclidean distances only; its file would not tell.
         """
-        if self.index.metric_type != FAISS_METRICS[self.metric]:
+        index, centre = self.index, self.space.centre
+        if centre is not None and (self.metric == "cosine" or (centre != centre.astype(np.float32)).any()):
+            raise UserError(
+                f"the features are so close to one another that the index {self.factory!r} holds them centred, which a "
+                "file cannot tell; subtract their mean and use metric='euclidean'"
+            )
+        if index.metric_type != FAISS_METRICS[self.metric]:
             raise UserError(
                 f"faiss has {self.factory!r} for euclidean distances only, so a file would not tell that the metric is "
                 "cosine; normalise the features and use metric='euclidean', or another index"
             )
-        faiss.write_index(self.index, os.fspath(path))
+        if centre is not None:
+            transform = faiss.CenteringTransform(self.dimension)
+            faiss.copy_array_to_vector(centre.astype(np.float32), transform.mean)
+            transform.is_trained = True
+            index = faiss.IndexPreTransform(transform, index)
+        faiss.write_index(index, os.fspath(path))
 
     def __len__(self) -> int:
         return self.index.ntotal
@@ -153,7 +183,7 @@ class RetrievalIndex:
         """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
         try:
             faiss.ParameterSpace().set_index_parameters(self.index, parameters)  # a file keeps these
-            if self.searcher is not self.index:
+            if self.searcher is not self.index and not self._stay(self._plan()):
                 faiss.GpuParameterSpace().set_index_parameters(self.searcher, parameters)
         except RuntimeError as error:
             raise UserError(
@@ -167,40 +197,49 @@ class RetrievalIndex:
             self.set_parameters(f"nprobe={min(16, num_clusters)}")
 
     def use(self, device: str) -> None:
-        """Search on the CPU or on all GPUs: each holds a copy, or a part where one cannot hold it all."""
-        devices = find_devices(device)
-        if devices[0].type == "cpu":
-            self.searcher = self.index
+        """Search on the CPU or on GPUs: each holds a copy, or a part where one cannot hold it all.
+
+        What faiss cannot search there stays on the CPU, with a warning in the log.
+        """
+        self.devices = find_devices(device)
+        if self.devices[0].type == "cpu":
+            self.searcher, self.plan = self.index, GpuPlan()
             return
         if not hasattr(faiss, "GpuMultipleClonerOptions"):
             raise UserError(
                 f"this faiss searches {self.factory!r} on the CPU only; install faiss-gpu or use device='cpu'"
             )
+        self.plan = self._plan()
+        if self._stay(self.plan):
+            return
         options = faiss.GpuMultipleClonerOptions()
-        free = min(torch.cuda.mem_get_info(gpu)[0] for gpu in devices)
-        options.shard = len(devices) > 1 and self._bytes() > 0.7 * free  # faiss needs working memory beside the index
-        numbers = [gpu.index for gpu in devices]
+        options.shard, options.useFloat16 = self.plan.shard, self.plan.half_tables
         try:
-            self.searcher = faiss.index_cpu_to_gpus_list(self.index, options, gpus=numbers)
+            self.searcher = faiss.index_cpu_to_gpus_list(
+                self.index, options, gpus=[device.index for device in self.devices]
+            )
         except RuntimeError as error:
             raise UserError(
                 f"faiss cannot search {self.factory!r} on GPUs ({_reason(error)}); use device='cpu'"
             ) from error
 
-    def _bytes(self) -> int:
-        """About how much memory the vectors take on a GPU."""
-        try:
-            size = self.index.sa_code_size()
-        except RuntimeError:  # an index without codes of its own, a graph for instance
-            size = 4 * self.index.d
-        return self.index.ntotal * (size + 8)
+    def _plan(self) -> GpuPlan:
+        memory = [torch.cuda.mem_get_info(device) for device in self.devices]
+        return plan_gpus(self.index, [free for free, _ in memory], [total for _, total in memory])
+
+    def _stay(self, plan: GpuPlan) -> bool:
+        """Whether the index is searched on the CPU, because of what the plan says."""
+        if plan.refusal:
+            self.searcher = self.index
+            _LOGGER.warning("%s is searched on the CPU: %s", self.factory, plan.refusal)
+        return bool(plan.refusal)
 
     def search(self, queries: np.ndarray, k: int, progress: Progress | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest items the index finds for each query.
 
         Args:
             queries: (N, D) features.
-            k: how many.
+            k: how many; more than faiss finds on GPUs are searched on the CPU, and a warning says so.
             progress: called as progress("searching", queries done, queries in all).
 
         Returns:
@@ -208,15 +247,22 @@ class RetrievalIndex:
             first, ties by position.
 
         Raises:
-            UserError: queries of another dimension, more neighbours than faiss finds on a GPU.
+            UserError: queries of another dimension, features that `Embeddings` refuses.
         """
+        queries = as_features(queries)
+        check_count("k", k, 1)
         if queries.shape[1] != self.dimension:
             raise UserError(f"the index has {self.dimension} dimensions, the queries {queries.shape[1]}; build it anew")
+        searcher = self.searcher
+        if searcher is not self.index and k > self.plan.most_neighbours:
+            most = self.plan.most_neighbours
+            _LOGGER.warning("%s is searched on the CPU: faiss finds at most %d nearest on GPUs", self.factory, most)
+            searcher = self.index
         positions = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
         for start, stop in ranges(len(queries), QUERIES_AT_ONCE):
             try:
-                found, near = self.searcher.search(_unit(queries[start:stop], self.metric), k)
+                found, near = searcher.search(_ready(queries[start:stop], self.space), k)
             except RuntimeError as error:  # a GPU's limits, for instance
                 raise UserError(f"faiss finds no {k} nearest in {self.factory!r} ({_reason(error)})") from error
             if near.min() < -1 or near.max() >= len(self):
@@ -231,7 +277,7 @@ class RetrievalIndex:
 
     def _distances(self, found: np.ndarray) -> np.ndarray:
         """Distances from faiss's own: inner products, or squared distances (Hamming distances of LSH)."""
-        if self.metric == "euclidean":
+        if self.metric == "euclidean" or self.space.centre is not None:
             return found
         # Of unit vectors, 1 - cosine is half the squared distance.
         return 1 - found if self.index.metric_type == faiss.METRIC_INNER_PRODUCT else found / 2
@@ -252,6 +298,15 @@ def _make(dimension: int, factory: str, metric: str) -> faiss.Index:
             f"faiss makes no index of {dimension} dimensions from {factory!r} ({_reason(error)}); "
             "try 'Flat', 'IVF1024,Flat', 'HNSW32' or 'IVF1024,SQ8'"
         ) from error
+
+
+def is_factory(text: str, dimension: int, metric: str) -> bool:
+    """Whether faiss makes an index from this string."""
+    try:
+        _make(dimension, text, metric)
+    except UserError:
+        return False
+    return True
 
 
 def _read(path: Path) -> faiss.Index:
@@ -293,9 +348,22 @@ def _reason(error: Exception) -> str:
     return re.split(r"Error: |\.(?:cpp|h|cu):\d+: ", last)[-1].strip() or type(error).__name__
 
 
-def _unit(features: np.ndarray, metric: str) -> np.ndarray:
-    """Features as the index compares them: float32, of unit length for cosine."""
-    return prepare(features, metric, torch.device("cpu")).values.numpy()
+def _ready(features: np.ndarray, space: Space) -> np.ndarray:
+    """Features as the index compares them: float32, of unit length for cosine, centred."""
+    return space.prepare(features, CPU).values.numpy()
+
+
+def _without_centring(index: faiss.Index, path: Path) -> tuple[faiss.Index, np.ndarray | None]:
+    """An index that `save` put behind a centring, which is done in float64 here, and the centre."""
+    if not isinstance(index, faiss.IndexPreTransform) or index.chain.size() != 1:
+        return index, None
+    transform = faiss.downcast_VectorTransform(index.chain.at(0))
+    if not isinstance(transform, faiss.CenteringTransform):
+        return index, None
+    centre = faiss.vector_to_array(transform.mean).astype(np.float64)
+    if centre.shape != (index.d,) or not np.isfinite(centre).all():
+        raise UserError(f"{path} holds a centre that is no vector of {index.d} numbers; build the index anew")
+    return faiss.downcast_index(index.index), centre
 
 
 def _num_clusters(index: faiss.Index) -> int:

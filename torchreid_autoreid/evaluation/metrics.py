@@ -10,9 +10,9 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import CPU_BLOCK, Distances, MatrixDistances, Progress, ranges, scan
+from .blocks import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, ranges, scan
 from .embeddings import as_labels, check_count
-from .ranking import CloserCounter, Labels, Matches, Nearest, find_matches, ordered, same_identity, unordered
+from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
 from .result import RetrievalResult
 
 DRAWN_AT_ONCE = 1 << 20
@@ -62,18 +62,47 @@ def rank_queries(
     distances: Distances, labels: Labels, topk: int, world: OneProcess, progress: Progress | None = None
 ) -> Ranked:
     """Per-query figures, and the `topk` nearest items when that is not 0."""
-    matches = find_matches(distances, labels, world)
-    rows, columns, same_camera = same_identity(labels)
-    junk = rows[same_camera], columns[same_camera]
-
-    counter = CloserCounter(matches, labels)
-    nearest = Nearest(distances.num_queries, topk, labels.first, junk) if topk else None
-    scan(distances, [counter] if nearest is None else [counter, nearest], progress)
-    figures = per_query(matches, counter.ranks(world))
+    pairs = OwnPairs.of(labels)
+    rows, columns = pairs.true
+    values = pair_values(distances, rows, columns, labels.q_pids)
+    all_rows, positions = world.concatenate(rows), world.concatenate(columns + labels.first)
+    nearest = None
+    if topk:
+        left_out = pairs.rows[pairs.left_out], pairs.columns[pairs.left_out]
+        nearest = Nearest(distances.num_queries, topk, labels.first, left_out)
+    rounded = isinstance(distances, MatrixDistances) and not distances.exact
+    observers: list[Observer] = [] if nearest is None else [nearest]
+    for last in (False, True):
+        matches = Matches.of(all_rows, positions, world.concatenate(values), distances.num_queries)
+        counter = CloserCounter(matches, pairs, labels.first, find_ties=rounded)
+        scan(distances, [counter, *observers], progress)
+        seen = counter.seen[~pairs.left_out]
+        # The distance of a match has to be that of the scan, to the bit, or it would win or lose ties. On the CPU it
+        # always is; where it is not, the scan is done again with its own distances.
+        if last or not world.sum(np.array([int(not np.array_equal(seen, values))])).any():
+            break
+        values, observers = seen, []
+    ranks = counter.ranks(world)
+    if rounded and isinstance(distances, MatrixDistances):
+        recount(ranks, matches, np.flatnonzero(counter.tied), distances.matrix, pairs)
+    figures = per_query(matches, ranks)
     if nearest is None:
         return Ranked(*figures, None)
     nearest.merge_processes(world)
     return Ranked(*figures, nearest.result())
+
+
+def recount(ranks: np.ndarray, matches: Matches, queries: np.ndarray, matrix: np.ndarray, pairs: OwnPairs) -> None:
+    """Replace the ranks of queries whose distances float32 does not tell apart, by sorting their rows as given."""
+    starts = np.searchsorted(pairs.rows, np.arange(len(matrix) + 1))
+    for query in queries:
+        own = slice(starts[query], starts[query + 1])
+        columns, left_out = pairs.columns[own], pairs.left_out[own]
+        kind = np.zeros(matrix.shape[1], dtype=np.int8)
+        kind[columns] = np.where(left_out, -1, 1)
+        order = np.argsort(matrix[query], kind="stable")
+        order = order[kind[order] >= 0]
+        ranks[matches.offsets[query] : matches.offsets[query + 1]] = np.flatnonzero(kind[order]) + 1
 
 
 def rank_retrieved(
@@ -83,12 +112,14 @@ def rank_retrieved(
 
     A true match that was not retrieved adds precision 0 to the AP; the INP of a query with such a match is 0.
     """
-    g_pids, g_camids = world.concatenate(labels.g_pids), world.concatenate(labels.g_camids)
-    everything = Labels(labels.q_pids, labels.q_camids, g_pids, g_camids)
-    rows, _, same_camera = same_identity(everything)
-    num_matches = np.bincount(rows[~same_camera], minlength=len(positions))
+    g_pids = world.concatenate(labels.g_pids)
+    g_tags = [world.concatenate(tag) for tag in labels.g_tags]
+    num_matches = world.sum(count_true(labels))
     match = g_pids[positions] == labels.q_pids[:, None]
-    junk = match & (g_camids[positions] == labels.q_camids[:, None])
+    shared = np.zeros(match.shape, dtype=bool)
+    for of_queries, of_gallery in zip(labels.q_tags, g_tags, strict=True):
+        shared |= of_gallery[positions] == of_queries[:, None]
+    junk = match & shared
     kept = ~junk & (positions >= 0)
     match &= kept
     ranks = np.cumsum(kept, axis=1)
@@ -181,7 +212,7 @@ class _Lots:
 
     def __init__(self, labels: Labels, world: OneProcess):
         self.labels = labels
-        self.camids = world.concatenate(labels.g_camids)
+        self.tags = [world.concatenate(tag) for tag in labels.g_tags]
         pids = world.concatenate(labels.g_pids)
         self.order = np.argsort(pids, kind="stable")
         self.identities, self.starts, self.sizes = np.unique(pids[self.order], return_index=True, return_counts=True)
@@ -192,7 +223,8 @@ class _Lots:
         if own == len(self.identities) or self.identities[own] != self.labels.q_pids[row]:
             return None
         candidates = self.order[self.starts[own] : self.starts[own] + self.sizes[own]]
-        candidates = candidates[self.camids[candidates] != self.labels.q_camids[row]]
+        for of_queries, of_gallery in zip(self.labels.q_tags, self.tags, strict=True):
+            candidates = candidates[of_gallery[candidates] != of_queries[row]]
         if not len(candidates):
             return None
         random = np.random.default_rng(seed)
@@ -205,7 +237,8 @@ def _drawn_distances(distances: Distances, labels: Labels, rows: np.ndarray, dra
     """Distances of each row to its drawn items that live in this process, 0 for the others."""
     local = drawn - labels.first
     here = np.nonzero((local >= 0) & (local < len(labels.g_pids)))
-    values = np.zeros(drawn.shape, dtype=np.float32)
+    wide = isinstance(distances, MatrixDistances) and not distances.exact
+    values = np.zeros(drawn.shape, dtype=np.float64 if wide else np.float32)
     columns, place = np.unique(local[here], return_inverse=True)
     for begin, end in ranges(len(columns), CPU_BLOCK[1]):
         inside = (place >= begin) & (place < end)
@@ -231,7 +264,7 @@ def evaluate_rank(
     """CMC curve and mAP of a distance matrix: a drop-in for `torchreid.metrics.evaluate_rank`.
 
     Args:
-        distmat: (Nq, Ng) distances, compared in float32 as torchreid's compiled form does.
+        distmat: (Nq, Ng) distances, compared as they are (torchreid's compiled form rounds them to float32).
         q_pids, g_pids, q_camids, g_camids: identities and cameras.
         max_rank: length of the curve; the gallery's size where that is smaller.
         use_metric_cuhk03: the CUHK03 single-shot curve, drawn 10 times for each query from `seed`.
@@ -247,7 +280,9 @@ def evaluate_rank(
         >>> evaluate_rank(np.array([[0.1, 0.9]]), np.array([7]), np.array([7, 8]), np.array([0]), np.array([1, 1]))[1]
         1.0
     """
-    distmat = np.asarray(distmat)
+    distmat = np.asarray(distmat.detach().cpu() if hasattr(distmat, "detach") else distmat)
+    if distmat.dtype.kind not in "fiu":
+        raise UserError(f"distmat has type {distmat.dtype}; give real numbers")
     if distmat.ndim != 2 or not distmat.size:
         raise UserError(f"distmat has shape {distmat.shape}; give a matrix of shape (queries, gallery)")
     for first, end in ranges(len(distmat), CPU_BLOCK[0]):
@@ -258,13 +293,16 @@ def evaluate_rank(
     num_queries, num_gallery = distmat.shape
     labels = Labels(
         as_labels(q_pids, "q_pids", num_queries),
-        as_labels(q_camids, "q_camids", num_queries),
+        (as_labels(q_camids, "q_camids", num_queries),),
         as_labels(g_pids, "g_pids", num_gallery),
-        as_labels(g_camids, "g_camids", num_gallery),
+        (as_labels(g_camids, "g_camids", num_gallery),),
     )
     distances = MatrixDistances(distmat)
     world = OneProcess()
-    ranked = rank_queries(distances, labels, 0, world)
+    parts = []
+    for first, end in labels.parts(world):
+        parts.append(rank_queries(distances.of_queries(first, end), labels.of_queries(slice(first, end)), 0, world))
+    ranked = join_ranked(parts)
     shots = single_shot_ranks(distances, labels, 10, seed, 0, world) if use_metric_cuhk03 else None
     result = summarise(ranked, len(np.unique(labels.g_pids)) if use_metric_cuhk03 else num_gallery, max_rank, shots)
     return result.cmc.astype(np.float32), result.mAP
@@ -294,20 +332,34 @@ class RocCurve:
 
 
 class _Histogram:
-    """Counts false pairs by 16 bits of their ordered distance: the high half, or the low half below one high half."""
+    """Counts false and true pairs by 16 bits of their ordered distance: the high half, or the low half below one high.
+
+    Attributes:
+        counts: (2, 65536) of false pairs and of true ones.
+    """
 
     def __init__(self, labels: Labels, high: int | None = None):
         self.labels, self.high = labels, high
-        self.counts = np.zeros(1 << 16, dtype=np.int64)
+        self.counts = np.zeros((2, _BINS), dtype=np.int64)
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
-        height, width = block.shape
-        q_pids = torch.from_numpy(self.labels.q_pids[row : row + height]).to(block.device)
-        g_pids = torch.from_numpy(self.labels.g_pids[column : column + width]).to(block.device)
-        values = ordered(block)[q_pids[:, None] != g_pids[None, :]]
-        high = values >> 16
-        counted = high if self.high is None else values[high == self.high] & 0xFFFF
-        self.counts += torch.bincount(counted, minlength=1 << 16).cpu().numpy()
+        device, (height, width) = block.device, block.shape
+
+        def equal(of_queries: np.ndarray, of_gallery: np.ndarray) -> torch.Tensor:
+            queries = torch.from_numpy(of_queries[row : row + height]).to(device)
+            return queries[:, None] == torch.from_numpy(of_gallery[column : column + width]).to(device)[None, :]
+
+        true = equal(self.labels.q_pids, self.labels.g_pids)
+        counted = torch.ones_like(true)
+        for tags in zip(self.labels.q_tags, self.labels.g_tags, strict=True):
+            counted &= ~(true & equal(*tags))
+        values = ordered(block)
+        bins = values >> 16
+        if self.high is not None:
+            counted &= bins == self.high
+            bins = values & 0xFFFF
+        bins += true.to(torch.int64) << 16
+        self.counts += torch.bincount(bins[counted], minlength=2 * _BINS).cpu().numpy().reshape(2, _BINS)
 
     def twin(self) -> _Histogram:
         return _Histogram(self.labels, self.high)
@@ -316,38 +368,39 @@ class _Histogram:
         self.counts += other.counts
 
 
+_BINS = 1 << 16
+
+
 def roc_curve(
     distances: Distances, labels: Labels, fpr: np.ndarray, world: OneProcess, progress: Progress | None = None
 ) -> RocCurve:
-    """The exact ROC curve at given rates in two or more passes: first the high bits of each threshold, then the low."""
-    positive = np.sort(find_matches(distances, labels, world).distances)
+    """The exact ROC curve at given rates in two passes: first the high bits of each threshold, then the low ones."""
     coarse = _Histogram(labels)
     scan(distances, [coarse], progress, "false pairs")
     counts = world.sum(coarse.counts)
-    total = int(counts.sum())
-    if not len(positive):
+    total, positive = (int(count) for count in counts.sum(axis=1))
+    if not positive:
         raise no_match_error()
     if not total:
         raise UserError("there are no false pairs: queries and gallery hold one identity; give more to compare")
-    below = np.concatenate([[0], np.cumsum(counts)])
+    below = np.concatenate([np.zeros((2, 1), dtype=np.int64), np.cumsum(counts, axis=1)], axis=1)
     allowed = np.floor(fpr * total * (1 + 1e-12)).astype(np.int64)
-    highs = np.searchsorted(below, allowed, "right") - 1  # the bin of the first false pair that must be refused
-    wanted = sorted({int(high) for high in highs if high < 1 << 16})
+    highs = np.searchsorted(below[0], allowed, "right") - 1  # the bin of the first false pair that must be refused
+    wanted = sorted({int(high) for high in highs if high < _BINS})
     fine = {high: _Histogram(labels, high) for high in wanted}
     if fine:
         scan(distances, list(fine.values()), progress, "thresholds")
     low_counts = {high: world.sum(histogram.counts) for high, histogram in fine.items()}
-    thresholds, achieved = [], []
+    thresholds, accepted = [], []
     for count, high in zip(allowed, highs, strict=True):
-        if high >= 1 << 16:  # every false pair may be accepted
+        if high >= _BINS:  # every false pair may be accepted
             thresholds.append(np.inf)
-            achieved.append(1.0)
+            accepted.append((total, positive))
             continue
-        below_low = np.concatenate([[0], np.cumsum(low_counts[int(high)])]) + below[high]
-        low = int(np.searchsorted(below_low, count, "right")) - 1
-        refused = unordered(torch.tensor([(int(high) << 16) | low])).numpy()
+        within = low_counts[int(high)]
+        low = int(np.searchsorted(np.cumsum(within[0]) + below[0][high], count, "right"))
+        refused = unordered(torch.tensor([(int(high) << 16) | low], dtype=torch.int64, device="cpu")).numpy()
         thresholds.append(float(np.nextafter(refused, np.float32(-np.inf))[0]))
-        achieved.append(float(below_low[low]) / total)
-    limits = np.array(thresholds)
-    tpr = np.searchsorted(positive.astype(np.float64), limits, "right") / len(positive)
-    return RocCurve(fpr, tpr, limits, np.array(achieved), len(positive), total)
+        accepted.append(tuple(below[:, high] + within[:, :low].sum(axis=1)))
+    rates = np.array(accepted, dtype=np.float64) / (total, positive)
+    return RocCurve(fpr, rates[:, 1], np.array(thresholds), rates[:, 0], positive, total)

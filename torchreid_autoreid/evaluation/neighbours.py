@@ -11,9 +11,10 @@ import torch
 
 from ..parallel.launch import OneProcess
 from .blocks import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
-from .distances import distance_block, pair_distances, prepare
+from .distances import distance_block, pair_distances
 from .embeddings import release
 from .ranking import Nearest
+from .space import Space
 
 PAIRS_AT_ONCE = 1 << 14
 HALF_ROWS = 512
@@ -38,7 +39,7 @@ class Farthest:
     """Observer: the largest distance of each row."""
 
     def __init__(self, num_rows: int):
-        self.values = torch.full((num_rows,), -torch.inf)
+        self.values = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device="cpu")
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
         self.keep(row, block.amax(dim=1))
@@ -63,10 +64,11 @@ class Collection:
     Args:
         head: (H, D) raw features; may be empty.
         shard: (S, D) raw features of this process.
+        space: how they are compared.
     """
 
-    def __init__(self, head: np.ndarray, shard: np.ndarray, world: OneProcess):
-        self.head, self.shard, self.world = head, shard, world
+    def __init__(self, head: np.ndarray, shard: np.ndarray, space: Space, world: OneProcess):
+        self.head, self.shard, self.space, self.world = head, shard, space, world
         self.sizes = [int(size) for size in world.concatenate(np.array([len(shard)]))]
         self.shard_start = len(head) + sum(self.sizes[: world.rank])
 
@@ -80,25 +82,26 @@ class Collection:
         first = len(self.head)
         for source, size in enumerate(self.sizes):
             for start, stop in ranges(size, step):
-                if source == self.world.rank:
-                    piece = np.asarray(self.shard[start:stop], dtype=np.float32)
-                else:
-                    piece = np.empty((stop - start, self.shard.shape[1]), dtype=np.float32)
+                piece = self.shard[start:stop] if source == self.world.rank else self.shard[:0]
+                if self.world.size > 1:
+                    sent: np.ndarray = np.empty((stop - start, self.shard.shape[1]), dtype=self.space.wire)
+                    sent[: len(piece)] = piece
+                    piece = sent
                 yield first + start, self.world.broadcast(piece, source)
                 release(self.shard)
             first += size
 
-    def pair_distances(self, metric: str, device: torch.device, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def pair_distances(self, device: torch.device, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(P,) float32 distances of chosen pairs of items, by position, the same in every process."""
         values = np.zeros(len(rows), dtype=np.float32)
         own = np.flatnonzero(self._owns(rows))
         own = own[np.argsort(columns[own], kind="stable")]
         for start, piece in self.pieces(block_shape([device])[1]):
             first, end = np.searchsorted(columns[own], [start, start + len(piece)])
-            vectors = prepare(piece, metric, device)
+            vectors = self.space.prepare(piece, device)
             for begin, stop in ranges(end - first, PAIRS_AT_ONCE):
                 some = own[first + begin : first + stop]
-                a = prepare(self._features(rows[some]), metric, device)
+                a = self.space.prepare(self._features(rows[some]), device)
                 b = vectors.take(torch.from_numpy(columns[some] - start).to(device))
                 values[some] = pair_distances(a, b).cpu().numpy()
         return self.world.sum(values)
@@ -111,7 +114,7 @@ class Collection:
 
     def _features(self, positions: np.ndarray) -> np.ndarray:
         """Raw features of items of the head and of this process's shard."""
-        values = np.empty((len(positions), self.shard.shape[1]), dtype=np.float32)
+        values: np.ndarray = np.empty((len(positions), self.shard.shape[1]), dtype=self.space.wire)
         in_head = positions < len(self.head)
         values[in_head] = self.head[positions[in_head]]
         values[~in_head] = self.shard[positions[~in_head] - self.shard_start]
@@ -130,10 +133,9 @@ class CollectionDistances(FeatureDistances):
         self,
         rows: np.ndarray | Sequence[np.ndarray],
         collection: Collection,
-        metric: str,
         devices: list[torch.device],
     ):
-        super().__init__(rows, collection.shard, metric, devices)
+        super().__init__(rows, collection.shard, collection.space, devices)
         self.collection = collection
         self.num_gallery = len(collection)
 
@@ -144,21 +146,25 @@ class CollectionDistances(FeatureDistances):
 class Items(CollectionDistances):
     """Distances between all items; this process's rows are its share of the head, then its shard."""
 
-    def __init__(self, collection: Collection, metric: str, devices: list[torch.device]):
+    def __init__(self, collection: Collection, devices: list[torch.device]):
         self.world = collection.world
         share = share_of(len(collection.head), self.world)
         self.share_size = share.stop - share.start
-        super().__init__([collection.head[share], collection.shard], collection, metric, devices)
+        super().__init__([collection.head[share], collection.shard], collection, devices)
 
     def neighbourhood(self, k: int, progress: Progress | None = None) -> Neighbourhood:
-        """The k nearest of every item, found once and told to every process."""
+        """The k nearest of every item, found once and told to every process.
+
+        Raises:
+            UserError: distances that are not finite.
+        """
         nearest, farthest = Nearest(self.num_queries, k), Farthest(self.num_queries)
         if self.world.size == 1 and len(self.devices) == 1:
             self._scan_half(nearest, farthest, progress)
         else:
             scan(self, [nearest, farthest], progress, "neighbours")
         nearest.keys = torch.from_numpy(self._merge(nearest.keys.cpu().numpy()))
-        indices, distances = nearest.result()
+        indices, distances = nearest.complete()
         return Neighbourhood(indices, distances, self._merge(farthest.values.cpu().numpy()))
 
     def _scan_half(self, nearest: Nearest, farthest: Farthest, progress: Progress | None) -> None:
@@ -188,7 +194,7 @@ class Items(CollectionDistances):
         start, stop = columns
         piece = self.query[device].take(slice(start, stop))
         count = min(len(row_ranges), len(workers(self.devices)))
-        buffers = [torch.empty(HALF_ROWS * (stop - start), device=device) for _ in range(count)]
+        buffers = [torch.empty(HALF_ROWS * (stop - start), dtype=torch.float32, device=device) for _ in range(count)]
         lock = Lock()
 
         def work(worker: int, rows: tuple[int, int]) -> None:

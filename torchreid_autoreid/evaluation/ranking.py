@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import Distances, ranges, share_out, workers
+from .blocks import Distances, ranges, ranges_within, share_out, workers
 
+CPU = torch.device("cpu")
+COLUMNS_AT_ONCE = 4096
+PAIRS_AT_ONCE = 1 << 19  # pairs of one identity that are held together
+PAIRS_OF_ROWS = 1 << 17  # pairs of one identity that a worker looks at together
+CANDIDATES_AT_ONCE = 1 << 18
+SOME_QUERIES, SOME_MATCHES = 128, 8  # true matches that a space is chosen by
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
 
 
@@ -46,33 +54,80 @@ def key_positions(keys: torch.Tensor) -> torch.Tensor:
     return torch.where(keys == NONE, -1, keys & ((1 << 31) - 1))
 
 
+def true_places(mask: torch.Tensor) -> torch.Tensor:
+    """Flat positions of what is true; on the CPU by NumPy, which is two to four times as fast."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.view(-1).nonzero().view(-1)
+
+
 # --- pairs of the same identity ----------------------------------------
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Identities and cameras of the queries and of one process's gallery, which starts at position `first`."""
+    """Identities of the queries and of one process's gallery, which starts at position `first`.
+
+    A pair of one identity that also shares a tag (the camera, the clothes) is left out of the ranking of its query.
+
+    Args:
+        q_pids, g_pids: (Nq,) and (Ng,) int64.
+        q_tags, g_tags: as many arrays of the same lengths, in the same order; none leaves nothing out.
+    """
 
     q_pids: np.ndarray
-    q_camids: np.ndarray
+    q_tags: tuple[np.ndarray, ...]
     g_pids: np.ndarray
-    g_camids: np.ndarray
+    g_tags: tuple[np.ndarray, ...]
     first: int = 0
+    order: np.ndarray | None = None  # gallery columns by identity, then position; found when not given
 
-    def of_queries(self, first: int, end: int) -> Labels:
+    def __post_init__(self) -> None:
+        if self.order is None:
+            object.__setattr__(self, "order", np.argsort(self.g_pids, kind="stable"))
+
+    def of_queries(self, chosen: slice | np.ndarray) -> Labels:
         """The labels with some of the queries only."""
-        return Labels(self.q_pids[first:end], self.q_camids[first:end], self.g_pids, self.g_camids, self.first)
+        tags = tuple(tag[chosen] for tag in self.q_tags)
+        return Labels(self.q_pids[chosen], tags, self.g_pids, self.g_tags, self.first, self.order)
+
+    def parts(self, world: OneProcess) -> list[tuple[int, int]]:
+        """Ranges of queries whose pairs of one identity fit in memory together; the same in every process."""
+        size = int(world.sum(np.array([len(self.g_pids)]))[0])
+        return ranges_within(world.sum(self.spans()[1]), max(PAIRS_AT_ONCE, 4 * size))
+
+    def spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """(first entry in `order`, number of gallery items) of each query's identity."""
+        assert self.order is not None
+        pids = self.g_pids[self.order]
+        left = np.searchsorted(pids, self.q_pids, "left")
+        return left, np.searchsorted(pids, self.q_pids, "right") - left
 
 
-def same_identity(labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of one identity: (query row, gallery column, whether the camera is the same too), by row and column."""
-    order = np.argsort(labels.g_pids, kind="stable")
-    pids = labels.g_pids[order]
-    left = np.searchsorted(pids, labels.q_pids, "left")
-    counts = np.searchsorted(pids, labels.q_pids, "right") - left
-    rows = np.repeat(np.arange(len(counts)), counts)
-    columns = order[_consecutive(left, counts)]
-    return rows, columns, labels.q_camids[rows] == labels.g_camids[columns]
+@dataclass(frozen=True)
+class OwnPairs:
+    """All pairs of one identity, by query row and gallery column; `left_out` are those that share a tag too."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    left_out: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Labels) -> OwnPairs:
+        """The pairs of a process's gallery."""
+        left, counts = labels.spans()
+        assert labels.order is not None
+        rows = np.repeat(np.arange(len(counts)), counts)
+        columns = labels.order[_consecutive(left, counts)]
+        left_out = np.zeros(len(rows), dtype=bool)
+        for of_queries, of_gallery in zip(labels.q_tags, labels.g_tags, strict=True):
+            left_out |= of_queries[rows] == of_gallery[columns]
+        return cls(rows, columns, left_out)
+
+    @property
+    def true(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, columns) of the true matches."""
+        return self.rows[~self.left_out], self.columns[~self.left_out]
 
 
 def _consecutive(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -80,6 +135,34 @@ def _consecutive(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - counts), counts)
+
+
+def count_true(labels: Labels) -> np.ndarray:
+    """(Nq,) true matches of each query in this process's gallery."""
+    counts = [
+        np.bincount(OwnPairs.of(labels.of_queries(slice(first, end))).true[0], minlength=end - first)
+        for first, end in ranges_within(labels.spans()[1], PAIRS_AT_ONCE)
+    ]
+    return np.concatenate(counts)
+
+
+def some_true_pairs(labels: Labels, world: OneProcess) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of this process's part of the first true matches of some queries; the same whoever holds them."""
+    chosen = np.unique(np.linspace(0, len(labels.q_pids) - 1, SOME_QUERIES).astype(np.int64))
+    counts = np.cumsum(world.sum(labels.of_queries(chosen).spans()[1]))
+    chosen = chosen[counts <= max(counts[0], PAIRS_OF_ROWS)]
+    rows, columns = OwnPairs.of(labels.of_queries(chosen)).true
+    own = _first_of_each(rows)
+    rows, positions = world.concatenate(rows[own]), world.concatenate(columns[own] + labels.first)
+    order = np.lexsort((positions, rows))
+    rows, columns = rows[order], positions[order] - labels.first
+    here = _first_of_each(rows) & (columns >= 0) & (columns < len(labels.g_pids))
+    return chosen[rows[here]], columns[here]
+
+
+def _first_of_each(rows: np.ndarray) -> np.ndarray:
+    """Which of the sorted rows are among the first SOME_MATCHES of their value."""
+    return np.arange(len(rows)) - np.searchsorted(rows, rows) < SOME_MATCHES
 
 
 @dataclass(frozen=True)
@@ -96,26 +179,21 @@ class Matches:
     distances: np.ndarray
     positions: np.ndarray
 
+    @classmethod
+    def of(cls, rows: np.ndarray, positions: np.ndarray, values: np.ndarray, num_queries: int) -> Matches:
+        """From pairs in any order."""
+        order = np.lexsort((positions, values, rows))
+        offsets = np.searchsorted(rows[order], np.arange(num_queries + 1))
+        return cls(offsets, values[order], positions[order])
+
     @property
     def rows(self) -> np.ndarray:
         """(M,) the query of each entry."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-def find_matches(distances: Distances, labels: Labels, world: OneProcess) -> Matches:
-    """Distances of all true matches, those in the galleries of other processes included."""
-    rows, columns, same_camera = same_identity(labels)
-    rows, columns = rows[~same_camera], columns[~same_camera]
-    values = _pair_values(distances, rows, columns, labels.q_pids)
-    rows, values = world.concatenate(rows), world.concatenate(values)
-    positions = world.concatenate(columns + labels.first)
-    order = np.lexsort((positions, values, rows))
-    offsets = np.searchsorted(rows[order], np.arange(len(labels.q_pids) + 1))
-    return Matches(offsets, values[order], positions[order])
-
-
-def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_pids: np.ndarray) -> np.ndarray:
-    """Distances of chosen pairs, from small dense products of queries and matches of neighbouring identities."""
+def pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_pids: np.ndarray) -> np.ndarray:
+    """(P,) float32 distances of chosen pairs, from small dense products of queries of neighbouring identities."""
     values = np.empty(len(rows), dtype=np.float32)
     by_identity = np.argsort(q_pids, kind="stable")
     place = np.empty(len(q_pids), dtype=np.int64)
@@ -130,7 +208,11 @@ def _pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_
             pairs = pairs_of[begin:end]
             some_rows, r = np.unique(rows[pairs], return_inverse=True)
             some_columns, c = np.unique(columns[pairs], return_inverse=True)
-            values[pairs] = distances.between(some_rows, some_columns)[r, c]
+            for first, stop in ranges(len(some_columns), COLUMNS_AT_ONCE):
+                inside = (c >= first) & (c < stop)
+                block = distances.between(some_rows, some_columns[first:stop])
+                with np.errstate(over="ignore"):
+                    values[pairs[inside]] = block[r[inside], c[inside] - first]
 
     share_out(itertools.pairwise(ends), work, len(workers(distances.devices)))
     return values
@@ -141,10 +223,20 @@ class CloserCounter:
 
     Few items are closer than a query's farthest match; only those are looked up among its sorted matches. Each query
     has one bin per match (the items between it and the match before) and a last one (ties behind its farthest match).
+
+    Args:
+        matches: the true matches of all processes.
+        pairs: the pairs of one identity in this process's gallery.
+        first: position of the first column.
+        find_ties: remember the queries of which an item ties with a match.
+
+    Attributes:
+        seen: (P,) float32 distances of the pairs as the blocks show them.
+        tied: (Nq,) queries that have such ties.
     """
 
-    def __init__(self, matches: Matches, labels: Labels):
-        self.matches, self.labels = matches, labels
+    def __init__(self, matches: Matches, pairs: OwnPairs, first: int, find_ties: bool = False):
+        self.matches, self.pairs, self.first, self.find_ties = matches, pairs, first, find_ties
         num_queries = len(matches.offsets) - 1
         self.offsets = matches.offsets + np.arange(num_queries + 1)
         last = np.zeros(self.offsets[-1], dtype=bool)
@@ -158,54 +250,69 @@ class CloserCounter:
         limits = np.full(num_queries, -np.inf, dtype=np.float32)
         counted = np.diff(matches.offsets) > 0
         limits[counted] = matches.distances[matches.offsets[1:][counted] - 1]
-        self.same_rows, self.same_columns, _ = same_identity(labels)
-        self.same_offsets = np.searchsorted(self.same_rows, np.arange(num_queries + 1))
-        self.device = torch.device("cpu")
-        self.limits = torch.from_numpy(limits)
-        self.thresholds = ordered(torch.from_numpy(bins)) << 21
-        self.positions = torch.from_numpy(positions)
-        self.rows = torch.from_numpy(np.repeat(np.arange(num_queries), np.diff(self.offsets)))
+        self.own_offsets = np.searchsorted(pairs.rows, np.arange(num_queries + 1))
+        self.seen = np.full(len(pairs.rows), np.nan, dtype=np.float32)
+        self.tied = np.zeros(num_queries, dtype=bool)
+        self.lock = Lock()  # the workers meet in one counter: a copy for each would cost memory for every pair
+        rows = np.repeat(np.arange(num_queries), np.diff(self.offsets))
+        thresholds = ordered(torch.from_numpy(bins)) << 21
+        self.tables = {CPU: (torch.from_numpy(limits), thresholds, torch.from_numpy(positions), torch.from_numpy(rows))}
 
-    def _to(self, device: torch.device) -> None:
-        if self.device != device:
-            self.device = device
-            for name in ("limits", "thresholds", "positions", "rows"):
-                setattr(self, name, getattr(self, name).to(device))
+    def _tables(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        with self.lock:
+            if device not in self.tables:
+                limits, thresholds, positions, rows = (table.to(device) for table in self.tables[CPU])
+                self.tables[device] = limits, thresholds, positions, rows
+            return self.tables[device]
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
-        self._to(block.device)
+        # Not more rows at once than have some pairs; a query may have as many as the gallery has items.
+        most = max(1, PAIRS_OF_ROWS // max(1, len(self.pairs.rows) // max(1, len(self.tied))))
+        for start, stop in ranges(len(block), most):
+            self._add(row + start, column, block[start:stop])
+
+    def _add(self, row: int, column: int, block: torch.Tensor) -> None:
+        limits, all_thresholds, all_positions, all_rows = self._tables(block.device)
         height, width = block.shape
         flat = block.view(-1)
-        own = self._same_identity(row, column, height, width)
-        kept = flat[own]
-        flat[own] = torch.nan  # below no limit
-        close = (block <= self.limits[row : row + height, None]).view(-1).nonzero().view(-1)
-        rows = close // width
-        keys = (rows << 53) | (ordered(flat.take(close)) << 21) | (close - rows * width + 1)
-        flat[own] = kept
+        own = self._own(row, column, height, width)
+        places = torch.from_numpy(own[1]).to(block.device)
+        kept = flat[places]
+        self.seen[own[0]] = kept.cpu().numpy()
+        flat[places] = torch.nan  # below no limit
+        close = true_places(block <= limits[row : row + height, None])
         start, stop = self.offsets[row], self.offsets[row + height]
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
-        places = (self.positions[start:stop] - (self.labels.first + column) + 1).clamp(0, width + 1)
-        thresholds = ((self.rows[start:stop] - row) << 53) | self.thresholds[start:stop] | places
-        bins = torch.searchsorted(thresholds, keys)
-        self.counts[start:stop] += torch.bincount(bins, minlength=stop - start).cpu().numpy()
+        columns = (all_positions[start:stop] - (self.first + column) + 1).clamp(0, width + 1)
+        thresholds = ((all_rows[start:stop] - row) << 53) | all_thresholds[start:stop] | columns
+        for some in close.split(CANDIDATES_AT_ONCE):
+            rows = some // width
+            keys = (rows << 53) | (ordered(flat.take(some)) << 21) | (some - rows * width + 1)
+            bins = torch.searchsorted(thresholds, keys)
+            counts = torch.bincount(bins, minlength=stop - start).cpu().numpy()
+            with self.lock:
+                self.counts[start:stop] += counts
+            if self.find_ties:
+                around = [thresholds[(bins + shift).clamp(0, len(thresholds) - 1)] for shift in (-1, 0)]
+                ties = ((around[0] >> 21) == (keys >> 21)) | ((around[1] >> 21) == (keys >> 21))
+                self.tied[row + rows[ties].cpu().numpy()] = True
+        flat[places] = kept
 
-    def _same_identity(self, row: int, column: int, height: int, width: int) -> torch.Tensor:
-        """Flat positions in the block of the pairs of one identity, which are not counted."""
-        start, stop = self.same_offsets[row], self.same_offsets[row + height]
-        columns = self.same_columns[start:stop] - column
-        inside = (columns >= 0) & (columns < width)
-        flat = (self.same_rows[start:stop][inside] - row) * width + columns[inside]
-        return torch.from_numpy(flat).to(self.device)
+    def _own(self, row: int, column: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(entries of the pairs, flat positions in the block) of the pairs of one identity, which are not counted."""
+        start, stop = self.own_offsets[row], self.own_offsets[row + height]
+        columns = self.pairs.columns[start:stop] - column
+        inside = np.flatnonzero((columns >= 0) & (columns < width))
+        return start + inside, (self.pairs.rows[start:stop][inside] - row) * width + columns[inside]
 
     def twin(self) -> CloserCounter:
-        return CloserCounter(self.matches, self.labels)
+        return self
 
     def merge(self, other: CloserCounter) -> None:
-        self.counts += other.counts
+        pass  # all workers add to the same counts
 
     def ranks(self, world: OneProcess) -> np.ndarray:
-        """(M,) rank of each match, from 1, among all items but those of the query's own identity and camera."""
+        """(M,) rank of each match, from 1, among all items but those that are left out."""
         closer = np.cumsum(world.sum(self.counts))
         before_query = np.concatenate([[0], closer])[self.offsets[:-1]]
         rows = self.matches.rows
@@ -224,7 +331,7 @@ class Nearest:
 
     def __init__(self, num_rows: int, k: int, first: int = 0, excluded: tuple[np.ndarray, np.ndarray] | None = None):
         self.k, self.first = k, first
-        self.keys = torch.full((num_rows, k), NONE)
+        self.keys = torch.full((num_rows, k), NONE, dtype=torch.int64, device=CPU)
         self.excluded = excluded
         if excluded is not None:
             self.offsets = np.searchsorted(excluded[0], np.arange(num_rows + 1))
@@ -243,7 +350,7 @@ class Nearest:
         if self.k < width and bool(fresh.any()):
             # A first look at a row: only its k nearest of this block, and their ties, are of interest.
             limits[fresh] = block[fresh].topk(self.k, dim=1, largest=False).values[:, -1]
-        close = (block <= limits[:, None]).view(-1).nonzero().view(-1)
+        close = true_places(block <= limits[:, None])
         rows = close // width
         self.offer_rows(row, height, rows, block.view(-1)[close], column + close - rows * width)
 
@@ -262,7 +369,7 @@ class Nearest:
         """
         height = block.shape[1]
         limits = key_distances(self.keys[row : row + height, -1])
-        close = (block <= limits[None, :]).view(-1).nonzero().view(-1)
+        close = true_places(block <= limits[None, :])
         columns = close // height
         rows, order = torch.sort(close - columns * height, stable=True)
         close = close[order]
@@ -305,6 +412,21 @@ class Nearest:
         """Take over what the other processes found."""
         parts = [torch.from_numpy(part) for part in world.gather(self.keys.cpu().numpy())]
         self.keys = torch.cat(parts, dim=1).topk(self.k, dim=1, largest=False).values
+
+    def complete(self) -> tuple[np.ndarray, np.ndarray]:
+        """`result` of rows that all have k items.
+
+        Raises:
+            UserError: infinite or missing distances, which no neighbourhood can be made of.
+        """
+        positions, distances = self.result()
+        if (positions < 0).any():
+            row = int((positions < 0).any(axis=1).argmax())
+            raise UserError(
+                f"item {row} has fewer than {self.k} neighbours at a finite distance; scale the features down or mend "
+                "the distances"
+            )
+        return positions, distances
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """(positions, distances), nearest first; -1 and infinity where there are fewer than k items."""

@@ -10,7 +10,7 @@ share a column, so an inverted index finds every pair that matters. The final di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,15 +21,17 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, scan
+from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, ranges, ranges_within, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, check_count, check_dimensions
 from .neighbours import Collection, Farthest, Items, Neighbourhood
 from .ranking import Nearest
+from .space import Space, choose_space
 
 DEFINITIONS = ("torchreid", "zhong")
 SHARED_AT_ONCE = 1 << 22  # query-gallery pairs with a shared column that are held together
 POSTINGS_AT_ONCE = 1 << 17
+SUMS_AT_ONCE = 1 << 22  # cells of the table that sums the postings of some queries
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 PairDistances = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -171,13 +173,13 @@ class InvertedIndex:
 
     def shared(self, query: sp.csr_array) -> Shared:
         """The similarity m / (2 - m) of each query to each item, m = sum of min(V_q, V_g), where m > 0."""
-        ends = np.cumsum(self.work(query))
-        parts, first = [], 0
-        while first < query.shape[0]:
-            before = ends[first - 1] if first else 0
-            end = max(first + 1, int(np.searchsorted(ends, before + POSTINGS_AT_ONCE, "right")))
-            parts.append(self._shared(query, first, end))
-            first = end
+        work = self.work(query)
+        parts = []
+        for first, end in ranges_within(work, POSTINGS_AT_ONCE):
+            # Short lists: many queries, and as many columns for each as all of them have items together.
+            occurring = max(1, min(self.num_gallery, int(work[first:end].sum())))
+            for start, stop in ranges(end - first, max(1, SUMS_AT_ONCE // occurring)):
+                parts.append(self._shared(query, first + start, first + stop))
         return Shared(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _shared(self, query: sp.csr_array, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -255,14 +257,18 @@ def reranked_parts(
     num_queries: int,
     settings: Reranking,
     world: OneProcess,
+    ends: Sequence[int] = (),
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
-    """(first query, end query, final distances to this process's gallery) of parts that fit in memory."""
+    """(first query, end query, final distances to this process's gallery) of parts that fit in memory.
+
+    A part also ends at each of `ends`.
+    """
     index = InvertedIndex(encoding[own_gallery])
-    ends = np.cumsum(world.sum(index.work(encoding[:num_queries])))
+    work = world.sum(index.work(encoding[:num_queries]))
+    cuts = {end for _, end in ranges_within(work, SHARED_AT_ONCE)}
+    cuts |= set(ends)
     first = 0
-    while first < num_queries:
-        before = ends[first - 1] if first else 0
-        end = max(first + 1, int(np.searchsorted(ends, before + SHARED_AT_ONCE, "right")))
+    for end in sorted(cuts):
         # No name keeps a part alive while the next is made.
         yield (
             first,
@@ -275,25 +281,26 @@ def reranked_parts(
 def feature_parts(
     query: np.ndarray,
     gallery: np.ndarray,
-    metric: str,
+    space: Space,
     settings: Reranking,
     devices: list[torch.device],
     world: OneProcess,
+    ends: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
     """`reranked_parts` from raw features; `gallery` is this process's."""
-    collection = Collection(query, gallery, world)
+    collection = Collection(query, gallery, space, world)
     settings.check_gallery(sum(collection.sizes))
-    near = Items(collection, metric, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress)
-    encoding = encode(near, partial(collection.pair_distances, metric, devices[0]), settings)
+    near = Items(collection, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress)
+    encoding = encode(near, partial(collection.pair_distances, devices[0]), settings)
     own_gallery = slice(collection.shard_start, collection.shard_start + len(gallery))
     farthest = near.farthest
     del near
 
     def base(first: int, end: int) -> Distances:
-        return FeatureDistances(query[first:end], gallery, metric, devices)
+        return FeatureDistances(query[first:end], gallery, space, devices)
 
-    yield from reranked_parts(farthest, encoding, own_gallery, base, len(query), settings, world)
+    yield from reranked_parts(farthest, encoding, own_gallery, base, len(query), settings, world, ends)
 
 
 class _Fill:
@@ -356,21 +363,45 @@ def k_reciprocal_distances(
     query, gallery = as_features(query_features), as_features(gallery_features)
     check_dimensions(query.shape[1], gallery.shape[1])
     settings = Reranking(k1, k2, lambda_value, definition)
+    settings.check_gallery(len(gallery))
+    devices = find_devices(device)
     with full_precision():
-        parts = feature_parts(query, gallery, metric, settings, find_devices(device), OneProcess(), progress)
+        space = choose_space(query, gallery, metric, near=partial(_nearest_pairs, query, gallery))
+        parts = feature_parts(query, gallery, space, settings, devices, OneProcess(), progress=progress)
         return _dense(parts, (len(query), len(gallery)))
+
+
+def _nearest_pairs(query: np.ndarray, gallery: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of some queries and their nearest gallery items."""
+    rows = np.unique(np.linspace(0, len(query) - 1, 128).astype(np.int64))
+    nearest = Nearest(len(rows), min(8, len(gallery)))
+    scan(FeatureDistances(query[rows], gallery, space, [torch.device("cpu")]), [nearest])
+    return np.repeat(rows, nearest.k), nearest.complete()[0].reshape(-1)
 
 
 # --- torchreid's signature ----------------------------------------
 
 
 class _AllPairs:
-    """The rows of torchreid's `original_dist` before the division: the squared columns of [[qq, qg], [qg.T, gg]]."""
+    """The rows of torchreid's `original_dist` before the division: the squared columns of [[qq, qg], [qg.T, gg]].
+
+    Values are converted before they are squared, and scaled by a power of two where float32 does not hold the squares.
+    """
 
     def __init__(self, q_g: np.ndarray, q_q: np.ndarray, g_g: np.ndarray):
         self.q_g, self.q_q, self.g_g = q_g, q_q, g_g
         self.devices = [torch.device("cpu")]
         self.num_queries = self.num_gallery = sum(q_g.shape)
+        largest = max(max(abs(float(x.max())), abs(float(x.min()))) for x in (q_g, q_q, g_g))
+        self.scale = 1.0 if not largest or 1e-15 < largest < 1e15 else float(np.exp2(-np.floor(np.log2(largest))))
+
+    def square(self, distances: np.ndarray) -> np.ndarray:
+        """Float32 squares of given distances."""
+        kind = np.float32 if np.can_cast(distances.dtype, np.float32) and self.scale == 1 else np.float64
+        values = distances.astype(kind)
+        if self.scale != 1:
+            values = np.multiply(values, self.scale)
+        return np.square(values).astype(np.float32, copy=False)
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
         yield 0, self.num_gallery, self._rows
@@ -384,12 +415,12 @@ class _AllPairs:
         query, gallery = slice(first, min(end, nq)), slice(max(first - nq, 0), max(end - nq, 0))
         of_queries = np.concatenate([self.q_q[:, query].T, self.q_g[query]], axis=1)
         of_gallery = np.concatenate([self.q_g[:, gallery].T, self.g_g[:, gallery].T], axis=1)
-        return np.square(np.concatenate([of_queries, of_gallery])).astype(np.float32)
+        return np.ascontiguousarray(self.square(np.concatenate([of_queries, of_gallery])))
 
     def pair_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(P,) distances of chosen pairs: entry (column, row) of the whole matrix."""
         nq = len(self.q_g)
-        values = np.empty(len(rows), dtype=self.q_g.dtype)
+        values = np.empty(len(rows), dtype=np.result_type(self.q_g, self.q_q, self.g_g))
         for row_is_query in (True, False):
             for column_is_query in (True, False):
                 some = ((rows < nq) == row_is_query) & ((columns < nq) == column_is_query)
@@ -398,7 +429,11 @@ class _AllPairs:
                     values[some] = self.q_g[r, c] if row_is_query else self.q_g[c, r]
                 else:
                     values[some] = (self.q_q if row_is_query else self.g_g)[c, r]
-        return np.square(values).astype(np.float32)
+        return self.square(values)
+
+    def part(self, first: int, end: int) -> Distances:
+        """Squared distances of some queries to the gallery."""
+        return MatrixDistances(self.square(self.q_g[first:end]))
 
 
 def re_ranking(
@@ -428,7 +463,8 @@ def re_ranking(
         >>> re_ranking(d[:3, 3:], d[:3, :3], d[3:, 3:], k1=3, k2=2).shape
         (3, 9)
     """
-    q_g, q_q, g_g = (np.asarray(x) for x in (q_g_dist, q_q_dist, g_g_dist))
+    given = (x.detach().cpu() if hasattr(x, "detach") else x for x in (q_g_dist, q_q_dist, g_g_dist))
+    q_g, q_q, g_g = (np.asarray(x) for x in given)
     nq, ng = q_g.shape if q_g.ndim == 2 else (0, 0)
     if not nq or not ng or q_q.shape != (nq, nq) or g_g.shape != (ng, ng):
         raise UserError(
@@ -436,19 +472,18 @@ def re_ranking(
             "give (Nq, Ng), (Nq, Nq), (Ng, Ng)"
         )
     for name, matrix in (("q_g_dist", q_g), ("q_q_dist", q_q), ("g_g_dist", g_g)):
+        if matrix.dtype.kind not in "fiu":
+            raise UserError(f"{name} has type {matrix.dtype}; give real numbers")
         if not np.isfinite(matrix).all():
             raise UserError(f"{name} holds NaN or infinity; mend the features behind it")
-    settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` and `_squared_part` square already
+    settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` squares already
     pairs = _AllPairs(q_g, q_q, g_g)
     n = nq + ng
     nearest, farthest = Nearest(n, min(settings.num_neighbours, n)), Farthest(n)
     scan(pairs, [nearest, farthest])
-    indices, distances = nearest.result()
+    indices, distances = nearest.complete()
     near = Neighbourhood(indices, distances, farthest.values.numpy())
     encoding = encode(near, pairs.pair_distances, settings)
-    base = partial(_squared_part, q_g)
-    return _dense(reranked_parts(near.farthest, encoding, slice(nq, n), base, nq, settings, OneProcess()), (nq, ng))
-
-
-def _squared_part(matrix: np.ndarray, first: int, end: int) -> Distances:
-    return MatrixDistances(np.square(matrix[first:end]))
+    return _dense(
+        reranked_parts(near.farthest, encoding, slice(nq, n), pairs.part, nq, settings, OneProcess()), (nq, ng)
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .embeddings import check_count
+
 
 @dataclass(frozen=True)
 class RetrievalResult:
@@ -57,7 +59,12 @@ class RetrievalResult:
         return float(self.cmc[0])
 
     def rank(self, r: int) -> float:
-        """Rank-r accuracy; a rank beyond the curve equals its last value."""
+        """Rank-r accuracy; a rank beyond the curve equals its last value.
+
+        Raises:
+            UserError: if r is no rank, that is no whole number of at least 1.
+        """
+        check_count("the rank", r, 1)
         return float(self.cmc[min(r, len(self.cmc)) - 1])
 
     def to_dict(self) -> dict:

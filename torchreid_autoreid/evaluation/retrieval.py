@@ -14,10 +14,19 @@ from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, check_count, check_dimensions
 from .expansion import Expansion
 from .index import RetrievalIndex
-from .metrics import RocCurve, join_ranked, rank_queries, rank_retrieved, roc_curve, single_shot_ranks, summarise
-from .ranking import Labels, Nearest
+from .metrics import (
+    RocCurve,
+    join_ranked,
+    rank_queries,
+    rank_retrieved,
+    roc_curve,
+    single_shot_ranks,
+    summarise,
+)
+from .ranking import Labels, Nearest, some_true_pairs
 from .rerank import Reranking, feature_parts
 from .result import RetrievalResult
+from .space import Space, choose_space
 
 
 class _Setting:
@@ -33,7 +42,15 @@ class _Setting:
         sizes = [int(size) for size in self.world.concatenate(np.array([len(gallery)]))]
         self.num_gallery = sum(sizes)
         first = sum(sizes[: self.world.rank])
-        self.labels = Labels(query.pids, query.camids, gallery.pids, gallery.camids, first)
+        self.labels = Labels(query.pids, (query.camids,), gallery.pids, (gallery.camids,), first)
+
+    def space(self, query: np.ndarray, gallery: np.ndarray) -> Space:
+        """How these features are compared."""
+
+        def near(_: Space) -> tuple[np.ndarray, np.ndarray]:
+            return some_true_pairs(self.labels, self.world)
+
+        return choose_space(query, gallery, self.metric, self.world, self.labels.first, near)
 
 
 def evaluate(
@@ -123,22 +140,32 @@ def evaluate(
         raise UserError(f"search_parameters {search_parameters!r} are of an approximate index; index='Flat' has none")
     if isinstance(index, RetrievalIndex) and database_augmentation:
         raise UserError("database_augmentation changes the gallery, the index given holds it as it was; leave one out")
+    labels, q_features, g_features = setting.labels, query.features, gallery.features
     with full_precision():
-        q_features, g_features = expansion.apply(query.features, gallery.features, metric, devices, world, progress)
+        space = setting.space(q_features, g_features)
+        q_expanded, g_expanded = expansion.apply(q_features, g_features, space, devices, world, progress)
+        if q_expanded is not q_features or g_expanded is not g_features:
+            q_features, g_features = q_expanded, g_expanded
+            space = setting.space(q_features, g_features)
         if index != "Flat":
-            retrieval = _ApproximateSearch(index, search_parameters, g_features, setting, seed, progress)
+            retrieval = _ApproximateSearch(index, search_parameters, g_features, space, setting, seed, progress)
             return retrieval.evaluate(q_features, max_rank, topk, num_retrieved, recall_sample)
         parts: Iterable[tuple[int, int, Distances]]
+        ranges = labels.parts(world)
         if reranking is not None:
-            parts = feature_parts(q_features, g_features, metric, reranking, devices, world, progress)
+            ends = [end for _, end in ranges]
+            parts = feature_parts(q_features, g_features, space, reranking, devices, world, ends, progress)
         else:
-            parts = [(0, len(query), FeatureDistances(q_features, g_features, metric, devices))]
+            parts = (
+                (first, end, FeatureDistances(q_features[first:end], g_features, space, devices))
+                for first, end in ranges
+            )
         ranked, shots = [], []
         for first, end, distances in parts:
-            labels = setting.labels.of_queries(first, end)
-            ranked.append(rank_queries(distances, labels, topk, world, progress))
+            some = labels.of_queries(slice(first, end))
+            ranked.append(rank_queries(distances, some, topk, world, progress))
             if use_metric_cuhk03:
-                shots.append(single_shot_ranks(distances, labels, cuhk03_repeats, seed, first, world))
+                shots.append(single_shot_ranks(distances, some, cuhk03_repeats, seed, first, world))
             del distances  # before the next part is made
     num_candidates = len(np.unique(world.concatenate(gallery.pids))) if use_metric_cuhk03 else setting.num_gallery
     return summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
@@ -152,11 +179,12 @@ class _ApproximateSearch:
         index: str | RetrievalIndex,
         parameters: str,
         gallery: np.ndarray,
+        space: Space,
         setting: _Setting,
         seed: int,
         progress: Progress | None,
     ):
-        self.gallery, self.setting, self.seed, self.progress = gallery, setting, seed, progress
+        self.gallery, self.space, self.setting, self.seed, self.progress = gallery, space, setting, seed, progress
         if isinstance(index, RetrievalIndex):
             if len(index) != len(gallery) or index.dimension != gallery.shape[1] or index.metric != setting.metric:
                 raise UserError(
@@ -196,12 +224,12 @@ class _ApproximateSearch:
         if not sample:
             return {}
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(query))[:sample])
-        distances = FeatureDistances(query[chosen], self.gallery, self.setting.metric, self.setting.devices)
+        distances = FeatureDistances(query[chosen], self.gallery, self.space, self.setting.devices)
         depths = [k for k in (1, 10, 100) if k <= found.k]
         exact = Nearest(len(chosen), depths[-1], self.setting.labels.first)
         scan(distances, [exact], self.progress, "exact sample")
         exact.merge_processes(self.setting.world)
-        truth, approximate = exact.result()[0], found.result()[0][chosen]
+        truth, approximate = exact.complete()[0], found.result()[0][chosen]
         return {k: float((truth[:, :k, None] == approximate[:, None, :k]).any(axis=2).mean()) for k in depths}
 
 
@@ -237,5 +265,6 @@ def roc(
         raise UserError(f"fpr is {rates.tolist()}; give false-accept rates from 0 to 1")
     setting = _Setting(query, gallery, metric, device, distributed)
     with full_precision():
-        distances = FeatureDistances(query.features, gallery.features, metric, setting.devices)
+        space = setting.space(query.features, gallery.features)
+        distances = FeatureDistances(query.features, gallery.features, space, setting.devices)
         return roc_curve(distances, setting.labels, rates, setting.world, progress)
