@@ -1,7 +1,27 @@
 """The exceptions that a command turns into a line and an exit status, and how they show a value."""
 
+import errno
 import reprlib
 from typing import Any
+
+#: what a file system says when it takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+#: what it says when it has gone away
+_GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)
+#: what it says about a path
+_PATHS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_FEW_FILES = (errno.EMFILE, errno.ENFILE)
+_FEW_PROCESSES = (errno.EAGAIN,)
+
+_NOT_ENOUGH_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "failed to map segment",
+    "unable to mmap",
+    "not enough memory",
+    "out of memory",
+)
 
 
 class UserError(ValueError):
@@ -38,3 +58,51 @@ def short(value: Any) -> str:
         return reprlib.repr(value)[:200]
     except ValueError:  # Python writes out no number of more than 4300 digits
         return f"{type(value).__name__} too long to be shown"
+
+
+def line_of_the_machine(error: BaseException) -> str:
+    """What to do about a fault of the machine that Python, PyTorch or a library raises; empty if it is none.
+
+    >>> line_of_the_machine(OSError(errno.ENOSPC, "No space left on device", "log/a"))
+    'cannot write log/a: No space left on device; make room, then go on with --resume'
+    >>> line_of_the_machine(ValueError("x"))
+    ''
+    """
+    text = " ".join(str(error).split())
+    reason = text[:160]
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" {error.filename}" if error.filename else ""
+        if error.errno in _FULL:
+            return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
+        if error.errno == errno.ENAMETOOLONG:
+            return f"the name {short(error.filename)} is too long for this system; give a shorter one"
+        if error.errno in _GONE:
+            return (
+                f"the file system of{where or ' a file'} does not answer ({error.strerror}); what has been written is "
+                "kept, go on with --resume when it is back"
+            )
+        if error.errno in _PATHS and where:
+            return f"cannot use{where}: {error.strerror}; give another path, or change its rights"
+        if error.errno in _FEW_PROCESSES:
+            return f"the system starts no more processes ({error.strerror}); lower data.workers, or raise ulimit -u"
+    if getattr(error, "errno", None) in _FEW_FILES or "Too many open files" in text:
+        return f"too few file descriptors ({reason}); raise the limit (ulimit -n 4096), or lower data.workers"
+    if "No space left on device" in text or "Disk quota exceeded" in text:  # of a library, or of shared memory
+        shared = "/torch_" in text or "shm" in text
+        fix = "lower data.workers, or make /dev/shm larger" if shared else "make room, then go on with --resume"
+        return f"cannot write ({reason}); {fix}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
+        return f"a loader process has died ({reason.rstrip('.')}); {hint}"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return "the system starts no more threads; lower data.workers or OMP_NUM_THREADS, or raise ulimit -u"
+    # PyTorch has an exception of its own for GPUs only; it is named, since an import of PyTorch takes seconds.
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        memory = True
+    if memory or any(words in text.lower() for words in _NOT_ENOUGH_MEMORY):
+        return (
+            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
+            "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+        )
+    return ""

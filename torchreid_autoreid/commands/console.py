@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import logging.handlers
@@ -10,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ..errors import Interrupted, SharedError, UserError, short
+from ..errors import Interrupted, SharedError, UserError, line_of_the_machine
 from ..files import not_writable
 
 __all__ = ["Log", "StepBar", "begin_log", "quieten", "run", "setup_logging", "stop_on_signals"]
@@ -27,8 +27,6 @@ _LOGGER = logging.getLogger(__name__)
 
 #: kept until the log file may be written
 _MOST_EARLY_LINES = 10_000
-#: what a file system says when it takes no more
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -44,6 +42,7 @@ def run(main: Callable[[], int | None]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    threading.excepthook = _quiet_thread
     try:
         return main() or 0
     except SharedError as error:
@@ -55,38 +54,28 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as stop:
         return _ended(str(stop) or "interrupted; what has been written is kept", 130)
     except Exception as error:
-        if line := _line_of_the_machine(error):
+        if line := _what_to_do(error):
+            _LOGGER.debug("stopped by a fault of the machine", exc_info=True)
             return _ended(f"error: {line}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
 
 
-def _line_of_the_machine(error: Exception) -> str:
-    """What to do about a fault of the machine; nothing if it is the program's."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        where = f" {error.filename}" if error.filename else ""
-        return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"the name {short(error.filename)} is too long for this system; give a shorter one"
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
-        return f"a loader process has died ({str(error).rstrip('.')}); {hint}"
+def _what_to_do(error: Exception) -> str:
+    """What to do about a fault of the machine, or of the other processes; nothing if it is the program's."""
     if _is_of_the_group(error):
         reason = str(error).strip().splitlines()[0][:160]
         hint = "what has been written is kept; start all again with --resume auto, as torchrun --max-restarts does"
         return f"another process of the run has ended or cannot be reached ({reason}); {hint}"
-    # PyTorch has an exception of its own for GPUs only; it is named, since an import of PyTorch takes seconds.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
-        reason = " ".join(str(error).split())[:160]
-        return (
-            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
-            "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
-        )
-    return ""
+    return line_of_the_machine(error)
+
+
+def _quiet_thread(fault: threading.ExceptHookArgs) -> None:
+    """The thread that writes for TensorBoard hands a full disk on, and Python would print it as well."""
+    if isinstance(fault.exc_value, Exception) and line_of_the_machine(fault.exc_value):
+        _LOGGER.debug("%s: %r", getattr(fault.thread, "name", "a thread"), fault.exc_value)
+    else:
+        threading.__excepthook__(fault)
 
 
 def _is_of_the_group(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from ..config.check import check_search_config, check_train_config
+from ..config.check import check_search_config, check_test_config, check_train_config
 from ..config.read import expanded_path, read_config
 from ..errors import SharedError, UserError
 
@@ -388,6 +388,7 @@ COMMANDS = {
         "Evaluates person retrieval, exactly and at any size: mAP, CMC, mINP, with re-ranking if asked.",
         _EVALUATE,
         _add_evaluate,
+        check=lambda cfg, _: check_test_config(cfg),
     ),
     "pretrain": Command(
         "Pre-trains the network of a genotype on ImageNet, or on any folder of images by class.",
@@ -399,6 +400,7 @@ COMMANDS = {
         "Writes a trained network as ONNX or TorchScript, compared with PyTorch, for use without this package.",
         _EXPORT,
         _add_export,
+        check=lambda cfg, _: check_test_config(cfg),
     ),
     "report": Command(
         "Writes the report of a search, one HTML page, from its log folder.",

@@ -19,7 +19,7 @@ from ..config.read import plain_config
 from ..data import TrainDataManager
 from ..engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
-from ..errors import UserError
+from ..errors import UserError, line_of_the_machine
 from ..files import write_atomically
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
@@ -204,6 +204,8 @@ def check_input(cfg: Any, model: torch.nn.Module) -> None:
         with torch.no_grad():
             model(torch.zeros(1, 3, cfg.data.height, cfg.data.width))
     except (AssertionError, RuntimeError, ValueError) as error:
+        if line_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(
             f"{cfg.model.name} takes no images of {cfg.data.height} x {cfg.data.width} ({reason}); "

@@ -18,7 +18,7 @@ __all__ = [
     "check_train_config",
 ]
 
-_MAX_SIDE, _MAX_WORKERS = 8192, 1024  # pixels of an image, loader processes
+_MAX_WORKERS = 1024  # loader processes
 
 
 #: Keys of torchreid that a search has no use for, and what to use instead.
@@ -163,6 +163,30 @@ _GRAD_SYNCS = ("mean", "sum")
 _LEAST_SIZE = 16
 #: Above these a value is a slip, and would end in a computer out of memory. Checkpoints and the report know them too.
 _MOST_SIZE, _MOST_CHANNELS, _MOST_CELLS, _MOST_BLOCKS, _MOST_PARTS = 8192, 4096, 64, 16, 64
+_MOST_PIXELS = 1 << 21
+_MOST = {
+    **dict.fromkeys(("train.max_epoch", "train.fixbase_epoch", "train.stepsize", "test.eval_freq"), 1_000_000),
+    **dict.fromkeys(("train.batch_size", "test.batch_size", "test.ranks"), 1 << 20),
+    **dict.fromkeys(("sampler.num_instances", "sampler.num_cams", "sampler.num_datasets"), 1 << 16),
+    **dict.fromkeys(("search.candidate_epochs", "search.perturbation_batches", "search.perturbation_steps"), 1_000_000),
+    **dict.fromkeys(("search.partial_channels", "search.budget.channels"), _MOST_CHANNELS),
+    **dict.fromkeys(("data.height", "data.width", "search.budget.height", "search.budget.width"), _MOST_SIZE),
+    "search.budget.layers": _MOST_CELLS,
+    "data.workers": _MAX_WORKERS,
+    "test.visrank_topk": 1000,
+}
+
+
+def check_test_config(cfg: CfgNode) -> None:
+    """Refuses values out of range of what a test or an export reads.
+
+    Raises:
+        UserError: naming the key, the value and the fix.
+    """
+    _check_images(cfg)
+    _one_of(cfg, "test.dist_metric", _METRICS)
+    _one_of(cfg, "recipe.neck", _NECKS)
+    _check_network(cfg)
 
 
 def check_search_config(cfg: CfgNode) -> None:
@@ -234,6 +258,12 @@ def _check_recipe(cfg: CfgNode) -> None:
         _in_range(cfg, name, 0, 1, below=True)
     _in_range(cfg, "train.base_lr_mult", 0)
     _in_range(cfg, "train.fixbase_epoch", 0)
+    for key, chooser in (("train.open_layers", "train.fixbase_epoch"), ("train.new_layers", "train.staged_lr")):
+        if get(cfg, chooser) and not get(cfg, key):
+            raise UserError(
+                f"{key} is empty, and {chooser} {get(cfg, chooser)} is about these layers; "
+                f"name some, such as [classifier], or leave {chooser} out"
+            )
     _in_range(cfg, "test.start_eval", 0)
     _in_range(cfg, "test.visrank_topk", 1)
     _one_of(cfg, "recipe.neck", _NECKS)
@@ -261,6 +291,17 @@ def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what
 
 
 def _check_images(cfg: CfgNode) -> None:
+    for name, most in _MOST.items():
+        values = get(cfg, name)
+        if max(values if isinstance(values, list) and values else [values or 0]) > most:
+            raise UserError(f"{name} must be at most {most}, not {values}")
+    for place in ("data", "search.budget"):
+        height, width = get(cfg, f"{place}.height"), get(cfg, f"{place}.width")
+        if height * width > _MOST_PIXELS:
+            raise UserError(
+                f"{place}.height {height} and {place}.width {width} make images of more than {_MOST_PIXELS} pixels; "
+                "lower them"
+            )
     for name in ("data.root", "data.save_dir", "data.sources", "data.targets"):
         if not get(cfg, name):
             raise UserError(f"{name} is empty; give a value, such as {get(get_default_config(), name)}")
@@ -279,9 +320,6 @@ def _check_images(cfg: CfgNode) -> None:
             raise UserError(f"{name} must have three numbers, one a colour channel, not {get(cfg, name)}")
     if min(cfg.data.norm_std) <= 0:
         raise UserError(f"data.norm_std must be above 0 in every colour channel, not {cfg.data.norm_std}")
-    for name in ("data.height", "data.width"):
-        _in_range(cfg, name, 1, _MAX_SIDE)
-    _in_range(cfg, "data.workers", 0, _MAX_WORKERS)
     if min(cfg.data.height, cfg.data.width) < _LEAST_SIZE:
         raise UserError(
             f"data.height {cfg.data.height} and data.width {cfg.data.width} are too small for four stages, each of "

@@ -37,6 +37,9 @@ _MAX_FILE_BYTES = 1 << 16  # a configuration has a few kilobytes
 _MAX_WHOLE = 1 << 53  # of whole numbers; what counts something larger than this is a mistake
 
 
+_MAX_BITS = 4096  # of a whole number in YAML
+
+
 _COMMAND_LINE = "the command line"
 #: an installed package has the files inside; a checkout beside it
 _SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -230,6 +233,12 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "it has an alias; write the value out", mark)
         return super().compose_node(parent, index)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        value = int(super().construct_yaml_int(node))
+        if value.bit_length() > _MAX_BITS:  # Python does not write them out again
+            raise yaml.constructor.ConstructorError(None, None, "it has a number of too many digits", node.start_mark)
+        return value
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
@@ -238,6 +247,9 @@ class _PlainLoader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def _merge(cfg: CfgNode, content: dict[Any, Any], where: str, prefix: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import stat
@@ -14,7 +15,7 @@ import numpy as np
 import torchreid
 from PIL import Image, ImageOps
 
-from ..errors import UserError
+from ..errors import UserError, line_of_the_machine
 
 __all__ = ["FORMATS", "MOST_PIXELS", "SUFFIXES", "read_image", "shown", "use_in_feature_extractor"]
 
@@ -24,6 +25,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: of one picture; the largest of ImageNet has 61 million. A file of 20 kB can claim any number.
 MOST_PIXELS = 1 << 26
+
+#: errors of the machine, which no other file would mend
+_NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -63,6 +67,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise
         raise _unreadable(path, f"it has more than {MOST_PIXELS} pixels") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILES and (line := line_of_the_machine(error)):
+            raise UserError(line) from None
         raise _unreadable(path, _reason(error, path)) from None
 
 

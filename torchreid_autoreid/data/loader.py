@@ -6,7 +6,9 @@ whether the run was resumed in the middle of an epoch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -30,6 +32,10 @@ from ..errors import UserError
 from .images import read_image
 
 __all__ = ["InOrderLoader", "ReadableFolder", "ReadableImages", "SearchLoader", "collate"]
+
+#: open files of a loader process in the main one (pipes, and batches that wait, a file a tensor), measured with a
+#: margin; and of everything else that an epoch opens
+_FILES_OF_A_WORKER, _FILES_BEFORE = 16, 16
 
 Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
 Key = tuple[int, int]  # index of an item, seed of its augmentation
@@ -270,10 +276,12 @@ class InOrderLoader:
 
 def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin: bool) -> Iterator[dict[str, Any]]:
     """Yields the given batches of keys. Closing the iterator ends its worker processes."""
+    workers = min(workers, len(batches))
+    _check_descriptors(workers)
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=min(workers, len(batches)),
+        num_workers=workers,
         pin_memory=pin,
         collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_main_process,
@@ -283,6 +291,41 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _check_descriptors(workers: int) -> None:
+    """Raises the limit on open files to what is allowed, and finds out that it is too low for loader processes.
+
+    With too few they hang: they cannot tell one another.
+
+    Raises:
+        UserError: if it is too low.
+    """
+    if not workers or os.name != "posix":
+        return
+    resource = importlib.import_module("resource")
+    least = _FILES_BEFORE + _FILES_OF_A_WORKER * workers + _lowest_free()
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < least:
+        wanted = least if most == resource.RLIM_INFINITY else min(least, most)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < least:
+        raise UserError(
+            f"too few file descriptors for {workers} loader processes: {limit}, and they need {least}; raise the limit "
+            f"(ulimit -n {max(least, 1024)}), or lower data.workers"
+        )
+
+
+def _lowest_free() -> int:
+    """About how many files are open: the next one gets the lowest free number."""
+    try:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return 0
+    os.close(descriptor)
+    return descriptor
 
 
 def collate(samples: list[Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torchreid
 
-from ..errors import UserError
+from ..errors import UserError, line_of_the_machine
 from .datasets import check_dataset, literal_root
 from .loader import InOrderLoader, Item, ReadableImages, SearchLoader
 from .split import held_out_retrieval, split_by_identity, split_by_image
@@ -66,6 +66,8 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
         except (UserError, BrokenPipeError):  # it prints, perhaps to a reader that has gone
             raise
         except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, ValueError) as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError) and line_of_the_machine(error):
+                raise
             raise UserError(
                 f"cannot load {' and '.join(names)} from {root or 'the current folder'}: {_reason(error)}; "
                 "check the dataset's folders and the options given for it"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import load_weights
-from ..errors import UserError
+from ..errors import UserError, line_of_the_machine
 from ..files import check_output, write_output
 from ..spec import Description
 from ..version import __version__
@@ -99,11 +99,13 @@ def export(
             (write_onnx if file_format == "onnx" else _write_torchscript)(deployed, images, made, described)
             difference = max(_difference(reference, made, file_format, images[:size]) for size in (1, 3))
         except ImportError as error:
+            if line_of_the_machine(error):
+                raise
             raise UserError(
                 f"the format {file_format} needs a package that is missing ({error.name}); pip install onnx onnxruntime"
             ) from None
         except Exception as error:  # of what PyTorch cannot trace, some of torchreid's models; runtimes have their own
-            if isinstance(error, MemoryError):
+            if line_of_the_machine(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(

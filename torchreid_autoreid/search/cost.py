@@ -389,8 +389,11 @@ class LatencyTable:
         return cls(shape, operations, str(content["device"]), fixed_part, mixed, rows)
 
 
+_MOST_MILLISECONDS = 1e9  # of one image; 10**400 is no float
+
+
 def _milliseconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST_MILLISECONDS:
         raise ValueError(f"{value!r} is no time in milliseconds")
     return float(value)
 
