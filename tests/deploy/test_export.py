@@ -171,12 +171,14 @@ def test_any_failure_of_a_writer_gets_one_line(tmp_path, monkeypatch):
         export(weights, tmp_path / "n")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.onnx", "onnx"), ("a.pt", "torchscript"), ("b.PTH", "torchscript")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.onnx", "onnx"), ("a.pt", "torchscript"), ("b.PTH", "torchscript"), ("c", "onnx")]
+)
 def test_the_ending_says_the_format(name, kind):
     assert module.format_of(name) == kind
 
 
-@pytest.mark.parametrize("name", ["a", "a.tflite", "onnx"])
+@pytest.mark.parametrize("name", ["a.tflite", "b.engine"])
 def test_an_ending_that_says_none_asks_for_it(name):
     with pytest.raises(UserError, match=f"{name} does not end in .onnx, .pt, .*; say --format onnx or torchscript"):
         module.format_of(name)

@@ -11,6 +11,11 @@ from ..spec import Description
 from .origin import tested_network
 
 
+_NOT_FOR_DEPLOYMENT = (
+    "{} the network of a search, which is not for deployment; train the genotype.json that it found, and export that"
+)
+
+
 def main(args: argparse.Namespace) -> int:
     file_format, description = check(args)
     difference = export(args.weights, args.output, file_format, description, normalize=args.normalize)
@@ -20,11 +25,10 @@ def main(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> tuple[str, Description]:
     """The format and the network, found before the work."""
+    if args.cfg.model.name == "autoreid_search":
+        raise UserError(_NOT_FOR_DEPLOYMENT.format("model.name autoreid_search is"))
     check_output("--output", args.output, {"--weights": args.weights})
     description = tested_network(args.weights, args.cfg, args.given)
     if description is None:
-        raise UserError(
-            f"{args.weights} holds the network of a search, which is not for deployment; "
-            "train the genotype.json that it found (train.py), and export that"
-        )
+        raise UserError(_NOT_FOR_DEPLOYMENT.format(f"{args.weights} holds"))
     return args.format or format_of(args.output), description

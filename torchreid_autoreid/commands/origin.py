@@ -88,6 +88,10 @@ def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description |
         return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
     for name in sorted(given & fixed.keys()):
         if get(cfg, name) != fixed[name]:
+            if name == "model.name":
+                raise UserError(
+                    f"{path} holds a network {fixed[name]}, and model.name is {cfg.model.name}; leave it out"
+                )
             raise _contradiction(path, name, fixed[name], get(cfg, name))
     fill_config(cfg, (), fixed, path)
     fill_config(cfg, given, {name: made_with[name] for name in _OF_TESTS if name in made_with}, path)

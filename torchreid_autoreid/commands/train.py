@@ -188,13 +188,18 @@ def check_files(cfg: Any, resume: Path | None, genotype: str = "") -> None:
         raise UserError("test.evaluate would test random weights; give the trained ones: model.load_weights FILE")
     if cfg.test.evaluate:
         return
+    save_dir = Path(cfg.data.save_dir)
+    for key, path in (("model.load_weights", cfg.model.load_weights), ("autoreid.pretrained", cfg.autoreid.pretrained)):
+        if path and resume is None and save_dir.resolve() in Path(path).resolve().parents:
+            raise UserError(
+                f"{key} {path} lies in data.save_dir {save_dir}, which a new run moves out of its way; "
+                "set another data.save_dir"
+            )
     inputs = {
-        "model.load_weights": cfg.model.load_weights,
-        "autoreid.pretrained": cfg.autoreid.pretrained,
         "--genotype" if genotype else "autoreid.genotype": cfg.autoreid.genotype,
         "data.root": cfg.data.root,
     }
-    check_run_folder(Path(cfg.data.save_dir), resume, inputs)
+    check_run_folder(save_dir, resume, inputs)
 
 
 def check_input(cfg: Any, model: torch.nn.Module) -> None:

@@ -121,15 +121,15 @@ def export(
 
 
 def format_of(output: str | Path) -> str:
-    """The format that a file's ending says.
+    """The format that a file's ending says; without one, ONNX.
 
     Raises:
-        UserError: if it says none.
+        UserError: if the ending is another one.
 
-    >>> format_of("reid.onnx"), format_of("reid.PT")
-    ('onnx', 'torchscript')
+    >>> format_of("reid.onnx"), format_of("reid.PT"), format_of("reid")
+    ('onnx', 'torchscript', 'onnx')
     """
-    ending = Path(output).suffix.lower()
+    ending = Path(output).suffix.lower() or ".onnx"
     if ending not in _OF_ENDINGS:
         raise UserError(f"{output} does not end in {', '.join(_OF_ENDINGS)}; say --format {' or '.join(FORMATS)}")
     return _OF_ENDINGS[ending]
