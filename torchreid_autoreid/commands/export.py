@@ -10,7 +10,6 @@ from ..files import check_output
 from ..spec import Description
 from .origin import tested_network
 
-
 _NOT_FOR_DEPLOYMENT = (
     "{} the network of a search, which is not for deployment; train the genotype.json that it found, and export that"
 )
