@@ -17,7 +17,8 @@ TORCHREID = {"data", "search.losses", "engine", "plugin", "commands"}
 
 #: part of the package -> parts it may import. What is not here must be added on purpose.
 MAY_IMPORT = {
-    "__init__": {"errors", "evaluation", "genotype", "plugin", "search", "space", "version"},  # when they are used
+    # when they are used
+    "__init__": {"deploy", "errors", "evaluation", "genotype", "plugin", "report", "search", "space", "version"},
     "__main__": {"commands"},
     "version": set(),
     "errors": set(),
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "report": {"config", "files", "genotype", "errors"},
     "plugin": {"space", "genotype", "checkpoint", "errors"},
     "spec": {"checkpoint", "space", "genotype", "plugin", "errors"},
-    "deploy": {"checkpoint", "files", "spec", "space", "errors", "version"},
+    "deploy": {"checkpoint", "data", "errors", "files", "genotype", "space", "spec", "version"},
     "engine": {
         "checkpoint",
         "data",

@@ -13,10 +13,12 @@ from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .deploy.model import load_model
     from .errors import UserError
     from .evaluation import Embeddings, RetrievalResult, evaluate
     from .genotype import Genotype
     from .plugin import register_model
+    from .report.runs import compare, read_history
     from .search.architect import Architect
     from .search.losses import RetrievalLoss
     from .space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -34,7 +36,10 @@ __all__ = [
     "RetrievalResult",
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
+    "load_model",
+    "read_history",
     "register_model",
 ]
 
@@ -50,7 +55,10 @@ _HOMES = {
     "RetrievalResult": "evaluation",
     "UserError": "errors",
     "__version__": "version",
+    "compare": "report.runs",
     "evaluate": "evaluation",
+    "load_model": "deploy.model",
+    "read_history": "report.runs",
     "register_model": "plugin",
 }
 _ROOMS = ("commands", "config", "data", "deploy", "engine", "evaluation", "parallel", "report", "search", "space")

@@ -32,6 +32,7 @@ from .genotype import Genotype
 __all__ = [
     "LATEST",
     "PREVIOUS",
+    "fit_weights",
     "forget_torn",
     "load_checkpoint",
     "load_state",
@@ -271,7 +272,17 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
     Raises:
         UserError: if the file is no checkpoint, or of another network; the message names the first difference.
     """
-    found: Any = _read(Path(path))
+    fit_weights(module, _read(Path(path)), path, testing)
+
+
+def fit_weights(module: nn.Module, found: Any, path: str | Path, testing: bool = True) -> None:
+    """As :func:`load_weights`, of what has been read already.
+
+    Args:
+        module, testing: as there.
+        found: the content of the file.
+        path: of the file, for messages.
+    """
     described = found.get("network") if isinstance(found, dict) and "state_dict" in found else None
     state = _weights_of(found, path)
     own = module.state_dict()

@@ -7,6 +7,7 @@ edges from inputs ``0 … i + 1``, so there are ``E = B (B + 3) / 2`` of them (1
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def cell_edges(blocks: int) -> Iterator[tuple[int, int, int]]:
             edge += 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Genotype:
     """The two cells of a network.
 
@@ -94,6 +95,10 @@ class Genotype:
 
     >>> Genotype.load("retrieval").normal[0]
     (('sep_conv_3x3', 0), ('skip_connect', 1))
+    >>> Genotype("mine", [[("skip_connect", 0), ("none", 1)]], [[("part_aware", 1), ("sep_conv_3x3", 0)]])
+    mine: 1 block a cell
+      normal  2 = skip_connect(0) + none(1)
+      reduce  2 = part_aware(1) + sep_conv_3x3(0)
     """
 
     name: str
@@ -110,6 +115,21 @@ class Genotype:
                 f"genotype {short(self.name)} has {len(self.normal)} normal and {len(self.reduce)} reduction blocks; "
                 "both cells need the same number"
             )
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name}: {self.blocks} {'block' if self.blocks == 1 else 'blocks'} a cell"]
+        for kind, cell in (("normal", self.normal), ("reduce", self.reduce)):
+            for number, block in enumerate(cell, start=2):  # inputs 0 and 1 are the two cells before
+                edges = " + ".join(f"{operation}({source})" for operation, source in block)
+                lines.append(f"  {kind if number == 2 else '':<6}  {number} = {edges}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Both cells as pictures, in a notebook."""
+        # The report draws genotypes and imports this module, so it is imported when a notebook asks.
+        plots = importlib.import_module(f"{__package__}.report.plots")
+        figures = (plots.draw_cell(self, kind) for kind in ("normal", "reduce"))
+        return "".join(f"<div>{plots.figure_to_svg(figure)}</div>" for figure in figures)
 
     @property
     def blocks(self) -> int:

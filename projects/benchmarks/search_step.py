@@ -41,7 +41,7 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torchreid_autoreid.errors import UserError  # noqa: E402
-from torchreid_autoreid.search.architect import Architect, TrainPass, frozen, random_states  # noqa: E402
+from torchreid_autoreid.search.architect import Architect, TrainGradients, frozen, random_states  # noqa: E402
 from torchreid_autoreid.search.losses import RetrievalLoss  # noqa: E402
 from torchreid_autoreid.search.strategies import Mixture  # noqa: E402
 from torchreid_autoreid.space.cells import SearchCell  # noqa: E402
@@ -93,7 +93,7 @@ def our_step(options: argparse.Namespace, contestant: str, step: str) -> Callabl
         if order == 2:
             states = random_states(network.weights())
             differentiate_weights()
-            architect.backward(train, val, TrainPass.of(network.weights(), states))
+            architect.backward(train, val, TrainGradients.of(network.weights(), states))
             alpha_optimizer.step()
         else:
             architect.backward(train, val)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.search.architect import Architect, TrainPass, gradients, random_states, unchanged_buffers
+from torchreid_autoreid.search.architect import Architect, TrainGradients, gradients, random_states, unchanged_buffers
 from torchreid_autoreid.search.losses import RetrievalLoss
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 
@@ -197,7 +197,7 @@ def test_a_gradient_that_is_known_saves_its_pass_and_changes_nothing(strategy):
     with unchanged_buffers(network):
         known = gradients(loss(network(batches[0][0]), batches[0][1]), network.weights())
     passes.clear()
-    architect.backward(*batches, TrainPass(known, states))
+    architect.backward(*batches, TrainGradients(known, states))
     assert len(passes) == 3
     for alpha, wanted in zip(network.alphas(), expected, strict=True):
         assert torch.equal(alpha.grad, wanted)

@@ -20,7 +20,7 @@ from ..errors import Interrupted, UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
-from ..search.architect import Architect, TrainPass, frozen, gradients, random_states, unchanged_buffers
+from ..search.architect import Architect, TrainGradients, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
 from ..search.losses import RetrievalLoss, ScaleFreeLoss
 from ..search.selection import Mixtures, select_by_perturbation
@@ -249,15 +249,15 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         norm, summary = self._differentiate_weights(batch)
         if not self._sound("weight gradient", float(norm), weights):
             return False, summary
-        sound, alpha_summary = self._step_alphas(batch, alpha_batch, TrainPass.of(weights, states))
+        sound, alpha_summary = self._step_alphas(batch, alpha_batch, TrainGradients.of(weights, states))
         return self._move_weights(norm, sound), alpha_summary | summary
 
     def _step_alphas(
-        self, train_batch: Batch, alpha_batch: Batch, train_pass: TrainPass | None = None
+        self, train_batch: Batch, alpha_batch: Batch, train_gradients: TrainGradients | None = None
     ) -> tuple[bool, dict[str, float]]:
         alphas, scaler = self.model.alphas(), self.precision.scaler
         self.alpha_optimizer.zero_grad()
-        value = self.architect.backward(train_batch, alpha_batch, train_pass)
+        value = self.architect.backward(train_batch, alpha_batch, train_gradients)
         if not scaler.is_enabled():  # else an overflow before the virtual step is the likely cause
             self._check_finite("alpha loss", float(value))
         if scaler.is_enabled():  # it must see the gradient in its own unit, to notice an overflow

@@ -67,6 +67,19 @@ class RetrievalResult:
         check_count("the rank", r, 1)
         return float(self.cmc[min(r, len(self.cmc)) - 1])
 
+    def __str__(self) -> str:
+        """The figures as a table."""
+        rows = [
+            ("mAP", f"{self.mAP:.2%}"),
+            ("mINP", f"{self.mINP:.2%}"),
+            *((f"rank-{r}", f"{self.rank(r):.2%}") for r in (1, 5, 10, 20) if r <= len(self.cmc)),
+            *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in self.recall.items()),
+            ("queries with a true match", f"{self.num_valid_queries} of {len(self.average_precision)}"),
+            ("index", self.index if self.exact else f"{self.index} (approximate)"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
+
     def to_dict(self) -> dict:
         """All summary figures as plain JSON values; per-query arrays are left out."""
         suffix = "" if self.exact else "_on_retrieved"

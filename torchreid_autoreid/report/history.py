@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..genotype import OPERATION_NAMES, Genotype, num_edges
 
-__all__ = ["read_history"]
+__all__ = ["read_history", "read_lines"]
 
 _MAX_BYTES = 16 << 20  # some 2000 epochs of the usual cell
 _MAX_LINE = 1 << 20  # a line of it has some 8 kB
@@ -29,11 +29,28 @@ _RETRIEVAL = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def read_history(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
-    """The records of a history, and whether its last line was torn (a crash, or an epoch that is being written).
+    """The records of a search's history, and whether its last line was torn (a crash, or an epoch being written).
 
     Raises:
         UserError: if the file is missing, empty or absurdly large, or a line is not the record of an epoch; the message
             names the line and what is wrong with it.
+    """
+    records: list[dict[str, Any]] = []
+    lines, torn = read_lines(path)
+    for number, record in enumerate(lines, start=1):
+        try:
+            _check(record, records)
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"line {number} of {path} is no record of a search: {error}") from None
+        records.append(record)
+    return records, torn
+
+
+def read_lines(path: str | Path) -> tuple[list[Any], bool]:
+    """The JSON lines of a history of any kind of run, and whether the last one was torn.
+
+    Raises:
+        UserError: if the file is missing, empty or absurdly large, or a line is not JSON.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,21 +62,16 @@ def read_history(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     rest = lines.pop()  # what follows the last line feed: nothing, unless the line is torn
-    records: list[dict[str, Any]] = []
+    records: list[Any] = []
     for number, line in enumerate([*lines, rest] if rest else lines, start=1):
         if len(line) > _MAX_LINE:
             raise UserError(f"line {number} of {path} has {len(line)} bytes, which is no record of a search")
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except (ValueError, RecursionError):
             if records and number > len(lines):
                 return records, True
             raise UserError(f"line {number} of {path} is not JSON; restore the file, or search again") from None
-        try:
-            _check(record, records)
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"line {number} of {path} is no record of a search: {error}") from None
-        records.append(record)
     if not records:
         raise UserError(f"{path} is empty: no epoch has ended yet; wait for the first one")
     return records, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "draw_costs",
     "draw_history",
     "figure_to_rgb",
+    "figure_to_svg",
 ]
 
 #: One colour an operation, in every picture.
@@ -335,6 +337,14 @@ def _dress(panel: Axes, title: str, **legend: Any) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if panel.lines:
         panel.legend(fontsize=6.5, framealpha=0.7, edgecolor="none", **legend)
+
+
+def figure_to_svg(figure: Figure) -> str:
+    """A figure as an SVG element, for a page or a notebook."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def figure_to_rgb(figure: Figure) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..errors import UserError
 __all__ = [
     "Architect",
     "SearchableNetwork",
-    "TrainPass",
+    "TrainGradients",
     "frozen",
     "gradients",
     "random_states",
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Any]
 Gradient = Callable[[Tensor, Sequence[nn.Parameter]], list[Tensor]]
 RandomStates = Mapping[int | None, Tensor]
 
 
-class TrainPass(NamedTuple):
-    """What is known already of a batch of the weights' half, at the present weights and alphas.
+class TrainGradients(NamedTuple):
+    """Weight gradients already computed for this batch, and the RNG states before that forward pass.
 
     Attributes:
         gradients: of the loss, for each of ``network.weights()``.
@@ -42,7 +42,7 @@ class TrainPass(NamedTuple):
     states: RandomStates
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], states: RandomStates) -> TrainPass:
+    def of(cls, weights: Sequence[Tensor], states: RandomStates) -> TrainGradients:
         """The pass whose gradients the weights hold in ``.grad``."""
         return cls([torch.zeros_like(w) if w.grad is None else w.grad for w in weights], states)
 
@@ -80,7 +80,8 @@ class Architect:
 
     Args:
         network: has ``weights()``, ``alphas()`` and ``__call__``.
-        loss: ``loss(outputs, identities)`` gives a scalar.
+        loss: ``loss(outputs, identities)`` gives a scalar, or a tuple whose first item is one, as
+            :class:`~torchreid_autoreid.search.losses.RetrievalLoss` does.
         weight_optimizer: the optimiser of the weights; SGD for the second order.
         order: 1 or 2.
         val_loss: the loss on the validation batch where it differs from ``loss``.
@@ -123,20 +124,20 @@ class Architect:
         self.forward = forward or network
         self.gradient = gradient or gradients
 
-    def backward(self, train_batch: Batch, val_batch: Batch, train_pass: TrainPass | None = None) -> Tensor:
+    def backward(self, train_batch: Batch, val_batch: Batch, train_gradients: TrainGradients | None = None) -> Tensor:
         """Sets ``.grad`` of every alpha; returns the detached loss on the validation batch.
 
         Args:
             train_batch: ``(images (B, 3, H, W), identities (B,))`` of the weights' half; used by the second order only.
             val_batch: the same of the alphas' half.
-            train_pass: the gradient on ``train_batch``, which the second order needs, where it has been taken already:
-                it saves one of the three passes with a gradient of the weights.
+            train_gradients: the gradients on ``train_batch``, which the second order needs, where they have been taken
+                already: they save one of the three passes with a gradient of the weights.
         """
         with unchanged_buffers(self.network):
             if self.order == 1:
                 value, found = self._first_order(val_batch)
             else:
-                value, found = self._second_order(train_batch, val_batch, train_pass)
+                value, found = self._second_order(train_batch, val_batch, train_gradients)
         for alpha, gradient in zip(self.network.alphas(), found, strict=True):
             alpha.grad = gradient
         return value
@@ -147,16 +148,16 @@ class Architect:
             return value.detach(), self.gradient(value, self.network.alphas())
 
     def _second_order(
-        self, train_batch: Batch, val_batch: Batch, train_pass: TrainPass | None
+        self, train_batch: Batch, val_batch: Batch, train_gradients: TrainGradients | None
     ) -> tuple[Tensor, list[Tensor]]:
         weights, alphas = self.network.weights(), self.network.alphas()
         saved = [w.detach().clone() for w in weights]
         try:
-            if train_pass is None:
+            if train_gradients is None:
                 states = random_states(weights)
                 value = self._value(self.forward, self.loss, train_batch)
-                train_pass = TrainPass(self.gradient(value, weights), states)
-            rates = self._virtual_step(weights, train_pass.gradients)
+                train_gradients = TrainGradients(self.gradient(value, weights), states)
+            rates = self._virtual_step(weights, train_gradients.gradients)
             value = self._value(self.forward, self.val_loss, val_batch)
             both = self.gradient(value, [*alphas, *weights])
             found, at_virtual = both[: len(alphas)], both[len(alphas) :]
@@ -164,7 +165,7 @@ class Architect:
             norm = torch.stack(torch._foreach_norm(direction)).double().norm()
             if norm > 0:
                 epsilon = self.displacement / norm.item()
-                product = self._hessian_product(train_batch, weights, saved, direction, epsilon, train_pass.states)
+                product = self._hessian_product(train_batch, weights, saved, direction, epsilon, train_gradients.states)
                 found = [g - p for g, p in zip(found, product, strict=True)]
         finally:
             _copy(weights, saved)  # copies, never arithmetic: bit for bit
@@ -214,7 +215,8 @@ class Architect:
 
     def _value(self, forward: Callable[[Tensor], Any], loss: Loss, batch: Batch) -> Tensor:
         images, identities = batch
-        return loss(forward(images), identities)
+        found = loss(forward(images), identities)
+        return found[0] if isinstance(found, tuple) else found
 
 
 def gradients(value: Tensor, parameters: Sequence[nn.Parameter], keep: bool = False) -> list[Tensor]:
@@ -256,7 +258,7 @@ def unchanged_buffers(network: SearchableNetwork) -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Spares the block what only the gradients of these parameters need."""
+    """Sets ``requires_grad=False`` for these parameters inside the block."""
     active = [p for p in parameters if p.requires_grad]
     for p in active:
         p.requires_grad_(False)
@@ -275,7 +277,7 @@ def random_states(weights: Sequence[Tensor]) -> dict[int | None, Tensor]:
 
 @contextmanager
 def _randomness(states: RandomStates) -> Iterator[None]:
-    """Lets the block draw what was drawn from these states on, and puts the present ones back."""
+    """Replays the random draws from these RNG states, then restores the current ones."""
     with torch.random.fork_rng([device for device in states if device is not None]):
         for device, state in states.items():
             if device is None:

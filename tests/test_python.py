@@ -1,0 +1,176 @@
+"""What the README's page "From Python" promises."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import torchreid_autoreid
+from torchreid_autoreid import Architect, AutoReIDSearchNetwork, Genotype, RetrievalLoss, UserError
+from torchreid_autoreid.checkpoint import save_checkpoint
+from torchreid_autoreid.commands import execute
+from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings
+from torchreid_autoreid.spec import Description
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in torchreid_autoreid.__all__:
+        assert getattr(torchreid_autoreid, name) is not None
+    assert set(torchreid_autoreid.__all__) == set(torchreid_autoreid._HOMES)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        torchreid_autoreid.absent  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import torchreid, torchreid_autoreid",
+        "import torchreid_autoreid, torchreid",
+        "import torchreid_autoreid.data, torchreid",
+        "import torchreid_autoreid.plugin, torchreid",
+        "from torchreid_autoreid import engine; import torchreid",
+    ],
+)
+def test_in_whatever_order_they_are_imported_the_plugin_is_registered(order):
+    check = (
+        "import torchreid_autoreid\n"
+        "assert torchreid.models.build_model('autoreid_x0_25', 3, pretrained=False).feature_dim == 512\n"
+        "assert 'folder' in torchreid_autoreid.data.dataset_names()"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"{order}\n{check}"], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_projects_own_loss_goes_into_its_architect(order):
+    network = AutoReIDSearchNetwork(4, channels=4, layers=(1, 1, 1, 1), blocks=2)
+    sgd = torch.optim.SGD(network.weights(), lr=0.05, momentum=0.9)
+    batch = torch.randn(8, 3, 32, 32), torch.arange(4).repeat_interleave(2)
+    value = Architect(network, RetrievalLoss(), sgd, order=order).backward(batch, batch)
+    expected = Architect(network, lambda *given: RetrievalLoss()(*given)[0], sgd, order=order).backward(batch, batch)
+    assert torch.equal(value, expected)
+    assert all(alpha.grad is not None and alpha.grad.any() for alpha in network.alphas())
+
+
+def test_a_genotype_prints_as_a_cell_and_draws_itself():
+    text = repr(Genotype.load("retrieval"))
+    assert text.splitlines()[:2] == ["retrieval: 4 blocks a cell", "  normal  2 = sep_conv_3x3(0) + skip_connect(1)"]
+    assert len(text.splitlines()) == 9
+    assert Genotype.load("retrieval")._repr_html_().count("<svg") == 2
+
+
+def test_a_result_prints_as_a_table():
+    sides = [Embeddings(np.eye(3, dtype=np.float32), [0, 1, 2], [camera] * 3) for camera in (0, 1)]
+    lines = str(evaluate(*sides)).splitlines()
+    assert lines[0].split() == ["mAP", "100.00%"]
+    assert ["queries", "with", "a", "true", "match", "3", "of", "3"] in [line.split() for line in lines]
+
+
+def write_checkpoint(path, neck="after", **configuration):
+    own = {"genotype": Genotype.load("baseline"), "channels": 4, "layers": [1] * 4, "parts": 2, "last_stride": 1}
+    own |= {"last_norm": False}
+    description = Description("autoreid", "triplet", 48, 24, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], neck, **own)
+    network = description.build(5)
+    for _ in range(3):
+        network(torch.randn(8, 3, 48, 24))
+    network.eval()
+    state = {"state_dict": network.state_dict(), "network": description.to_dict() | {"num_classes": 5}}
+    save_checkpoint(state | {"configuration": configuration}, path)
+    return network
+
+
+@pytest.mark.parametrize("neck", ["none", "before", "after"])
+def test_a_loaded_model_is_the_network_in_eval_mode(neck, tmp_path):
+    network = write_checkpoint(tmp_path / "c.pth", neck)
+    model = torchreid_autoreid.load_model(tmp_path / "c.pth")
+    images = torch.randn(3, 3, 48, 24)
+    with torch.no_grad():
+        expected = network(images)
+    assert torch.allclose(model(images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert not model.training
+    assert model.feature_dim == expected.shape[1]
+    wanted = Genotype.load("baseline")
+    assert (model.genotype.normal, model.genotype.reduce) == (wanted.normal, wanted.reduce)
+    with pytest.raises(UserError, match="for testing"):
+        model.train()
+
+
+@pytest.mark.parametrize(
+    "configuration", [{}, {"recipe.flip_test": True}, {"recipe.flip_test": True, "test.normalize_feature": True}]
+)
+def test_it_gives_the_features_that_evaluate_measures(configuration, tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("train", "query", "gallery"):
+        for pid in (1, 2, 3):
+            for camera in (1, 2):
+                path = tmp_path / "data" / part / f"{pid:04d}_c{camera}s1_000001_00.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (60, 31, 3), np.uint8)).save(path)
+    write_checkpoint(tmp_path / "c.pth", **configuration)
+    command = ["--weights", tmp_path / "c.pth", "--root", tmp_path / "data", "-s", "folder", "-t", "folder"]
+    execute("evaluate", [*map(str, command), "data.workers", "0", "--save-features", str(tmp_path / "f.npz")])
+    query, _ = load_embeddings(tmp_path / "f.npz")
+    model = torchreid_autoreid.load_model(tmp_path / "c.pth")
+    paths = sorted((tmp_path / "data" / "query").iterdir())
+    found = model(torch.stack([model.preprocess(path) for path in paths])).numpy()
+    assert np.allclose(found, query.features, rtol=1e-4, atol=1e-5 * np.abs(query.features).max())
+    assert torch.equal(model.preprocess(Image.open(paths[0])), model.preprocess(str(paths[0])))
+
+
+def test_what_does_not_describe_itself_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="does not say which network"):
+        torchreid_autoreid.load_model(tmp_path / "w.pth")
+
+
+def write_log(folder, maps, seed=1, genotype="retrieval"):
+    folder.mkdir()
+    with open(folder / "history.jsonl", "w") as file:
+        for epoch, mean_ap in enumerate(maps, start=1):
+            retrieval = None if mean_ap is None else {"mAP": mean_ap, "rank1": mean_ap + 0.1}
+            record = {"epoch": epoch, "seconds": 2.0, "train": {"loss": 1.0 / epoch, "top1": 0.5}, "lr": 0.1}
+            file.write(json.dumps(record | {"retrieval": retrieval}) + "\n")
+    (folder / "config.yaml").write_text(f"train: {{seed: {seed}, lr: 0.1}}\ndata: {{save_dir: {folder.name}}}\n")
+    Genotype.load(genotype).save(folder / "genotype.json")
+    return folder
+
+
+def rows_of(history):
+    return history if isinstance(history, list) else history.reset_index().to_dict("records")
+
+
+def test_a_history_is_a_table(tmp_path):
+    rows = rows_of(torchreid_autoreid.read_history(write_log(tmp_path / "log", [None, 0.25])))
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["retrieval.mAP"] == 0.25
+    assert rows[0]["train.loss"] == 1.0
+    with pytest.raises(UserError, match=r"holds no history.jsonl"):
+        torchreid_autoreid.read_history(tmp_path)
+
+
+def test_the_history_of_a_search_is_one_too(tmp_path):
+    rows = {"normal": [[1 / 7] * 7] * 2, "reduce": [[1 / 7] * 7] * 2}
+    record = {"epoch": 1, "w": {"loss": 2.0}, "alpha": None, "probabilities": rows, "none_mass": {"normal": 0.5}}
+    (tmp_path / "history.jsonl").write_text(json.dumps(record) + "\n")
+    (row,) = rows_of(torchreid_autoreid.read_history(tmp_path / "history.jsonl"))
+    assert row == {"epoch": 1, "w.loss": 2.0, "none_mass.normal": 0.5}
+
+
+def test_two_runs_beside_each_other(tmp_path):
+    one = write_log(tmp_path / "one", [0.2, 0.4, 0.3])
+    other = write_log(tmp_path / "other", [0.1, None, 0.5], seed=2, genotype="baseline")
+    found = torchreid_autoreid.compare(one, other)
+    assert found.figures["best mAP"] == (0.4, 0.5)
+    assert found.figures["in epoch"] == (2, 3)
+    assert found.settings == {"train.seed": (1, 2)}
+    assert found.different_edges() > 0
+    assert torchreid_autoreid.compare(one, one).different_edges() == 0
+    lines = str(found).splitlines()
+    assert any(line.split() == ["train.seed", "1", "2"] for line in lines)
+    assert any(line.startswith("best mAP") for line in lines)
