@@ -99,6 +99,7 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
         ["search.strategy", "pc_darts", "search.partial_channels", 2, "search.auxiliary_skip", 1],
         ["search.strategy", "drnas", "search.order", 2, "search.skip_dropout", 0.3],
         ["search.strategy", "random"],
+        ["search.strategy", "halving", "search.rung_candidates", [1], "search.rung_epochs", [2]],
         ["search.selection", "perturbation", "search.perturbation_batches", 1, "search.perturbation_steps", 1],
     ],
     ids=lambda options: f"{options[1]}",
@@ -118,6 +119,23 @@ def test_every_strategy_leaves_the_same_files_and_resumes(images, config, tmp_pa
     done = search("--resume", whole / "checkpoint-1.pth", *flags, "data.save_dir", log, *options)
     assert done.returncode == 0, done.stderr
     assert_same_end(log, whole)
+
+
+@pytest.mark.slow
+def test_halving_goes_on_in_another_folder(images, config, tmp_path):
+    log, whole = tmp_path / "log", tmp_path / "whole"
+    options = ["--config-file", config, "--root", images, "search.strategy", "halving", "train.max_epoch", 3]
+    options += ["search.rung_candidates", [2, 1], "search.rung_epochs", [1, 2]]
+    done = search(*options, "data.save_dir", whole, "search.checkpoint_every", 1)
+    assert done.returncode == 0, done.stderr
+    assert "the mean blind draw has" in done.stdout
+    assert (whole / "candidates").is_dir()
+    done = search("--resume", whole / "checkpoint-2.pth", *options, "data.save_dir", log)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(log, whole)
+    refused = search(*options, "data.save_dir", tmp_path / "other", "train.lr", 0.3)
+    assert_one_line(refused, "train.lr", "no effect", "halving", "autoreid_train.yaml")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from torchreid_autoreid.config.build import (
     lr_scheduler_kwargs,
     network_kwargs,
     optimizer_kwargs,
+    rungs,
     schedule_kwargs,
     search_kwargs,
     searchdata_kwargs,
@@ -158,7 +159,7 @@ def test_the_names_to_choose_from_are_those_that_exist():
     assert list(check._SCHEDULERS) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
     assert set(check._TRANSFORMS) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(check._STRATEGIES) == {*STRATEGIES, "random"}
+    assert set(check._STRATEGIES) == {*STRATEGIES, "random", "halving"}
     assert set(check._SPACES) == set(SPACES)
     assert ("none", *PRECISIONS) == check._PRECISIONS
     assert check._GRAD_SYNCS == GRAD_SYNCS
@@ -186,6 +187,7 @@ def test_a_search_reads_every_key_or_refuses_it():
         budget_limits,
         shape_kwargs,
         warmup_epochs,
+        rungs,
     )
     source = (ROOT / "torchreid_autoreid" / "commands" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -449,6 +451,12 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.candidate_epochs 2", ["search.candidate_epochs 2", "no effect", "random"]),
         ("search.strategy random search.candidate_epochs 0", ["search.candidate_epochs", "at least 1", "0"]),
         ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 15", "search.candidate_epochs 4", "16"]),
+        ("search.strategy random search.held_out 0", ["search.held_out", "above 0", "0"]),
+        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "random or halving"]),
+        ("search.strategy halving search.split identity", ["search.split 'identity'", "no effect", "halving"]),
+        ("search.strategy halving", ["train.max_epoch 15", "63"]),
+        ("search.strategy halving search.rung_epochs [1,3]", ["search.rung_candidates [27, 9, 3]", "[1, 3]"]),
+        ("search.strategy halving search.rung_epochs [1,3,3]", ["27 x 1, 9 x 3, 3 x 3", "more epochs"]),
         ("search.strategy random search.order 2", ["search.order 2", "no effect", "random"]),
         ("search.strategy random search.alpha_lr 0.1", ["search.alpha_lr 0.1", "no effect", "random"]),
         ("search.strategy random search.skip_cap 2", ["search.skip_cap 2", "no effect", "random"]),
@@ -553,7 +561,7 @@ def test_values_out_of_range_get_one_line_that_names_them(opts, words):
         "search.strategy gdas search.beta_weight 50 search.skip_dropout 0.3 search.skip_cap 0 search.stop_at_skips 2",
         "search.strategy pc_darts search.partial_channels 8 search.auxiliary_skip 1 search.order 2",
         "search.strategy drnas search.dirichlet_weight 0 search.order 2 search.selection perturbation",
-        "search.strategy random search.candidate_epochs 5 search.space standard search.split identity",
+        "search.strategy random search.candidate_epochs 5 search.space standard search.held_out 0.5",
         "search.selection perturbation search.perturbation_steps 0 search.perturbation_batches 1",
     ],
 )

@@ -11,7 +11,7 @@ from torchreid_autoreid.checkpoint import load_checkpoint
 from torchreid_autoreid.data import SearchDataManager, TrainDataManager
 from torchreid_autoreid.engine import (
     ImageAutoReIDSearchEngine,
-    ImageRandomSearchEngine,
+    ImageCandidateSearchEngine,
     ImageSoftmaxTrainingEngine,
     ImageTripletTrainingEngine,
     Recipe,
@@ -21,6 +21,7 @@ from torchreid_autoreid.errors import Interrupted, SharedError
 from torchreid_autoreid.genotype import OPERATION_NAMES
 from torchreid_autoreid.parallel.batch_norm import synchronise_batch_norm, unsynchronised_buffers
 from torchreid_autoreid.parallel.group import Group, draw_rows, group
+from torchreid_autoreid.search.halving import Rung
 from torchreid_autoreid.search.losses import RetrievalLoss
 from torchreid_autoreid.space.neck import add_neck
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -109,16 +110,16 @@ def searched(root, folder, rank, size, **options):
 
 def searched_at_random(root, folder, rank, size):
     """A random search of a single candidate."""
-    datamanager = SearchDataManager(str(root), "folder", "folder", share=(rank, size), **DATA)
+    datamanager = TrainDataManager(str(root), "folder", "folder", share=(rank, size), held_out=0.5, **DATA)
 
     def train(genotype):
         model = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, 2, (1, 1, 1, 1)).double()
         if size > 1:
             synchronise_batch_norm(model)
-        return model, torch.optim.SGD(model.parameters(), lr=0.01), None
+        return model, torch.optim.SGD(model.parameters(), lr=0.01)
 
-    engine = type("Random", (InFloat64, ImageRandomSearchEngine), {})(
-        datamanager, train, OPERATION_NAMES, 1, distributed=size > 1, use_gpu=False
+    engine = type("Random", (InFloat64, ImageCandidateSearchEngine), {})(
+        datamanager, train, OPERATION_NAMES, 1, [Rung(1, 1)], distributed=size > 1, use_gpu=False
     )
     figures = []
     engine.on_step = lambda *args: figures.append(args[3])

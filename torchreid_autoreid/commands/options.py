@@ -376,7 +376,7 @@ COMMANDS = {
         "Searches a network architecture for person re-identification (Auto-ReID, ICCV 2019).",
         _SEARCH,
         _add_search,
-        check=lambda cfg, _: check_search_config(cfg),
+        check=lambda cfg, args: check_search_config(cfg, given=args.opts[::2]),
     ),
     "train": Command(
         "Trains the network of a genotype, or any other model of torchreid, and tests it.",

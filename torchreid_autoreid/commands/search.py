@@ -17,18 +17,22 @@ from ..config.build import (
     budget_limits,
     network_kwargs,
     optimizer_kwargs,
+    rungs,
     schedule_kwargs,
     scheduler_kwargs,
     search_kwargs,
     searchdata_kwargs,
     settings_of_result,
     shape_kwargs,
+    traindata_kwargs,
     warmup_epochs,
 )
-from ..config.read import plain_config
-from ..data import SearchDataManager
-from ..engine import ImageAutoReIDSearchEngine, ImageRandomSearchEngine, build_scheduler
+from ..config.check import check_train_config
+from ..config.read import get, load_config, plain_config
+from ..data import SearchDataManager, TrainDataManager
+from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
+from ..errors import UserError
 from ..files import write_atomically
 from ..genotype import Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
@@ -38,8 +42,10 @@ from ..report import amount, write_report
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
+from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.strategies import Schedule
+from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, begin_log, stop_on_signals
 from .options import told_once
@@ -69,6 +75,8 @@ def check_files(cfg: Any, resume: Path | None) -> None:
 def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
     """Searches in all processes; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
+    by_candidates = cfg.search.strategy in ("random", "halving")
+    recipe = candidate_recipe(cfg) if by_candidates else None
     with everyone.together():  # a mistake that one of them finds ends them all
         log = begin_log(world.rank)
         if log:
@@ -84,12 +92,19 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         torchreid.utils.set_random_seed(cfg.train.seed)
         torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
         with first_process_first(world):
-            datamanager = SearchDataManager(**searchdata_kwargs(cfg), share=(world.rank, world.size))
+            share = (world.rank, world.size)
+            datamanager: Any = (
+                candidate_data(cfg, share)
+                if by_candidates
+                else SearchDataManager(**searchdata_kwargs(cfg), share=share)
+            )
     everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
     with everyone.together():
-        build = build_random_engine if cfg.search.strategy == "random" else build_engine
+        build: Any = build_candidate_engine if by_candidates else build_engine
         engine = build(cfg, datamanager, device, world, budget)
         engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
+        if recipe is not None:  # what the file says now, whatever its name
+            engine.settings["search.recipe"] = settings_of_result(recipe)
         engine.configuration = plain_config(cfg)
         start_epoch = engine.resume(resume) if resume else 0
         if log:  # from here on the run writes
@@ -111,8 +126,8 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         start_epoch=start_epoch,
         print_freq=cfg.train.print_freq,
         eval_freq=cfg.test.eval_freq,
-        dist_metric=cfg.test.dist_metric,
-        normalize_feature=cfg.test.normalize_feature,
+        dist_metric=recipe.test.dist_metric if recipe is not None else cfg.test.dist_metric,
+        normalize_feature=recipe.test.normalize_feature if recipe is not None else cfg.test.normalize_feature,
     )
     with everyone.together():
         if world.rank == 0:
@@ -194,32 +209,48 @@ def build_engine(
     )
 
 
-def build_random_engine(
-    cfg: Any, datamanager: SearchDataManager, device: torch.device, world: OneProcess, budget: Budget | None
-) -> ImageRandomSearchEngine:
-    def train(genotype: Genotype) -> tuple[Any, Any, Any]:
-        """A network as wide and as deep as the search network, and what trains it."""
-        own = cfg.autoreid
-        shape = (own.channels, own.layers, own.parts)
-        network = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, *shape, last_norm=own.last_norm)
-        model = placed(network, cfg, device, world)
-        optimizer = torchreid.optim.build_optimizer(model, **optimizer_kwargs(cfg))
-        epochs = {"max_epoch": cfg.search.candidate_epochs}
-        return (
-            model,
-            optimizer,
-            build_scheduler(optimizer, min_lr=cfg.search.min_lr, **(scheduler_kwargs(cfg) | epochs)),
-        )
+def candidate_data(cfg: Any, share: tuple[int, int]) -> TrainDataManager:
+    """All images of most identities to train on, and the other identities to rank by."""
+    return TrainDataManager(
+        **(traindata_kwargs(cfg) | {"held_out": cfg.search.held_out}), share=share, held_out_key="search.held_out"
+    )
 
-    return ImageRandomSearchEngine(
+
+def build_candidate_engine(
+    cfg: Any, datamanager: TrainDataManager, device: torch.device, world: OneProcess, budget: Budget | None
+) -> ImageCandidateSearchEngine:
+    """Networks as wide and as deep as the search network, trained as the recipe says."""
+    recipe = candidate_recipe(cfg)
+
+    def train(genotype: Genotype) -> tuple[Any, torch.optim.Optimizer]:
+        own = cfg.autoreid
+        network = AutoReIDNetwork(
+            datamanager.num_train_pids,
+            "triplet",
+            genotype,
+            own.channels,
+            own.layers,
+            own.parts,
+            recipe.autoreid.drop_path,
+            last_norm=own.last_norm,
+        )
+        model = placed(add_neck(network, recipe.recipe.neck), cfg, device, world)
+        return model, torchreid.optim.build_optimizer(model, **optimizer_kwargs(recipe))
+
+    weights = recipe.loss.triplet
+    smoothing = 0.1 if recipe.loss.softmax.label_smooth else 0.0
+    loss = RetrievalLoss.weighted(weights.weight_x, weights.weight_t, weights.margin, smoothing)
+    warmup = recipe.recipe.warmup_epochs / recipe.train.max_epoch
+    return ImageCandidateSearchEngine(
         datamanager,
         train,
         operation_names(cfg.search.space),
         cfg.autoreid.blocks,
-        cfg.search.candidate_epochs,
+        [Rung(*pair) for pair in rungs(cfg)],
         cfg.train.seed,
-        retrieval_loss(cfg),
-        cfg.search.grad_clip,
+        loss,
+        Annealing(warmup, recipe.recipe.warmup_factor, recipe.recipe.min_lr / recipe.train.lr),
+        recipe.recipe.grad_clip,
         budget,
         checkpoint_every=cfg.search.checkpoint_every,
         amp=cfg.search.amp,
@@ -227,6 +258,23 @@ def build_random_engine(
         grad_sync=cfg.search.grad_sync,
         use_gpu=cfg.use_gpu,
     )
+
+
+def candidate_recipe(cfg: Any) -> Any:
+    """The configuration that candidates are trained by.
+
+    Raises:
+        UserError: if it cannot be read, or trains without the triplet loss or with rates by layer.
+    """
+    recipe = load_config(cfg.search.recipe)
+    check_train_config(recipe)
+    for key, fits in (("loss.name", recipe.loss.name == "triplet"), ("train.staged_lr", not recipe.train.staged_lr)):
+        if not fits:
+            raise UserError(
+                f"search.recipe {cfg.search.recipe} has {key} {get(recipe, key)}, which candidates are not trained "
+                "with; give another recipe"
+            )
+    return recipe
 
 
 def placed(model: torch.nn.Module, cfg: Any, device: torch.device, world: OneProcess) -> Any:
@@ -248,7 +296,9 @@ def log_epoch(record: Mapping[str, Any]) -> None:
         f"  w half      {_figures(w)}",
     ]
     if "candidate" in record:
-        lines.append(f"  candidate   {record['candidate']['number']}, a random genotype")
+        lines.append(
+            f"  candidate   {record['candidate']['number']} in rung {record['candidate']['rung']}, a random genotype"
+        )
     else:
         lines.append(
             f"  alpha half  {_figures(alpha)}" if alpha else "  alpha half  not used (alphas are frozen in the warm-up)"

@@ -126,7 +126,7 @@ def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
 def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of :class:`~torchreid_autoreid.space.networks.AutoReIDSearchNetwork`.
 
-    A random search has no such network: whoever tests one without naming its strategy gets that of darts.
+    A search of candidates has no such network: whoever tests one without naming its strategy gets that of darts.
     """
     return {
         "channels": cfg.autoreid.channels,
@@ -134,11 +134,18 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "blocks": cfg.autoreid.blocks,
         "parts": cfg.autoreid.parts,
         "space": cfg.search.space,
-        "strategy": "darts" if cfg.search.strategy == "random" else cfg.search.strategy,
+        "strategy": "darts" if cfg.search.strategy in ("random", "halving") else cfg.search.strategy,
         "partial_channels": cfg.search.partial_channels,
         "last_norm": cfg.autoreid.last_norm,
         "activation_checkpointing": cfg.search.activation_checkpointing,
     }
+
+
+def rungs(cfg: CfgNode) -> list[tuple[int, int]]:
+    """``(candidates, epochs)`` of each rung of a search that trains derived networks; random search has one."""
+    if cfg.search.strategy == "random":
+        return [(cfg.train.max_epoch // cfg.search.candidate_epochs, cfg.search.candidate_epochs)]
+    return list(zip(cfg.search.rung_candidates, cfg.search.rung_epochs, strict=True))
 
 
 def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..search.halving import Rung, check_rungs, total_epochs
 from .build import budget_limits
 from .keys import get_default_config
 from .read import all_keys, get
@@ -79,6 +80,23 @@ _UNUSED_IN_TRAINING = {
 # Strategies that mix all operations of an edge; those that have alphas at all.
 _MIXED = ("darts", "pc_darts", "drnas")
 _DIFFERENTIABLE = (*_MIXED, "gdas")
+# Those that train derived networks, by a recipe of their own.
+_OF_CANDIDATES = ("random", "halving")
+
+#: Beginnings of keys that candidates take from search.recipe.
+_BY_THE_RECIPE = (
+    "train.optim",
+    "train.lr",
+    "train.weight_decay",
+    "train.stepsize",
+    "train.gamma",
+    "sgd.",
+    "adam.",
+    "rmsprop.",
+    "loss.",
+    "test.dist_metric",
+    "test.normalize_feature",
+)
 
 #: Keys that only some values of another key read.
 _READ_WITH = {
@@ -101,13 +119,22 @@ _READ_WITH = {
             "alpha_weight_decay",
             "warmup_epochs",
             "real_alpha_every",
+            "split",
+            "alpha_fraction",
+            "loss_lambda",
+            "min_lr",
+            "grad_clip",
         )
     },
     "search.tau_start": ("search.strategy", ("gdas",)),
     "search.tau_end": ("search.strategy", ("gdas",)),
     "search.partial_channels": ("search.strategy", ("pc_darts",)),
     "search.dirichlet_weight": ("search.strategy", ("drnas",)),
+    "search.recipe": ("search.strategy", _OF_CANDIDATES),
+    "search.held_out": ("search.strategy", _OF_CANDIDATES),
     "search.candidate_epochs": ("search.strategy", ("random",)),
+    "search.rung_candidates": ("search.strategy", ("halving",)),
+    "search.rung_epochs": ("search.strategy", ("halving",)),
     "search.perturbation_batches": ("search.selection", ("perturbation",)),
     "search.perturbation_steps": ("search.selection", ("perturbation",)),
     "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),
@@ -150,7 +177,7 @@ _SAMPLERS = (
 )
 
 # What the plugin knows by name; a test compares them with the tables.
-_STRATEGIES = ("darts", "gdas", "pc_darts", "drnas", "random")
+_STRATEGIES = ("darts", "gdas", "pc_darts", "drnas", "random", "halving")
 _ALPHA_LOSSES = ("scale_free", "published")
 _SELECTIONS = ("strength", "perturbation")
 _SPACES = ("reid", "standard")
@@ -189,12 +216,23 @@ def check_test_config(cfg: CfgNode) -> None:
     _check_network(cfg)
 
 
-def check_search_config(cfg: CfgNode) -> None:
+def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     """Refuses values out of range, values that exclude one another, and keys that a search would ignore.
+
+    Args:
+        given: keys of the command line. Those that train the search network are refused there with a strategy that has
+            none; a file may hold them, so that one file serves all strategies.
 
     Raises:
         UserError: naming the key, the value and the fix.
     """
+    if cfg.search.strategy in _OF_CANDIDATES:
+        for name in given:
+            if name.startswith(_BY_THE_RECIPE):
+                raise UserError(
+                    f"{name} has no effect with search.strategy {cfg.search.strategy}, whose networks are trained as "
+                    f"search.recipe {cfg.search.recipe} says; change it there"
+                )
     _check_all_read(cfg, get_default_config(), _UNUSED_IN_SEARCH, "a search")
     _check_images(cfg)
     _check_search_batches(cfg)
@@ -399,6 +437,7 @@ def _check_search(cfg: CfgNode) -> None:
     _one_of(cfg, "search.grad_sync", _GRAD_SYNCS)
     _in_range(cfg, "search.alpha_fraction", 0, 1, above=True, below=True)
     _in_range(cfg, "search.loss_lambda", 0, 1)
+    _in_range(cfg, "search.held_out", 0, 1, above=True, below=True)
     _one_of(cfg, "search.alpha_loss", _ALPHA_LOSSES)
     _in_range(cfg, "search.warmup_epochs", -1)
     for name in ("alpha_lr", "alpha_weight_decay", "min_lr", "grad_clip", "checkpoint_every"):
@@ -444,17 +483,35 @@ def _check_strategy(cfg: CfgNode) -> None:
             f"train.max_epoch {cfg.train.max_epoch} does not divide by search.candidate_epochs {own.candidate_epochs}; "
             f"set it to {-(-cfg.train.max_epoch // own.candidate_epochs) * own.candidate_epochs}"
         )
+    if own.strategy == "halving":
+        _check_rungs(cfg)
     # What only a derivation by strength reads.
     for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
         key = f"search.{name}"
         if get(cfg, key) == get(get_default_config(), key):
             continue
-        if own.strategy == "random" or own.selection == "perturbation":
-            chooser = "search.strategy random" if own.strategy == "random" else "search.selection perturbation"
+        if own.strategy in _OF_CANDIDATES or own.selection == "perturbation":
+            by_strategy = own.strategy in _OF_CANDIDATES
+            chooser = f"search.strategy {own.strategy}" if by_strategy else "search.selection perturbation"
             raise UserError(
                 f"{key} {get(cfg, key)} has no effect with {chooser}, which does not rank by the alphas; "
                 "leave one of them out"
             )
+
+
+def _check_rungs(cfg: CfgNode) -> None:
+    candidates, epochs = cfg.search.rung_candidates, cfg.search.rung_epochs
+    if len(candidates) != len(epochs):
+        raise UserError(
+            f"search.rung_candidates {candidates} and search.rung_epochs {epochs} must have a number for each rung"
+        )
+    found = [Rung(*pair) for pair in zip(candidates, epochs, strict=True)]
+    check_rungs(found)
+    if cfg.train.max_epoch != (wanted := total_epochs(found)):
+        raise UserError(
+            f"train.max_epoch {cfg.train.max_epoch} does not fit the rungs of search.strategy halving, which take "
+            f"{wanted} epochs; set it to {wanted}, or change search.rung_candidates and search.rung_epochs"
+        )
 
 
 def _check_budget(cfg: CfgNode) -> None:

@@ -144,9 +144,10 @@ def get_default_config() -> CfgNode:
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
     # How alphas weigh the operations of an edge: darts (ICLR 2019), gdas (CVPR 2019), pc_darts (ICLR 2020), drnas (ICLR
-    # 2021); search/strategies.py says more of each. Or random, which trains random genotypes for a short time and keeps
-    # the best (Li and Talwalkar, UAI 2019): the default, because it found the best networks in the README's comparison.
-    # The recipes in configs/ say darts, which is Auto-ReID's own.
+    # 2021); search/strategies.py says more of each. Or what trains derived networks and learns no alphas: random draws
+    # genotypes, trains each for a short time and keeps the best (Li and Talwalkar, UAI 2019), halving trains many for a
+    # moment and the better ones for longer (Jamieson and Talwalkar, AISTATS 2016). random is the default, because it
+    # found the best networks in the README's comparison. The recipes in configs/ say darts, which is Auto-ReID's own.
     cfg.search.strategy = "random"
     cfg.search.order = 1  # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
@@ -155,9 +156,7 @@ def get_default_config() -> CfgNode:
     # What the alphas minimise: scale_free, the retrieval loss on features and logits of a fixed scale, so that no
     # operation wins by changing it; or published, the paper's loss as it is.
     cfg.search.alpha_loss = "scale_free"
-    cfg.search.alpha_lr = (
-        0.0  # of Adam, constant; 0: the strategy's own, more if the search is short (0.02 in Auto-ReID)
-    )
+    cfg.search.alpha_lr = 0.0  # of Adam, constant (Auto-ReID: 0.02); 0: the strategy's own, more if the search is short
     cfg.search.alpha_betas = [0.5, 0.0]  # of Adam; a second of 0: 0.999, less if the search is short
     cfg.search.alpha_weight_decay = 5e-5  # of Adam
     cfg.search.min_lr = 0.001  # where the cosine of train.lr ends
@@ -176,7 +175,12 @@ def get_default_config() -> CfgNode:
     cfg.search.tau_end = 0.1  # of gdas: temperature at the last epoch
     cfg.search.partial_channels = 4  # of pc_darts: K, of which 1/K of the channels is searched (PC-DARTS, section 3.2)
     cfg.search.dirichlet_weight = 0.001  # of drnas: of its regulariser in the loss of the alphas (DrNAS, section 2)
+    # of random and halving, which train derived networks
+    cfg.search.recipe = "autoreid_train.yaml"  # the training whose optimiser, rate, loss, neck and drop path they have
+    cfg.search.held_out = 0.25  # share of the training identities that they are ranked on, and never trained on
     cfg.search.candidate_epochs = 1  # of random: epochs for each genotype; train.max_epoch is that of all together
+    cfg.search.rung_candidates = [27, 9, 3]  # of halving: networks in each rung; the better ones go on (Jamieson and
+    cfg.search.rung_epochs = [1, 3, 9]  # Talwalkar, AISTATS 2016), and epochs for which each is trained at its end
     # against collapse; they combine, and 0 switches them off
     cfg.search.auxiliary_skip = 0.0  # beta of the auxiliary skip connection, from 1 linearly to 0 in DARTS− (section 3)
     cfg.search.beta_weight = 0.0  # of logsumexp(alpha) in the loss, from 0 linearly to, in β-DARTS (section 3), 50

@@ -249,6 +249,7 @@ class TrainDataManager(ReadableDataManager):
     Args:
         root, sources, targets, …: torchreid's own, unchanged.
         held_out: share of the training identities that are kept out of the training, in [0, 1).
+        held_out_key: the key that ``held_out`` comes from, for messages.
         seed: of the choice of those and of all batches.
         share: ``(part, parts)`` of every batch that this process takes, see :class:`SearchLoader`.
 
@@ -276,6 +277,7 @@ class TrainDataManager(ReadableDataManager):
         targets: str | Sequence[str] | None = None,
         *,
         held_out: float = 0.0,
+        held_out_key: str = "recipe.held_out",
         seed: int = 1,
         share: tuple[int, int] = (0, 1),
         batch_size_train: int = 32,
@@ -308,11 +310,9 @@ class TrainDataManager(ReadableDataManager):
         if held_out:
             items, rest = split_by_identity(items, held_out, seed)
             items = _relabelled(items)
-            query, gallery = held_out_retrieval(
-                rest, seed, "those held out", "raise recipe.held_out, or set it to 0 to choose on the targets"
-            )
+            query, gallery = held_out_retrieval(rest, seed, "those held out", f"raise {held_out_key}")
         instances = num_instances if train_sampler == "RandomIdentitySampler" else batch_size_train
-        _check_enough("the training set", items, batch_size_train, instances, "recipe.held_out")
+        _check_enough("the training set", items, batch_size_train, instances, held_out_key)
         self._num_train_pids = len(_identities(items))  # torchreid's own name, behind its property
         self.train_loader = SearchLoader(
             ReadableImages(items, self.transform_tr),

@@ -1,14 +1,15 @@
 """Engines for torchreid: the search, the training, and any image engine with the faiss evaluation."""
 
+from .candidates import Annealing, ImageCandidateSearchEngine
 from .evaluation import FaissEvaluationMixin, with_faiss_evaluation
-from .random_search import ImageRandomSearchEngine
 from .search import ImageAutoReIDSearchEngine
 from .training import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
 
 __all__ = [
+    "Annealing",
     "FaissEvaluationMixin",
     "ImageAutoReIDSearchEngine",
-    "ImageRandomSearchEngine",
+    "ImageCandidateSearchEngine",
     "ImageSoftmaxTrainingEngine",
     "ImageTripletTrainingEngine",
     "Recipe",

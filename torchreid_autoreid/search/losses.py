@@ -74,15 +74,29 @@ class RetrievalLoss(nn.Module):
         if not 0.0 <= label_smooth < 1.0:
             raise UserError(f"label_smooth must be in [0, 1), not {label_smooth!r}")
         self.loss_lambda = loss_lambda
+        #: of the parts in the total
+        self.weights = {"loss_softmax": loss_lambda, "loss_triplet": 1.0 - loss_lambda}
         self.margin = margin
         self.label_smooth = label_smooth
+
+    @classmethod
+    def weighted(cls, softmax: float, triplet: float, margin: float = 0.3, label_smooth: float = 0.0) -> RetrievalLoss:
+        """``softmax * L_s + triplet * L_t``, with weights that need not add to 1, as in torchreid's triplet engine.
+
+        Raises:
+            UserError: if a weight is negative or both are 0.
+        """
+        if not (softmax >= 0 and triplet >= 0 and softmax + triplet > 0):
+            raise UserError(f"the weights of the loss must not be negative nor both 0, not {softmax!r} and {triplet!r}")
+        loss = cls(softmax / (softmax + triplet), margin, label_smooth)
+        loss.weights = {"loss_softmax": softmax, "loss_triplet": triplet}
+        return loss
 
     def forward(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``(logits (B, K), features (B, D))`` and ``(B,)`` identities to the total and its detached parts."""
         found = self.parts(outputs, identities)
         # A part of weight 0 stays out of the graph: 0 times an infinite loss would be NaN.
-        weights = {"loss_softmax": self.loss_lambda, "loss_triplet": 1.0 - self.loss_lambda}
-        terms = [weight * found[name] for name, weight in weights.items() if weight]
+        terms = [weight * found[name] for name, weight in self.weights.items() if weight]
         total = torch.stack(terms).sum()
         return total, {"loss": total.detach()} | {name: part.detach() for name, part in found.items()}
 

@@ -1,4 +1,4 @@
-"""Random search: what is trained, what is kept, and that a resumed run equals one that never stopped."""
+"""Random search and halving: what is trained, what goes on, and that a resumed run equals one that never stopped."""
 
 import json
 
@@ -8,13 +8,14 @@ import torchreid
 from drawn_images import draw_people
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchreid_autoreid.data import SearchDataManager
-from torchreid_autoreid.engine import ImageRandomSearchEngine
+from torchreid_autoreid.data import TrainDataManager
+from torchreid_autoreid.engine import Annealing, ImageCandidateSearchEngine
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 from torchreid_autoreid.report import write_report
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_parameters
+from torchreid_autoreid.search.halving import Rung, annealed
 from torchreid_autoreid.search.selection import draw_genotype
 from torchreid_autoreid.space.networks import AutoReIDNetwork
 
@@ -24,7 +25,7 @@ EPOCHS = 4
 @pytest.fixture(scope="module")
 def datamanager(tmp_path_factory):
     folder = draw_people(tmp_path_factory.mktemp("images"))
-    return SearchDataManager(
+    return TrainDataManager(
         root=str(folder),
         sources="folder",
         targets="folder",
@@ -34,6 +35,8 @@ def datamanager(tmp_path_factory):
         batch_size_train=8,
         batch_size_test=16,
         num_instances=2,
+        train_sampler="RandomIdentitySampler",
+        held_out=0.5,
         workers=0,
         use_gpu=False,
         seed=3,
@@ -42,14 +45,13 @@ def datamanager(tmp_path_factory):
 
 def train(genotype):
     model = AutoReIDNetwork(8, "triplet", genotype, channels=2, layers=(1, 1, 1, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2, 1e-3)
+    return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
 def build(datamanager, **keywords):
     torchreid.utils.set_random_seed(3)
-    options = {"candidate_epochs": 2, "seed": 5, "use_gpu": False} | keywords
-    return ImageRandomSearchEngine(datamanager, train, OPERATION_NAMES, 1, **options)
+    options = {"rungs": [Rung(2, 2)], "seed": 5, "use_gpu": False} | keywords
+    return ImageCandidateSearchEngine(datamanager, train, OPERATION_NAMES, 1, **options)
 
 
 def run(engine, folder, **keywords):
@@ -66,21 +68,104 @@ def test_the_candidate_that_retrieves_best_is_the_answer(datamanager, tmp_path):
     genotype = run(engine, tmp_path)
     records = history(tmp_path)
     candidates = [record["candidate"] for record in records]
-    assert [c["number"] for c in candidates] == [1, 1, 2, 2]
+    assert [(c["number"], c["rung"]) for c in candidates] == [(1, 1), (1, 1), (2, 1), (2, 1)]
     drawn = [draw_genotype(OPERATION_NAMES, 1, f"random search 5 {i}", name=f"random_{i}") for i in range(2)]
     assert [Genotype.from_dict(c["genotype"]) for c in candidates] == [drawn[0], drawn[0], drawn[1], drawn[1]]
     assert [c["mAP"] is None for c in candidates] == [True, False, True, False]  # each is measured when it is trained
     assert [c["mAP"] for c in candidates] == [r["retrieval"] and r["retrieval"]["mAP"] for r in records]
     best = max((candidates[1], candidates[3]), key=lambda c: c["mAP"])
     assert genotype == Genotype.from_dict(best["genotype"]) == Genotype.load(tmp_path / "genotype.json")
-    # Each candidate starts from weights and a learning rate of its own.
-    assert [record["lr"]["w"] for record in records] == pytest.approx([0.05, 0.0255, 0.05, 0.0255])
+
+
+def test_the_rate_is_annealed_by_step_within_the_turn_of_a_candidate(datamanager, tmp_path):
+    engine, rates = build(datamanager, annealing=Annealing(0.25, 0.1, 0.01)), []
+    engine.on_step = lambda epoch, batch, batches, _: rates.append((epoch, batch / batches, engine.get_current_lr()))
+    run(engine, tmp_path)
+    assert len({rate for _, _, rate in rates}) > EPOCHS  # not by epoch
+    for epoch, done, rate in rates:
+        assert rate == pytest.approx(0.05 * annealed((epoch % 2 + done) / 2, 0.25, 0.1, 0.01))
+    assert rates[0][2] == pytest.approx(0.005)
 
 
 def test_the_answer_of_a_worse_second_candidate_is_the_first(datamanager, tmp_path):
     engine = build(datamanager)
-    engine.on_epoch = lambda record: setattr(engine, "best", (2.0, engine.candidate)) if record["epoch"] == 2 else None
+    engine.on_epoch = lambda record: engine.scores[0].__setitem__(0, 2.0) if record["epoch"] == 2 else None
     assert run(engine, tmp_path).name == "random_0"
+
+
+RUNGS = [Rung(3, 1), Rung(2, 2), Rung(1, 4)]  # 3 + 2 + 2 epochs
+
+
+def test_halving_trains_the_better_ones_on(datamanager, tmp_path, caplog):
+    caplog.set_level("INFO")
+    engine, moved = build(datamanager, rungs=RUNGS), []
+    engine.on_epoch = lambda record: moved.append(
+        (record["candidate"]["number"], record["candidate"]["rung"], engine.model.state_dict()["stem.0.weight"].clone())
+    )
+    genotype = run(engine, tmp_path, max_epoch=7)
+    candidates = [record["candidate"] for record in history(tmp_path)]
+    assert [c["rung"] for c in candidates] == [1, 1, 1, 2, 2, 3, 3]
+    assert [c["mAP"] is None for c in candidates] == [False] * 5 + [True, False]
+    first, second = candidates[:3], candidates[3:5]
+    better = sorted(first, key=lambda c: (-c["mAP"], c["number"]))[:2]
+    assert [c["number"] for c in second] == [c["number"] for c in better]
+    best = sorted(second, key=lambda c: -c["mAP"])[0]
+    assert {c["number"] for c in candidates[5:]} == {best["number"]}
+    assert genotype == Genotype.from_dict(best["genotype"])
+    # What goes on keeps its weights: it begins where its last turn ended, not at the start.
+    torch.manual_seed(0)
+    fresh = build(datamanager, rungs=RUNGS)
+    fresh._build(best["number"] - 1)
+    start = fresh.model.state_dict()["stem.0.weight"]
+    ends = [weight for number, _, weight in moved if number == best["number"]]
+    distances = [float((weight - start).norm()) for weight in ends]
+    assert distances[1] > 0
+    assert float((ends[1] - ends[0]).norm()) < distances[0] + distances[1]
+    assert "the mean blind draw has" in caplog.text
+
+
+def test_a_parked_candidate_goes_on_from_its_weights_and_its_momentum(datamanager, tmp_path):
+    engine, at_start, at_end = build(datamanager, rungs=RUNGS), {}, {}
+
+    def state():
+        moments = [value["momentum_buffer"].clone() for value in engine.optimizer.state.values()]
+        return [tensor.clone() for tensor in engine.model.state_dict().values()] + moments
+
+    begin = engine._begin_epoch
+    engine._begin_epoch = lambda: begin() or at_start.setdefault((engine.turn.rung, engine.index), state())
+    engine.on_epoch = lambda _: at_end.__setitem__((engine.turn.rung, engine.index), state())
+    run(engine, tmp_path, max_epoch=7)
+    gone_on = [key for key in at_start if key[0] > 0]
+    assert len(gone_on) == 3
+    for rung, index in gone_on:
+        assert all(torch.equal(a, b) for a, b in zip(at_start[rung, index], at_end[rung - 1, index], strict=True))
+
+
+@pytest.mark.parametrize("epoch", range(1, 7))
+def test_halving_resumes_after_any_epoch(datamanager, tmp_path, epoch):
+    through = build(datamanager, rungs=RUNGS, checkpoint_every=1)
+    through.on_epoch = lambda record: setattr(through, "stop_requested", False)
+    genotype = run(through, tmp_path / "through", max_epoch=7)
+    first = build(datamanager, rungs=RUNGS)
+    first.on_step = lambda at, batch, *_: setattr(first, "stop_requested", (at, batch) == (epoch, 0))
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "cut", max_epoch=7)
+    second = build(datamanager, rungs=RUNGS)
+    elsewhere = tmp_path / "elsewhere"  # in another folder the parked candidates are still found
+    start = second.resume(tmp_path / "cut" / "checkpoint.pth")
+    assert run(second, elsewhere, max_epoch=7, start_epoch=start) == genotype
+    assert history(elsewhere) == history(tmp_path / "through")[-len(history(elsewhere)) :]
+    for key, value in through.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+
+
+def test_rungs_that_do_not_fit_are_refused(datamanager, tmp_path):
+    with pytest.raises(UserError, match=r"the rungs take 7 epochs, and train\.max_epoch is 6; set it to 7"):
+        run(build(datamanager, rungs=RUNGS), tmp_path, max_epoch=6)
+    engine = build(datamanager, rungs=RUNGS)
+    run(engine, tmp_path, max_epoch=7)
+    with pytest.raises(UserError, match="was made with other rungs"):
+        build(datamanager, rungs=[Rung(3, 1), Rung(1, 2)]).resume(tmp_path / "checkpoint.pth")
 
 
 def test_report_and_tensorboard_take_the_history(datamanager, tmp_path):
@@ -144,10 +229,10 @@ def test_resumed_between_two_candidates(datamanager, tmp_path):
 def test_candidates_do_not_depend_on_what_was_drawn_before(datamanager):
     one, other = build(datamanager), build(datamanager)
     torch.manual_seed(1)
-    one._start_candidate(3)
+    one._build(3)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    other._start_candidate(3)
+    other._build(3)
     assert torch.equal(torch.get_rng_state(), state)
     assert one.candidate == other.candidate
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
@@ -157,7 +242,7 @@ def test_a_budget_decides_what_is_trained(datamanager, tmp_path):
     shape = NetworkShape(channels=2, layers=(1, 1, 1, 1), blocks=1, height=32, width=16)
     table = CostTable.parameters(shape)
     limit = 0.8 * table.smallest() + 0.2 * table.largest()
-    engine = build(datamanager, budget=Budget({"params": limit}, {"params": table}), candidate_epochs=1)
+    engine = build(datamanager, budget=Budget({"params": limit}, {"params": table}), rungs=[Rung(2, 1)])
     run(engine, tmp_path, max_epoch=2)
     for record in history(tmp_path):
         for name, genotype in (("derived", record["candidate"]["genotype"]), ("genotype", record["genotype"])):
@@ -167,7 +252,7 @@ def test_a_budget_decides_what_is_trained(datamanager, tmp_path):
     assert "Cost and budget" in write_report(tmp_path).read_text()
     for budget in (None, Budget({"params": limit + 1}, {"params": table})):
         with pytest.raises(UserError, match=r"checkpoint\.pth was made with other limits"):
-            build(datamanager, budget=budget, candidate_epochs=1).resume(tmp_path / "checkpoint.pth")
+            build(datamanager, budget=budget, rungs=[Rung(2, 1)]).resume(tmp_path / "checkpoint.pth")
 
 
 def test_a_loss_that_is_not_finite_stops(datamanager, tmp_path):
@@ -178,8 +263,10 @@ def test_a_loss_that_is_not_finite_stops(datamanager, tmp_path):
 
 
 def test_wrong_arguments_and_checkpoints_are_refused(datamanager, tmp_path):
-    with pytest.raises(UserError, match="candidate_epochs"):
-        build(datamanager, candidate_epochs=0)
+    with pytest.raises(UserError, match="at least one candidate and one epoch"):
+        build(datamanager, rungs=[Rung(2, 0)])
+    with pytest.raises(UserError, match="fewer candidates and more epochs"):
+        build(datamanager, rungs=[Rung(2, 1), Rung(2, 3)])
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "torchreid.pth")
     with pytest.raises(UserError, match="another kind of checkpoint"):
         build(datamanager).resume(tmp_path / "torchreid.pth")

@@ -1,0 +1,326 @@
+"""Searches that train derived networks for a short time and keep the best: random search and successive halving."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchreid
+from torch import nn
+
+from ..checkpoint import load_checkpoint, load_state
+from ..errors import UserError
+from ..evaluation import RetrievalResult
+from ..files import write_atomically
+from ..genotype import Genotype, num_edges
+from ..search.budget import Budget
+from ..search.halving import Rung, Turn, annealed, blind_draws, check_rungs, survivors, total_epochs, turn_at
+from ..search.losses import RetrievalLoss
+from ..search.selection import draw_genotype
+from .loop import Batch, ReproducibleLoop, RunOptions
+from .precision import MixedPrecision
+from .resume import load_like, load_optimizer
+from .search import step_figures
+from .tensorboard import write_epoch
+
+__all__ = ["Annealing", "ImageCandidateSearchEngine"]
+
+_LOGGER = logging.getLogger(__name__)
+_FOLDER = "candidates"
+
+
+class Annealing(NamedTuple):
+    """How the learning rate moves within a turn, see :func:`~torchreid_autoreid.search.halving.annealed`."""
+
+    warmup: float = 0.0
+    warmup_factor: float = 0.1
+    least: float = 0.0
+
+
+class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
+    """Draws genotypes from the space, trains each for a few epochs, and keeps the one that retrieves best among
+    identities that were held out of the training.
+
+    With one rung it is random search (Li and Talwalkar, UAI 2019, who show that this is a baseline to be beaten), with
+    several it is successive halving (Jamieson and Talwalkar, AISTATS 2016): the better candidates of a rung keep their
+    weights and are trained on in the next. The learning rate is annealed within each turn of a candidate, step by step.
+
+    An epoch trains the network of one genotype; the epochs of all candidates together are the epochs of the search. The
+    history has the same lines as that of another search, with the uniform distribution for probabilities, no alphas,
+    the best genotype so far as the genotype, and the candidate of the epoch beside it. What a later rung needs of a
+    candidate lies in ``save_dir/candidates``.
+
+    Args:
+        datamanager: a :class:`~torchreid_autoreid.data.TrainDataManager` with identities held out.
+        train: makes the network of a genotype, with new weights, and its optimiser.
+        operations: names of the space.
+        blocks: of a cell.
+        rungs: candidates and epochs, see :class:`~torchreid_autoreid.search.halving.Rung`.
+        seed: of the genotypes and of their first weights.
+        loss: ``loss(outputs, identities)`` gives the total and its parts.
+        annealing: of the learning rate in a turn.
+        grad_clip: largest norm of the gradient; 0 switches clipping off.
+        budget: limits on the cost; genotypes that do not keep them are not trained.
+        checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        amp, distributed, grad_sync: as in :class:`ImageAutoReIDSearchEngine`.
+        use_gpu: use the GPU if there is one.
+
+    Raises:
+        UserError: if an argument is out of range, or no genotype is accepted.
+    """
+
+    checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "candidates")
+    rates = "train.lr of the file search.recipe"
+    clip = "recipe.grad_clip of the file search.recipe"
+
+    def __init__(
+        self,
+        datamanager: Any,
+        train: Callable[[Genotype], tuple[nn.Module, torch.optim.Optimizer]],
+        operations: Sequence[str],
+        blocks: int,
+        rungs: Sequence[Rung],
+        seed: int = 1,
+        loss: RetrievalLoss | None = None,
+        annealing: Annealing = Annealing(),  # noqa: B008, it is immutable
+        grad_clip: float = 0.0,
+        budget: Budget | None = None,
+        checkpoint_every: int = 0,
+        amp: str = "none",
+        distributed: bool = False,
+        grad_sync: str = "mean",
+        use_gpu: bool = True,
+    ) -> None:
+        super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
+        check_rungs(rungs)
+        if checkpoint_every < 0 or not grad_clip >= 0:
+            raise UserError("checkpoint_every and grad_clip must not be negative")
+        self.make_training = train
+        self.operations, self.blocks, self.budget = tuple(operations), blocks, budget
+        self.rungs = tuple(rungs)
+        self.seed = seed
+        self.loss = loss or RetrievalLoss()
+        self.annealing = annealing
+        self.grad_clip = grad_clip
+        self.checkpoint_every = checkpoint_every
+        self._resumed_from: Path | None = None  # folder of the checkpoint
+        self.scores: list[list[float]] = [[] for _ in rungs]  # mAP of each candidate of a rung, in their order
+        self.turn = turn_at(self.rungs, 0)
+        self._build(0)
+        self.precision = MixedPrecision(amp, next(self.model.parameters()).device.type, "search.amp")
+
+    # -- torchreid's hooks --------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        save_dir: str = "log",
+        max_epoch: int = 0,
+        start_epoch: int = 0,
+        print_freq: int = 10,
+        eval_freq: int = 1,
+        dist_metric: str = "cosine",
+        normalize_feature: bool = False,
+    ) -> Genotype:
+        """As :meth:`ImageAutoReIDSearchEngine.run`; each candidate is measured after its last epoch in any case.
+
+        Raises:
+            UserError: if the rungs take more or fewer epochs than ``max_epoch``.
+        """
+        if max_epoch != (wanted := total_epochs(self.rungs)):
+            raise UserError(f"the rungs take {wanted} epochs, and train.max_epoch is {max_epoch}; set it to {wanted}")
+        options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
+        self._run(save_dir, max_epoch, start_epoch, options)
+        return self.genotype()
+
+    def test(self, *_: Any, **__: Any) -> float:
+        """Rank-1 of the present candidate on the identities held out."""
+        return float(self._retrieval().cmc[0])
+
+    def genotype(self) -> Genotype:
+        """The best genotype of the last rung that has a score; before one has been measured, the one in training."""
+        for rung in range(len(self.rungs) - 1, -1, -1):
+            if scores := self.scores[rung]:
+                return self.genotype_of(survivors(self.candidates_of(rung)[: len(scores)], scores, 1)[0])
+        return self.candidate
+
+    # -- candidates ---------------------------------------------------------------------------------------------------
+
+    def genotype_of(self, index: int) -> Genotype:
+        """The genotype of a candidate; it depends on the seed and the index alone."""
+        accepts = (lambda _: True) if self.budget is None else self.budget.accepts
+        return draw_genotype(
+            self.operations, self.blocks, f"random search {self.seed} {index}", accepts, f"random_{index}"
+        )
+
+    def candidates_of(self, rung: int) -> list[int]:
+        """Indices of the candidates of a rung; for all but the first, that before it must be complete."""
+        if rung == 0:
+            return list(range(self.rungs[0].candidates))
+        before = rung - 1
+        return survivors(self.candidates_of(before), self.scores[before], self.rungs[rung].candidates)
+
+    def _build(self, index: int) -> None:
+        """The network of a candidate with its first weights, which depend on the seed and the index alone."""
+        self.index, self.candidate = index, self.genotype_of(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + index)
+            self.model, self.optimizer = self.make_training(self.candidate)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.scheduler = None
+        self.register_model("model", self.model, self.optimizer, None)
+
+    def _before_turn(self, turn: Turn) -> None:
+        self.turn = turn
+        self._build(self.candidates_of(turn.rung)[turn.position])
+        if turn.rung:
+            path = self._parked(turn.rung - 1, self.index)
+            if not path.exists() and self._resumed_from is not None:  # the run goes on in another folder
+                path = self._resumed_from / _FOLDER / path.name
+            state = load_checkpoint(path, ("state_dict", "optimizer"))
+            load_state(self._network(), state["state_dict"], path)
+            load_optimizer(self.optimizer, state["optimizer"])
+        if turn.rung > 1 and turn.position > 1 and self.group.rank == 0:
+            # The newest two checkpoints lie in this rung, and need what the one before it has left.
+            for path in (self.save_dir / _FOLDER).glob(f"rung-{turn.rung - 1}-*.pth"):
+                path.unlink(missing_ok=True)
+
+    def _parked(self, rung: int, index: int) -> Path:
+        """Where the state of a candidate waits for its next rung."""
+        return self.save_dir / _FOLDER / f"rung-{rung + 1}-candidate-{index + 1}.pth"
+
+    def _begin_epoch(self) -> None:
+        turn = turn_at(self.rungs, self.epoch)
+        if turn != self.turn:
+            self._before_turn(turn)
+
+    def _ends_turn(self) -> bool:
+        return self.epoch + 1 == self.turn.first + self.turn.epochs
+
+    def _is_measured(self, number: int) -> bool:
+        return self._ends_turn() or super()._is_measured(number)
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        scaler = self.precision.scaler
+        self._anneal()
+        outputs, identities = self.group.joined((self.precision.forward(self.model, batch[0]), batch[1]))
+        total, parts = self.loss(outputs, identities)
+        self._check_finite("loss", float(parts["loss"]))
+        self.optimizer.zero_grad()
+        scaler.scale(total).backward()
+        self._reduce_gradients(self.model.parameters())
+        scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip or math.inf)
+        if not scaler.is_enabled():  # a scaler passes over such a step and lowers its scale
+            self._check_finite("gradient", float(norm))
+        scaler.step(self.optimizer)
+        scaler.update()
+        self._average_buffers()
+        return step_figures(parts, outputs[0], identities)
+
+    def _anneal(self) -> None:
+        done = self.epoch - self.turn.first + self.batch_idx / self.num_batches
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * annealed(done / self.turn.epochs, *self.annealing)
+
+    # -- what the loop asks for ---------------------------------------------------------------------------------------
+
+    def _validation_loaders(self) -> dict[str, Any]:
+        return self.datamanager.validation_loaders
+
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
+        candidate = {
+            "number": self.index + 1, "rung": self.turn.rung + 1, "genotype": self.candidate.to_dict(), "mAP": None
+        }  # fmt: skip
+        if self._ends_turn():
+            assert result is not None
+            candidate["mAP"] = float(result.mAP)
+            self.scores[self.turn.rung].append(float(result.mAP))
+            self._tell_rung()
+        share = 1.0 / (len(self.operations) - 1)
+        row = [0.0 if name == "none" else share for name in self.operations]
+        genotype = self.genotype()
+        return {
+            "operations": list(self.operations),
+            "w": dict(means),
+            "alpha": None,
+            "lr": {"w": self._epoch_rate, "alpha": 0.0},
+            "alphas": {},
+            "probabilities": {kind: [row] * num_edges(self.blocks) for kind in ("normal", "reduce")},
+            "none_mass": {"normal": 0.0, "reduce": 0.0},
+            "genotype": genotype.to_dict(),
+            "skips": genotype.count("skip_connect"),
+            "candidate": candidate,
+            "cost": None if self.budget is None else self.budget.figures(self.candidate, genotype),
+        }
+
+    def _tell_rung(self) -> None:
+        """After the last candidate of a rung: what the best of it is worth, beside the mean of blind draws."""
+        scores, rung = self.scores[self.turn.rung], self.turn.rung
+        if len(scores) < self.rungs[rung].candidates or self.group.rank:
+            return
+        best = survivors(self.candidates_of(rung), scores, 1)[0]
+        line = f"rung {rung + 1} of {len(self.rungs)}: the best of {len(scores)} is candidate {best + 1}"
+        line += f" with mAP {max(scores):.1%}"
+        if rung == 0 and len(scores) > 1:
+            mean, half = blind_draws(scores)
+            line += f"; the mean blind draw has {mean:.1%} (95 % interval ± {half:.1%})"
+        _LOGGER.info("%s", line)
+
+    def _write_results(self) -> None:
+        write_atomically(self.save_dir / "genotype.json", self.genotype().save)
+        if self._steps_done and self._ends_turn() and self.turn.rung + 1 < len(self.rungs):
+            path = self._parked(self.turn.rung, self.index)
+            path.parent.mkdir(exist_ok=True)
+            state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
+            write_atomically(path, lambda name: torch.save(state, name))
+
+    def _write_board(self, record: Mapping[str, Any]) -> None:
+        write_epoch(self.writer, record)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "candidates": {
+                "scores": self.scores,
+                "epoch": self.turn.first,
+                "limits": self._limits(),
+                "rungs": [[rung.candidates, rung.epochs] for rung in self.rungs],
+            },
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def _shared(self) -> dict[str, Any]:
+        return {"genotype": json.dumps([self.genotype().to_dict(), self.candidate.to_dict()]), **super()._shared()}
+
+    def _limits(self) -> dict[str, float]:
+        return {} if self.budget is None else self.budget.limits
+
+    def resume(self, path: str | Path) -> int:
+        """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
+        candidates = load_checkpoint(path, self.checkpoint_keys)["candidates"]
+        own = [[rung.candidates, rung.epochs] for rung in self.rungs]
+        try:
+            limits, rungs = dict(candidates["limits"]), [list(rung) for rung in candidates["rungs"]]
+            scores = [[float(score) for score in rung] for rung in candidates["scores"]]
+            if len(scores) != len(rungs):
+                raise ValueError
+            first = int(candidates["epoch"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} says nothing of a candidate; use another checkpoint") from None
+        if limits != self._limits():  # they decide which genotypes are drawn
+            raise UserError(f"{path} was made with other limits, {limits or 'none'}; set search.budget to the same")
+        if rungs != own:
+            raise UserError(f"{path} was made with other rungs, {rungs}, here {own}; resume with the same ones")
+        self.scores, self._resumed_from = scores, Path(path).parent
+        self.turn = turn_at(self.rungs, first)
+        self._build(self.candidates_of(self.turn.rung)[self.turn.position])
+        return super().resume(path)
+
+    def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
+        if self.precision.scaler.is_enabled() and state.get("scaler"):
+            load_like(self.precision.scaler, state["scaler"])
