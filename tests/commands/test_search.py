@@ -128,7 +128,7 @@ def test_halving_goes_on_in_another_folder(images, config, tmp_path):
     options += ["search.rung_candidates", [2, 1], "search.rung_epochs", [1, 2]]
     done = search(*options, "data.save_dir", whole, "search.checkpoint_every", 1)
     assert done.returncode == 0, done.stderr
-    assert "the mean blind draw has" in done.stdout
+    assert "the mean of 2 blind draws" in done.stdout
     assert (whole / "candidates").is_dir()
     done = search("--resume", whole / "checkpoint-2.pth", *options, "data.save_dir", log)
     assert done.returncode == 0, done.stderr
@@ -136,6 +136,41 @@ def test_halving_goes_on_in_another_folder(images, config, tmp_path):
     refused = search(*options, "data.save_dir", tmp_path / "other", "train.lr", 0.3)
     assert_one_line(refused, "train.lr", "no effect", "halving", "autoreid_train.yaml")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on(images, config, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ["--config-file", config, "--root", images, "search.selection", "halving", "train.max_epoch", 1]
+    options += ["search.rung_candidates", [4, 2], "search.rung_epochs", [1, 2]]
+    done = search(*options, "data.save_dir", whole)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (whole / "selection" / "history.jsonl").read_text().splitlines()]
+    names = [record["candidate"]["genotype"]["name"].split("_")[0] for record in records]
+    assert names[:4] == ["searched", "proposed", "proposed", "blind"]
+    last = max(records[4:], key=lambda record: record["candidate"]["mAP"])
+    assert json.loads((whole / "genotype.json").read_text()) == last["candidate"]["genotype"]
+    # Interrupted among the candidates, it names the checkpoint of the search, and goes on with the candidates.
+    process = subprocess.Popen(
+        command(*options, "data.save_dir", cut),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if "candidate   2 in rung 1" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert str(cut / "checkpoint.pth") in errors
+    done = search("--resume", cut, *options, "data.save_dir", cut)
+    assert done.returncode == 0, done.stderr
+    assert (cut / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    again = [json.loads(line) for line in (cut / "selection" / "history.jsonl").read_text().splitlines()]
+    for one, other in zip(records, again, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
 
 
 @pytest.mark.slow

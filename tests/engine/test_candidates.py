@@ -121,7 +121,7 @@ def test_halving_trains_the_better_ones_on(datamanager, tmp_path, caplog):
     distances = [float((weight - start).norm()) for weight in ends]
     assert distances[1] > 0
     assert float((ends[1] - ends[0]).norm()) < distances[0] + distances[1]
-    assert "the mean blind draw has" in caplog.text
+    assert "points from the mean of 3 blind draws" in caplog.text
 
 
 def test_a_parked_candidate_goes_on_from_its_weights_and_its_momentum(datamanager, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges
-from torchreid_autoreid.search.selection import draw_genotype, select_by_perturbation
+from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges, num_edges
+from torchreid_autoreid.search.selection import draw_from_alphas, draw_genotype, propose, select_by_perturbation
 from torchreid_autoreid.search.strategies import Mixture
 
 BLOCKS, EDGES = 3, 9
@@ -108,3 +108,58 @@ def test_a_seed_gives_one_genotype_and_a_budget_is_kept():
     assert len(set(first)) == 20
     with pytest.raises(UserError, match="none of 10000 random genotypes is within the budget"):
         draw_genotype(OPERATION_NAMES, 4, "1", lambda _: False)
+
+
+def rows_of(blocks, favourite, share):
+    """Alphas that give an operation this share of each edge, and the others the rest."""
+    other = (1.0 - share) / (len(OPERATION_NAMES) - 1)
+    row = [share if name == favourite else other for name in OPERATION_NAMES]
+    return {kind: [row] * num_edges(blocks) for kind in ("normal", "reduce")}
+
+
+def test_draws_follow_the_alphas():
+    drawn = [draw_from_alphas(rows_of(4, "part_aware", 0.6), OPERATION_NAMES, 4, f"{i}") for i in range(200)]
+    share = sum(sum(genotype.count("part_aware").values()) for genotype in drawn) / (16 * len(drawn))
+    expected = 0.6 / (1 - 0.4 / 6)  # `none` is not drawn
+    assert share == pytest.approx(expected, abs=0.03)
+    assert sum(sum(genotype.count("none").values()) for genotype in drawn) == 0
+    assert drawn[0] == draw_from_alphas(rows_of(4, "part_aware", 0.6), OPERATION_NAMES, 4, "0")
+    assert len({(genotype.normal, genotype.reduce) for genotype in drawn}) > 190
+
+
+def test_draws_keep_certain_alphas_and_edges_that_hold_something():
+    rows = rows_of(2, "sep_conv_3x3", 1.0)
+    nothing = [float(name == "none") for name in OPERATION_NAMES]
+    rows["normal"] = [*rows["normal"][:2], nothing, *rows["normal"][3:]]  # input 0 of the second block
+    for seed in range(30):
+        genotype = draw_from_alphas(rows, OPERATION_NAMES, 2, f"{seed}")
+        assert genotype.normal == (
+            (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
+            (("sep_conv_3x3", 1), ("sep_conv_3x3", 2)),
+        )
+    factors = {"reduce": [1.0, 1.0, 0.0, 1.0, 1.0]}
+    drawn = draw_from_alphas(rows, OPERATION_NAMES, 2, "1", edge_weights=factors)
+    assert [source for _, source in drawn.reduce[1]] == [1, 2]
+
+
+def test_draws_from_alphas_keep_a_budget():
+    def accepts(genotype):
+        return genotype.count("max_pool_3x3")["normal"] == 0
+
+    rows = rows_of(2, "max_pool_3x3", 0.5)
+    assert all(accepts(draw_from_alphas(rows, OPERATION_NAMES, 2, f"{i}", accepts)) for i in range(20))
+    with pytest.raises(UserError, match="within the budget"):
+        draw_from_alphas(rows, OPERATION_NAMES, 2, "0", lambda _: False)
+
+
+def test_proposals_are_the_derived_one_first_then_draws_then_a_third_blind_ones():
+    def of(prefix):
+        return lambda index: draw_genotype(OPERATION_NAMES, 2, f"{prefix} {index // 2}", name=f"{prefix}-{index}")
+
+    derived = draw_genotype(OPERATION_NAMES, 2, "derived")
+    found, blind = propose(derived, of("drawn"), of("blind"), 9)
+    assert found[0] == derived
+    assert [genotype.name.split("-")[0] for genotype in found[1:]] == ["drawn"] * 5 + ["blind"] * 3
+    assert blind == [6, 7, 8]
+    assert len({(genotype.normal, genotype.reduce) for genotype in found}) == 9  # every second draw was a repetition
+    assert propose(derived, of("drawn"), of("blind"), 1) == ([derived], [])

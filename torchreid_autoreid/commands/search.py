@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torchreid
 
+from ..checkpoint import LATEST, newest_checkpoint
 from ..config.build import (
     budget_limits,
     network_kwargs,
@@ -32,7 +33,7 @@ from ..config.read import get, load_config, plain_config
 from ..data import SearchDataManager, TrainDataManager
 from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..files import write_atomically
 from ..genotype import Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
@@ -42,8 +43,9 @@ from ..report import amount, write_report
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
-from ..search.halving import Rung
+from ..search.halving import Rung, total_epochs
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
+from ..search.selection import draw_from_alphas, draw_genotype, propose
 from ..search.strategies import Schedule
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -52,6 +54,9 @@ from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
+
+#: folder within the log folder, of the candidates of search.selection halving
+SELECTION = "selection"
 
 LATENCIES = "latency.json"  # in the log folder
 
@@ -129,6 +134,8 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         dist_metric=recipe.test.dist_metric if recipe is not None else cfg.test.dist_metric,
         normalize_feature=recipe.test.normalize_feature if recipe is not None else cfg.test.normalize_feature,
     )
+    if cfg.search.selection == "halving":
+        genotype = select_by_halving(cfg, engine, device, world, budget, fresh=resume is None)
     with everyone.together():
         if world.rank == 0:
             report = write_report(save_dir)
@@ -216,8 +223,87 @@ def candidate_data(cfg: Any, share: tuple[int, int]) -> TrainDataManager:
     )
 
 
+def select_by_halving(
+    cfg: Any,
+    engine: ImageAutoReIDSearchEngine,
+    device: torch.device,
+    world: OneProcess,
+    budget: Budget | None,
+    fresh: bool,
+) -> Genotype:
+    """Lets what the alphas propose and a few blind draws compete as derived networks; the best one is the answer.
+
+    The competition has a run folder of its own, ``save_dir/selection``, in which an interrupted one goes on.
+    """
+    save_dir, everyone = Path(cfg.data.save_dir), engine.group
+    folder = save_dir / SELECTION
+    _LOGGER.info("selection by halving: the log of the candidates is in %s", folder)
+    proposals, blind = proposals_of(cfg, engine, budget)
+    recipe = candidate_recipe(cfg)
+    with everyone.together(), first_process_first(world):
+        datamanager = candidate_data(cfg, (world.rank, world.size))
+    with everyone.together():
+        chooser = build_candidate_engine(cfg, datamanager, device, world, budget, proposals, blind)
+        chooser.settings = engine.settings | {
+            "search.recipe": settings_of_result(recipe),
+            "proposals": [genotype.to_dict() for genotype in proposals],
+        }
+        chooser.configuration = engine.configuration
+        found = None if fresh else newest_checkpoint(folder)
+        if found and found[1] and world.rank == 0:
+            _LOGGER.warning("%s", found[1])
+        start_epoch = chooser.resume(found[0]) if found else 0
+    chooser.on_step = StepBar(start_epoch, total_epochs(chooser.rungs)) if engine.on_step is not None else None
+    chooser.on_epoch = engine.on_epoch
+    stop_on_signals(chooser)
+    try:
+        chosen = chooser.run(
+            save_dir=str(folder),
+            max_epoch=total_epochs(chooser.rungs),
+            start_epoch=start_epoch,
+            print_freq=cfg.train.print_freq,
+            eval_freq=cfg.test.eval_freq,
+            dist_metric=recipe.test.dist_metric,
+            normalize_feature=recipe.test.normalize_feature,
+        )
+    except Interrupted:
+        raise Interrupted(str(save_dir / LATEST)) from None  # what the whole search goes on from
+    with everyone.together():
+        if world.rank == 0:
+            write_atomically(save_dir / "genotype.json", chosen.save)
+    return chosen
+
+
+def proposals_of(
+    cfg: Any, engine: ImageAutoReIDSearchEngine, budget: Budget | None
+) -> tuple[list[Genotype], list[int]]:
+    """The candidates of a selection by halving, and which of them are blind draws; they depend on alphas and seed."""
+    model, accepts = engine.model, (lambda _: True) if budget is None else budget.accepts
+    probabilities = {kind: rows.double().tolist() for kind, rows in model.probabilities().items()}
+    edges = {kind: model.strategy.edge_weights(model.architecture.of(kind)[1]) for kind in probabilities}
+    factors = {kind: weights.detach().double().tolist() for kind, weights in edges.items() if weights is not None}
+    seed, blocks = cfg.train.seed, model.blocks
+
+    def drawn(index: int) -> Genotype:
+        name = f"proposed_{index}"
+        return draw_from_alphas(
+            probabilities, model.operations, blocks, f"proposal {seed} {index}", accepts, factors, name
+        )
+
+    def blind(index: int) -> Genotype:
+        return draw_genotype(model.operations, blocks, f"blind {seed} {index}", accepts, f"blind_{index}")
+
+    return propose(engine.genotype(), drawn, blind, cfg.search.rung_candidates[0])
+
+
 def build_candidate_engine(
-    cfg: Any, datamanager: TrainDataManager, device: torch.device, world: OneProcess, budget: Budget | None
+    cfg: Any,
+    datamanager: TrainDataManager,
+    device: torch.device,
+    world: OneProcess,
+    budget: Budget | None,
+    proposals: Sequence[Genotype] = (),
+    blind: Sequence[int] | None = None,
 ) -> ImageCandidateSearchEngine:
     """Networks as wide and as deep as the search network, trained as the recipe says."""
     recipe = candidate_recipe(cfg)
@@ -248,6 +334,8 @@ def build_candidate_engine(
         cfg.autoreid.blocks,
         [Rung(*pair) for pair in rungs(cfg)],
         cfg.train.seed,
+        proposals,
+        blind,
         loss,
         Annealing(warmup, recipe.recipe.warmup_factor, recipe.recipe.min_lr / recipe.train.lr),
         recipe.recipe.grad_clip,

@@ -104,7 +104,6 @@ _READ_WITH = {
     # gradient, straight through a choice, is that of no loss, so it has no second order.
     "search.order": ("search.strategy", _MIXED),
     "search.auxiliary_skip": ("search.strategy", _MIXED),
-    "search.selection": ("search.strategy", _MIXED),
     # drnas has a regulariser of its own, and its alphas go through no softmax.
     "search.beta_weight": ("search.strategy", ("darts", "pc_darts", "gdas")),
     **{
@@ -130,11 +129,7 @@ _READ_WITH = {
     "search.tau_end": ("search.strategy", ("gdas",)),
     "search.partial_channels": ("search.strategy", ("pc_darts",)),
     "search.dirichlet_weight": ("search.strategy", ("drnas",)),
-    "search.recipe": ("search.strategy", _OF_CANDIDATES),
-    "search.held_out": ("search.strategy", _OF_CANDIDATES),
     "search.candidate_epochs": ("search.strategy", ("random",)),
-    "search.rung_candidates": ("search.strategy", ("halving",)),
-    "search.rung_epochs": ("search.strategy", ("halving",)),
     "search.perturbation_batches": ("search.selection", ("perturbation",)),
     "search.perturbation_steps": ("search.selection", ("perturbation",)),
     "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),
@@ -179,7 +174,7 @@ _SAMPLERS = (
 # What the plugin knows by name; a test compares them with the tables.
 _STRATEGIES = ("darts", "gdas", "pc_darts", "drnas", "random", "halving")
 _ALPHA_LOSSES = ("scale_free", "published")
-_SELECTIONS = ("strength", "perturbation")
+_SELECTIONS = ("strength", "perturbation", "halving")
 _SPACES = ("reid", "standard")
 _SPLITS = ("image", "identity")
 _NECKS = ("none", "before", "after")
@@ -483,7 +478,23 @@ def _check_strategy(cfg: CfgNode) -> None:
             f"train.max_epoch {cfg.train.max_epoch} does not divide by search.candidate_epochs {own.candidate_epochs}; "
             f"set it to {-(-cfg.train.max_epoch // own.candidate_epochs) * own.candidate_epochs}"
         )
-    if own.strategy == "halving":
+    if own.selection != "strength" and own.strategy not in (
+        _MIXED if own.selection == "perturbation" else _DIFFERENTIABLE
+    ):
+        raise UserError(
+            f"search.selection {own.selection!r} has no effect with search.strategy {own.strategy}; leave the key out"
+        )
+    for name, readers in (
+        ("recipe", _OF_CANDIDATES), ("held_out", _OF_CANDIDATES), ("rung_candidates", ("halving",)),
+        ("rung_epochs", ("halving",)),
+    ):  # fmt: skip
+        changed = get(cfg, f"search.{name}") != get(get_default_config(), f"search.{name}")
+        if changed and own.strategy not in readers and own.selection != "halving":
+            raise UserError(
+                f"search.{name} {get(cfg, f'search.{name}')} has no effect with search.strategy {own.strategy}; set "
+                f"search.strategy to {' or '.join(readers)}, or search.selection to halving, or leave the key out"
+            )
+    if "halving" in (own.strategy, own.selection):
         _check_rungs(cfg)
     # What only a derivation by strength reads.
     for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
@@ -507,7 +518,7 @@ def _check_rungs(cfg: CfgNode) -> None:
         )
     found = [Rung(*pair) for pair in zip(candidates, epochs, strict=True)]
     check_rungs(found)
-    if cfg.train.max_epoch != (wanted := total_epochs(found)):
+    if cfg.search.strategy == "halving" and cfg.train.max_epoch != (wanted := total_epochs(found)):
         raise UserError(
             f"train.max_epoch {cfg.train.max_epoch} does not fit the rungs of search.strategy halving, which take "
             f"{wanted} epochs; set it to {wanted}, or change search.rung_candidates and search.rung_epochs"

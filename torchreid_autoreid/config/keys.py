@@ -188,7 +188,9 @@ def get_default_config() -> CfgNode:
     cfg.search.skip_cap = -1  # skip connections that a derived normal cell keeps, 2 in P-DARTS (section 3.3); -1: any
     cfg.search.stop_at_skips = 0  # as many in the normal cell end the search, 2 in DARTS+ (2019, section 3.2)
     # the genotype at the end
-    cfg.search.selection = "strength"  # of the alphas; or perturbation: by what is missed most (DARTS-PT, ICLR 2021)
+    # By the strength of the alphas; perturbation: by what is missed most (DARTS-PT, ICLR 2021); halving: the derived
+    # genotype, draws from the alphas and a third blind draws are trained in the rungs of halving, and the best is kept.
+    cfg.search.selection = "strength"
     cfg.search.perturbation_batches = 4  # of the alpha half, on which the loss without an operation is measured
     cfg.search.perturbation_steps = 10  # of the weights after each choice
 

@@ -62,6 +62,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         blocks: of a cell.
         rungs: candidates and epochs, see :class:`~torchreid_autoreid.search.halving.Rung`.
         seed: of the genotypes and of their first weights.
+        proposals: genotypes for the first rung; by default they are drawn from the whole space.
+        blind: places of those proposals that were drawn from the whole space; by default all are.
         loss: ``loss(outputs, identities)`` gives the total and its parts.
         annealing: of the learning rate in a turn.
         grad_clip: largest norm of the gradient; 0 switches clipping off.
@@ -86,6 +88,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         blocks: int,
         rungs: Sequence[Rung],
         seed: int = 1,
+        proposals: Sequence[Genotype] = (),
+        blind: Sequence[int] | None = None,
         loss: RetrievalLoss | None = None,
         annealing: Annealing = Annealing(),  # noqa: B008, it is immutable
         grad_clip: float = 0.0,
@@ -103,6 +107,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.make_training = train
         self.operations, self.blocks, self.budget = tuple(operations), blocks, budget
         self.rungs = tuple(rungs)
+        if proposals and len(proposals) != rungs[0].candidates:
+            raise UserError(f"the first rung has {rungs[0].candidates} candidates, not {len(proposals)} as proposed")
+        self.proposals = tuple(proposals)
+        self.blind = tuple(range(rungs[0].candidates) if blind is None else blind)
         self.seed = seed
         self.loss = loss or RetrievalLoss()
         self.annealing = annealing
@@ -151,7 +159,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     # -- candidates ---------------------------------------------------------------------------------------------------
 
     def genotype_of(self, index: int) -> Genotype:
-        """The genotype of a candidate; it depends on the seed and the index alone."""
+        """The genotype of a candidate; without proposals it depends on the seed and the index alone."""
+        if self.proposals:
+            return self.proposals[index]
         accepts = (lambda _: True) if self.budget is None else self.budget.accepts
         return draw_genotype(
             self.operations, self.blocks, f"random search {self.seed} {index}", accepts, f"random_{index}"
@@ -267,9 +277,14 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         best = survivors(self.candidates_of(rung), scores, 1)[0]
         line = f"rung {rung + 1} of {len(self.rungs)}: the best of {len(scores)} is candidate {best + 1}"
         line += f" with mAP {max(scores):.1%}"
-        if rung == 0 and len(scores) > 1:
-            mean, half = blind_draws(scores)
-            line += f"; the mean blind draw has {mean:.1%} (95 % interval ± {half:.1%})"
+        drawn = [self.scores[0][place] for place in self.blind]
+        if len(drawn) > 1:
+            mean, half = blind_draws(drawn)
+            first = self.scores[0][best]
+            line += (
+                f"; after the first rung it had {first:.1%}, {100 * (first - mean):+.1f} ± {100 * half:.1f} points "
+                f"from the mean of {len(drawn)} blind draws (95 % interval of that mean)"
+            )
         _LOGGER.info("%s", line)
 
     def _write_results(self) -> None:

@@ -65,7 +65,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             (DARTS+, Liang et al., 2019, section 3.2, criterion 1, which takes 2); epochs of the warm-up do not count;
             0: off.
         selection: ``strength`` derives the genotype from the alphas, ``perturbation`` chooses it at the end of the
-            search by :func:`~torchreid_autoreid.search.selection.select_by_perturbation`.
+            search by :func:`~torchreid_autoreid.search.selection.select_by_perturbation`; ``halving`` is that of
+            ``strength``, and whoever runs the search lets it compete.
         perturbation_batches: batches of ``D_alpha`` on which the network without an operation is measured: the mAP of
             all their images among one another.
         perturbation_steps: steps of the weights on ``D_w`` after each choice, at a tenth of the first learning rate.
@@ -130,8 +131,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
                 f"perturbation_batches at least 1, not {skip_cap}, {stop_at_skips}, {perturbation_steps} and "
                 f"{perturbation_batches}"
             )
-        if selection not in ("strength", "perturbation"):
-            raise UserError(f"selection must be strength or perturbation, not {selection!r}")
+        if selection not in ("strength", "perturbation", "halving"):
+            raise UserError(f"selection must be strength, perturbation or halving, not {selection!r}")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.alpha_optimizer = alpha_optimizer
         self.register_model("model", model, optimizer, scheduler)

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..genotype import Block, Genotype, cell_edges
 from .strategies import Mixture
 
-__all__ = ["draw_genotype", "select_by_perturbation"]
+__all__ = ["draw_from_alphas", "draw_genotype", "propose", "select_by_perturbation"]
 
 _KINDS = ("normal", "reduce")
 _MOST_DRAWS = 10_000
@@ -138,3 +138,93 @@ def draw_genotype(
         if accepts(genotype):
             return genotype
     raise UserError(f"none of {_MOST_DRAWS} random genotypes is within the budget; raise it")
+
+
+def draw_from_alphas(
+    probabilities: Mapping[str, Sequence[Sequence[float]]],
+    operations: Sequence[str],
+    blocks: int,
+    seed: str,
+    accepts: Callable[[Genotype], bool] = lambda _: True,
+    edge_weights: Mapping[str, Sequence[float]] | None = None,
+    name: str = "proposed",
+) -> Genotype:
+    """Draws cells from what the alphas say, where :func:`genotype.derive` takes the most probable ones.
+
+    A block draws two different inputs, each with the probability of its edge to hold anything but ``none``, times the
+    weight of the edge if the strategy has one; an edge draws an operation from its probabilities without ``none``.
+
+    Args:
+        probabilities: (E, O) rows of both kinds of cell.
+        operations: names of the columns.
+        blocks: of a cell.
+        seed: of this draw; the same seed and probabilities give the same genotype.
+        accepts: says whether a genotype is within a budget; those that are not are drawn again.
+        edge_weights: E factors of the edges, by kind.
+        name: of the result.
+
+    Raises:
+        UserError: if ten thousand draws in a row are not accepted.
+    """
+    generator = random.Random(seed)
+    names = [operation for operation in operations if operation != "none"]
+    columns = [operations.index(operation) for operation in names]
+
+    def cell(kind: str) -> tuple[Block, ...]:
+        rows = probabilities[kind]
+        factors = (edge_weights or {}).get(kind) or [1.0] * len(rows)
+        found: list[Block] = []
+        for block in range(blocks):
+            own = [(edge, source) for edge, number, source in cell_edges(blocks) if number == block]
+            weights = [factors[edge] * sum(rows[edge][column] for column in columns) for edge, _ in own]
+            chosen = sorted(_draw_two(generator, weights))
+            one, other = ((_draw_name(rows[own[place][0]]), own[place][1]) for place in chosen)
+            found.append((one, other))
+        return tuple(found)
+
+    def _draw_name(row: Sequence[float]) -> str:
+        return generator.choices(names, [row[column] for column in columns])[0]
+
+    for _ in range(_MOST_DRAWS):
+        genotype = Genotype(name, cell("normal"), cell("reduce"))
+        if accepts(genotype):
+            return genotype
+    raise UserError(f"none of {_MOST_DRAWS} genotypes drawn from the alphas is within the budget; raise it")
+
+
+def _draw_two(generator: random.Random, weights: Sequence[float]) -> tuple[int, int]:
+    """Two different places, without replacement; edges of weight 0 only where there are no others."""
+    weights = [max(weight, 1e-12) for weight in weights]
+    (first,) = generator.choices(range(len(weights)), weights)
+    rest = [place for place in range(len(weights)) if place != first]
+    (second,) = generator.choices(rest, [weights[place] for place in rest])
+    return first, second
+
+
+def propose(
+    derived: Genotype, drawn: Callable[[int], Genotype], blind: Callable[[int], Genotype], number: int
+) -> tuple[list[Genotype], list[int]]:
+    """What a selection by halving lets compete: the derived genotype, draws from the alphas, and a third blind draws.
+
+    Args:
+        derived: from the alphas, by strength.
+        drawn: the n-th draw from the alphas.
+        blind: the n-th draw from the whole space.
+        number: of candidates.
+
+    Returns:
+        The genotypes, no two of them alike unless a hundred draws in a row are, and the places of the blind ones.
+    """
+    found, cells = [derived], {(derived.normal, derived.reduce)}
+    blind_from = number - number // 3
+    next_draw = {drawn: 0, blind: 0}
+    for place in range(1, number):
+        draw = drawn if place < blind_from else blind
+        for _ in range(100):
+            genotype = draw(next_draw[draw])
+            next_draw[draw] += 1
+            if (genotype.normal, genotype.reduce) not in cells:
+                break
+        found.append(genotype)
+        cells.add((genotype.normal, genotype.reduce))
+    return found, list(range(max(1, blind_from), number))
