@@ -4,8 +4,9 @@
     python projects/benchmarks/accuracy.py --root DIR --output log/accuracy --contestant gdas --contestant random
 
 Market-1501, or a subset of it, is expected in DIR/market1501/Market-1501-v15.09.15. The contestants are the strategies,
-the second order, alphas that wait until half of the search is over, the search in the space without the part-aware
-operation, and the first genotype that a seed draws. Each of them
+the second order, `darts` as published (the loss of the alphas on raw features, a rate and a memory that do not fit the
+length of the search, no warm-up), the search in the space without the part-aware operation, the alphas' proposals in a
+selection by halving, and the first genotype that a seed draws. Each of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
    `--seconds`;
@@ -40,14 +41,21 @@ from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype  # noqa: E402
 
 CANDIDATE_EPOCHS = 2
-HALF = "half of the epochs"
+#: a rung has a third of the candidates of the one before, each trained three times as long
+RUNGS = {"search.rung_candidates": [9, 3, 1], "search.rung_epochs": [1, 3, 9]}
+PUBLISHED = {
+    "search.alpha_loss": "published", "search.alpha_lr": 0.02, "search.alpha_betas": [0.5, 0.999],
+    "search.warmup_epochs": 0,
+}  # fmt: skip
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
     "gdas": {"search.strategy": "gdas"},
     "pc_darts": {"search.strategy": "pc_darts"},
     "drnas": {"search.strategy": "drnas"},
-    "darts, warm-up": {"search.strategy": "darts", "search.warmup_epochs": HALF},
+    "darts, as published": {"search.strategy": "darts", **PUBLISHED},
+    "darts, selection halving": {"search.strategy": "darts", "search.selection": "halving", **RUNGS},
+    "halving": {"search.strategy": "halving", "train.max_epoch": 21, **RUNGS},
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
     "one random genotype": {"search.strategy": "random", "train.max_epoch": 1},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
@@ -93,8 +101,13 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)  # of a timing that was stopped
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            every_step_alike = {"search.warmup_epochs": 0, "train.max_epoch": 3 * unit(name)}
-            running = pool.submit(execute, "search", options, folder, CONTESTANTS[name] | every_step_alike)
+            every_step_alike: dict[str, Any] = {"train.max_epoch": 3 * unit(name)}
+            if unit(name) == 1:  # the alphas move from the first epoch on
+                every_step_alike["search.warmup_epochs"] = 0
+            own = {
+                key: value for key, value in CONTESTANTS[name].items() if key != "search.selection" and key not in RUNGS
+            }
+            running = pool.submit(execute, "search", options, folder, own | every_step_alike)
             ends: list[float] = []  # when an epoch's line appeared
             history = folder / "history.jsonl"
             while not running.done():
@@ -103,7 +116,9 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
                 time.sleep(0.02)
             running.result()
         known.write_text(json.dumps({"seconds": (ends[2 * unit(name) - 1] - ends[unit(name) - 1]) / unit(name)}))
-    fitting = int(options.seconds / json.loads(known.read_text())["seconds"])
+    # A selection by halving takes about as long as the alphas before it.
+    share = 0.5 if "search.selection" in CONTESTANTS[name] else 1.0
+    fitting = int(share * options.seconds / json.loads(known.read_text())["seconds"])
     return max(1, fitting // unit(name)) * unit(name)
 
 
@@ -111,8 +126,7 @@ def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> d
     """Searches, trains what was found, and tests it."""
     folder = options.output / f"{folder_name(name)}-{seed}"
     seeded = {"train.seed": seed}
-    settings = {key: epochs // 2 if value == HALF else value for key, value in CONTESTANTS[name].items()}
-    used = execute("search", options, folder / "search", settings | seeded | {"train.max_epoch": epochs})
+    used = execute("search", options, folder / "search", CONTESTANTS[name] | seeded | {"train.max_epoch": epochs})
     found = folder / "search" / "genotype.json"
     execute(
         "train", options, folder / "train", seeded | {"train.max_epoch": options.train_epochs},
