@@ -171,3 +171,19 @@ def test_a_low_map_leaves_the_statistics_of_missing_stripes():
     hidden = op.query.in_features
     assert torch.equal(op.norm.running_mean[2 * hidden :], before[2 * hidden :])
     assert not torch.equal(op.norm.running_mean[: 2 * hidden], before[: 2 * hidden])
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(1, 1), (3, 3), (4, 4), (8, 4), (12, 4), (16, 5), (64, 21)])
+def test_few_channels_leave_enough_features_to_attend_by(channels, hidden):
+    assert PartAware(channels, 6).query.in_features == hidden
+
+
+def test_a_quarter_of_sixteen_channels_still_tells_parts_apart():
+    """What PC-DARTS leaves of 16 channels at K = 4."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(8):
+        op = PartAware(4, 4, affine=False)
+        means = torch.randn(16, 4, 4).abs()
+        found.append(share(op.attend(op.transform_parts(means)).detach()))
+    assert sorted(found)[len(found) // 2] > 0.1, found

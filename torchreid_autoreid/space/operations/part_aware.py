@@ -21,6 +21,9 @@ from .projection import FusedProjection, ReluConvNorm, split
 __all__ = ["PartAware", "PartAwareOperation", "stripe_averages", "stripe_bounds"]
 
 
+_LEAST_HIDDEN = 4
+
+
 def stripe_bounds(height: int, parts: int) -> list[int]:
     """Row bounds of the stripes: stripe ``m`` covers rows ``bounds[m] … bounds[m + 1] - 1``.
 
@@ -39,8 +42,8 @@ def stripe_bounds(height: int, parts: int) -> list[int]:
 class PartAware(nn.Module):
     """Splits a person into ``M`` stripes that attend to one another, and adds what they agree on to the map.
 
-    Stripes are averaged over space. Each average passes ReLU, a linear transform of its own part to ``C' = max(1, C //
-    3)`` features and a batch norm. Self-attention across the parts mixes global information into every part. The result
+    Stripes are averaged over space. Each average passes ReLU, a linear transform of its own part to ``C' = C // 3``
+    features and a batch norm. Self-attention across the parts mixes global information into every part. The result
     is repeated over the stripe's own area and joined to the input; ReLU, 1x1 convolution and batch norm give the output
     (factorised at stride 2, as in DARTS).
 
@@ -48,6 +51,8 @@ class PartAware(nn.Module):
     key keep PyTorch's own initialisation and the body vectors are normalised: with small scores the attention is
     uniform, every part gets one and the same vector, and the operation is no more than global context. Deviations:
 
+    - ``C'`` is at least 4, or C if that is less: with one feature, as for a quarter of 16 channels, no part can be told
+      from another.
     - The transforms have no bias, which the batch norm would take away.
     - A ReLU precedes the last convolution at stride 1 too, where the author has none.
     - Any number of parts; the author's has 4 whatever is asked for.
@@ -81,7 +86,7 @@ class PartAware(nn.Module):
         if parts < 1:
             raise UserError(f"the part-aware operation needs at least one part, not {parts!r}")
         self.parts = parts
-        hidden = max(1, in_channels // 3)  # C'
+        hidden = max(in_channels // 3, min(in_channels, _LEAST_HIDDEN))  # C'
         # One linear transform a part; a grouped 1x1 convolution is M linear layers in one call.
         self.transform = nn.Conv1d(parts * in_channels, parts * hidden, 1, groups=parts, bias=False)
         self.norm = nn.BatchNorm1d(parts * hidden)
