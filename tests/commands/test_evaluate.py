@@ -165,7 +165,56 @@ def test_the_figures_say_how_they_were_made(tmp_path, capsys):
     assert "(cosine, re-ranked by Zhong's definition)" in capsys.readouterr().out
 
 
+def test_the_rules_of_other_protocols(tmp_path, capsys):
+    random = np.random.default_rng(3)
+    labels = {f"{part}_clothids": random.integers(0, 3, n) for part, n in (("query", 40), ("gallery", 300))}
+    names = {f"{part}_tracklets": np.arange(n) for part, n in (("query", 40), ("gallery", 300))}
+    source, out = write_npz(tmp_path / "f.npz", **labels, **names), tmp_path / "out.json"
+    query, gallery = load_embeddings(source)
+    assert gallery.knows("clothids")
+    for options, expected in (
+        (["--leave-out", "camera", "--leave-out", "clothes"], {"leave_out": ("camera", "clothes")}),
+        (["--leave-out", "nothing"], {"leave_out": ()}),
+        (["--junk-pid", "3", "--distractor-pid", "0"], {"junk_pids": [3], "distractor_pids": [0]}),
+        (["--rerank", "--junk-pid", "3", "--no-rerank-junk"], {"rerank": True, "junk_pids": [3], "rerank_junk": False}),
+        (["--pool", "max", "--multi-query", "mean"], {"pool": "max", "multi_query": "mean"}),
+        (["--protocol", "vehicleid", "--draws", "3", "--seed", "5"], {"protocol": "vehicleid", "draws": 3, "seed": 5}),
+    ):
+        in_process("--features", source, *options, "--json", out)
+        (figures,) = json.loads(out.read_text()).values()
+        assert figures["mAP"] == evaluate(query, gallery, **expected).mAP
+        told = {name: list(value) if isinstance(value, tuple) else value for name, value in expected.items()}
+        assert figures.items() >= {name: value for name, value in told.items() if name != "rerank"}.items()
+    assert "protocol vehicleid, draws 3, seed 5" in capsys.readouterr().out
+
+
+def test_features_without_cameras_and_with_names(tmp_path):
+    names = {
+        f"{part}_pids": np.array([f"person {i % 12}" for i in range(n)])
+        for part, n in (("query", 40), ("gallery", 300))
+    }
+    source, out = write_npz(tmp_path / "f.npz", query_camids=None, gallery_camids=None, **names), tmp_path / "out.json"
+    in_process("--features", source, "--json", out, "--save-features", tmp_path / "again.npz", "--junk-pid", "person 3")
+    (figures,) = json.loads(out.read_text()).values()
+    assert figures["num_valid_queries"] == sum(i % 12 != 3 for i in range(40))
+    assert not load_embeddings(tmp_path / "again.npz")[0].knows("camids")
+
+
+def test_the_figure_under_each_definition(tmp_path, capsys):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out.json"
+    in_process("--features", source, "--definitions", "--junk-pid", "3", "--json", out)
+    (figures,) = json.loads(out.read_text()).values()
+    assert len(figures["definitions"]) == 10  # plain, and two kinds of re-ranking with and without junk; two APs each
+    zhong = evaluate(*load_embeddings(source), rerank=True, definition="zhong", junk_pids=[3])
+    assert f"{zhong.trapezoid_mAP:.2%}" in capsys.readouterr().out
+
+
 IDLE = {
+    "draws of nothing drawn": (["--draws", "3"], "--draws is an option of --protocol"),
+    "nothing and something": (["--leave-out", "nothing", "--leave-out", "camera"], "contradicts"),
+    "no junk": (["--no-rerank-junk"], "option of --rerank with --junk-pid"),
+    "images of tracklets": (["--pool", "mean", "--topk-csv", "t.csv"], "--topk-csv lists images"),
+    "definitions of one": (["--definitions", "--rerank"], "--definitions does the re-ranking itself"),
     "k1 of no re-ranking": (["--k1", "9"], "--k1 is an option of --rerank"),
     "lambda of no re-ranking": (["--lambda", "0.1"], "--lambda is an option of --rerank"),
     "topk of no file": (["--topk", "3"], "--topk is an option of --topk-csv"),

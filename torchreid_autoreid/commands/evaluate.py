@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from ..engine import with_faiss_evaluation
 from ..errors import UserError
 from ..evaluation import (
     Embeddings,
+    Figure,
     RetrievalIndex,
     RetrievalResult,
     RocCurve,
     evaluate,
+    figures_by_definition,
     load_embeddings,
     roc,
     save_embeddings,
 )
+from ..evaluation.embeddings import LABELS
 from ..evaluation.index import is_factory
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
@@ -45,7 +49,19 @@ from ..spec import Description
 from .origin import SAME_DATA, tested_network
 
 RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
+USUAL: dict[str, Any] = {  # of the protocol; not told
+    "protocol": "market1501",
+    "draws": None,
+    "seed": 0,
+    "leave_out": None,
+    "junk_pids": [],
+    "distractor_pids": [],
+    "rerank_junk": True,
+    "pool": "none",
+    "multi_query": "none",
+}
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
+DRAWN = ("sysu_all", "sysu_indoor", "vehicleid")
 INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
 
 
@@ -105,6 +121,11 @@ def evaluate_all(
         figures[test_set.name] = result.to_dict() | {"metric": metric, **options, "seconds": seconds}
         if curve is not None:
             figures[test_set.name]["roc"] = roc_figures(curve)
+        if args.definitions:
+            named = definitions(test_set, args, metric, device, world)
+            figures[test_set.name]["definitions"] = [asdict(figure) for figure in named]
+            if world.rank == 0:
+                print(definitions_table(named))
         if args.topk_csv:
             rows += topk_rows(test_set, whole.pids, result)
     if world.rank == 0:
@@ -118,7 +139,30 @@ def evaluate_all(
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for besides the metric, as the file of figures says it."""
     expansion = {name: getattr(args, name) for name in EXPANSION if getattr(args, name)}
-    return {"reranked": args.rerank, **(reranking(args) if args.rerank else {}), "cuhk03": args.cuhk03, **expansion}
+    rules = {name: value for name, value in rules_of(args).items() if value != USUAL[name]}
+    reranked = {"reranked": args.rerank, **(reranking(args) if args.rerank else {})}
+    return {**reranked, "cuhk03": args.cuhk03, **expansion, **rules}
+
+
+def rules_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `evaluate` takes of the protocol."""
+    leave_out = args.leave_out and tuple(name for name in args.leave_out if name != "nothing")
+    return {
+        "protocol": args.protocol,
+        "draws": 10 if args.draws is None and args.protocol in DRAWN else args.draws,
+        "seed": args.seed,
+        "leave_out": leave_out,
+        "junk_pids": [label(pid) for pid in args.junk_pids],
+        "distractor_pids": [label(pid) for pid in args.distractor_pids],
+        "rerank_junk": not args.no_rerank_junk,
+        "pool": args.pool or "none",
+        "multi_query": args.multi_query or "none",
+    }
+
+
+def label(text: str) -> int | str:
+    """An identity as the features have it: a whole number where it is one."""
+    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text
 
 
 def described(options: dict[str, Any]) -> Iterator[str]:
@@ -127,7 +171,7 @@ def described(options: dict[str, Any]) -> Iterator[str]:
         yield "re-ranked" if options["definition"] == "torchreid" else "re-ranked by Zhong's definition"
     if options["cuhk03"]:
         yield "CUHK03's protocol"
-    yield from (f"{name.replace('_', ' ')} {options[name]}" for name in EXPANSION if name in options)
+    yield from (f"{name.replace('_', ' ')} {options[name]}" for name in (*EXPANSION, *USUAL) if name in options)
 
 
 def reranking(args: argparse.Namespace) -> dict[str, Any]:
@@ -144,6 +188,18 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(
             "--fpr compares plain distances; leave out --rerank, --query-expansion, --database-augmentation"
         )
+    if args.draws is not None and args.protocol not in DRAWN:
+        raise UserError(f"--draws is an option of --protocol {', '.join(DRAWN)}; give one, or leave it out")
+    if args.leave_out and "nothing" in args.leave_out and len(set(args.leave_out)) > 1:
+        raise UserError("--leave-out nothing contradicts the other --leave-out; give one of them")
+    if args.no_rerank_junk and not (args.rerank and args.junk_pids):
+        raise UserError("--no-rerank-junk is an option of --rerank with --junk-pid; give these too, or leave it out")
+    if args.topk_csv and (args.pool or args.multi_query or args.protocol in DRAWN):
+        raise UserError("--topk-csv lists images; leave out --pool, --multi-query and protocols that draw galleries")
+    if args.fpr and (args.pool or args.multi_query or args.protocol in DRAWN or args.junk_pids):
+        raise UserError("--fpr compares all images; leave out --pool, --multi-query, --junk-pid and drawn protocols")
+    if args.definitions and (args.rerank or args.cuhk03 or args.index != "Flat" or args.no_rerank_junk):
+        raise UserError("--definitions does the re-ranking itself; leave out --rerank, --cuhk03 and --index")
     if args.topk is not None and not args.topk_csv:
         raise UserError("--topk is an option of --topk-csv; give that too, or leave it out")
     args.topk = 10 if args.topk is None else args.topk
@@ -180,7 +236,7 @@ def share_of_features(path: str, world: OneProcess) -> TestSet:
     # A copy: a view would keep the whole gallery in every process.
     own = gallery
     if world.size > 1:
-        own = Embeddings(*(values[part].copy() for values in (gallery.features, gallery.pids, gallery.camids)))
+        own = gallery.take(np.arange(part.start, part.stop))
     return TestSet(Path(path).name, query, own, size)
 
 
@@ -191,7 +247,8 @@ def check_same_features(path: str, query: Embeddings, gallery: Embeddings, world
     read = []
     for part in (query, gallery):
         rows = part.features[:: max(1, len(part) // 1000)]
-        read += [torch.from_numpy(np.array(values, order="C")) for values in (rows, part.pids, part.camids)]
+        labels = (getattr(part, name) for name in LABELS)
+        read += [torch.from_numpy(np.array(values, order="C")) for values in (rows, *labels)]
     group(True).check_same("at the start", f"give all processes the same file {path}", features=read)
 
 
@@ -199,7 +256,7 @@ def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
     """The gallery of which every process holds a part."""
     if world.size == 1:
         return part
-    return Embeddings(*(world.concatenate(values) for values in (part.features, part.pids, part.camids)))
+    return Embeddings(*(world.concatenate(getattr(part, name)) for name in ("features", *LABELS)))
 
 
 def extract(
@@ -245,6 +302,7 @@ def evaluate_set(
             metric=metric,
             rerank=args.rerank,
             **reranking(args),
+            **{name: value for name, value in rules_of(args).items() if name != "draws" or value is not None},
             query_expansion=args.query_expansion,
             query_expansion_alpha=args.query_expansion_alpha,
             database_augmentation=args.database_augmentation,
@@ -260,7 +318,38 @@ def evaluate_set(
         if not args.fpr:
             return result, None
         distributed = world.size > 1
-        return result, roc(test_set.query, test_set.gallery, args.fpr, metric, device, distributed=distributed)
+        left_out = rules_of(args)["leave_out"]
+        return result, roc(
+            test_set.query, test_set.gallery, args.fpr, metric, device, leave_out=left_out, distributed=distributed
+        )
+
+
+def definitions(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess
+) -> list[Figure]:
+    """The figures under each definition in use."""
+    rules = {name: value for name, value in rules_of(args).items() if name != "rerank_junk" and value is not None}
+    expansion = {name: getattr(args, name) for name in EXPANSION}
+    with Bar(world) as bar:
+        return figures_by_definition(
+            test_set.query,
+            test_set.gallery,
+            metric=metric,
+            device=device,
+            distributed=world.size > 1,
+            progress=bar,
+            **rules,
+            **expansion,
+        )
+
+
+def definitions_table(figures: Sequence[Figure]) -> str:
+    rows = [("mAP", "rank-1", "ranking", "AP of a query", "reported by")]
+    rows += [(f"{f.mAP:.2%}", f"{f.rank1:.2%}", f.ranking, f.precision, f.reported_by or "-") for f in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  " + "  ".join(f"{text:<{w}}" for text, w in zip(row, [*widths, 0], strict=True)) for row in rows
+    )
 
 
 def make_index(

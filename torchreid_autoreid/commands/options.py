@@ -187,7 +187,8 @@ examples:
   # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
   torchrun --nproc_per_node 2 -m torchreid_autoreid evaluate --features features.npz --rerank
 
-The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids.
+The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids;
+the camids of both may be missing, and clothids and tracklets of either be there. Labels are whole numbers or names.
 A checkpoint says itself which network it holds, for which size of images, and how it is tested (metric, flip test);
 keys that contradict it are refused, but test.* may be given. For other files the network is model.name; with model.name
 autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
@@ -281,6 +282,44 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save-index", metavar="FILE", type=path, help="write the index, to be given to --index again")
     parser.add_argument("--search-parameters", default="", metavar="TEXT", help="of the index, such as nprobe=32")
+    parser.add_argument(
+        "--protocol",
+        choices=("market1501", "sysu_all", "sysu_indoor", "vehicleid"),
+        default="market1501",
+        help="which galleries are searched (default: market1501; the others draw them at random)",
+    )
+    parser.add_argument("--draws", type=int, help="galleries that --protocol draws (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        choices=("camera", "clothes", "nothing"),
+        help="gallery items of the query's identity that are left out; may be repeated (default: camera, if known)",
+    )
+    parser.add_argument(
+        "--junk-pid",
+        dest="junk_pids",
+        action="append",
+        default=[],
+        metavar="PID",
+        help="identity that is passed over (Market-1501: -1); may be repeated",
+    )
+    parser.add_argument(
+        "--distractor-pid",
+        dest="distractor_pids",
+        action="append",
+        default=[],
+        metavar="PID",
+        help="identity of nobody (Market-1501: 0); may be repeated",
+    )
+    parser.add_argument("--no-rerank-junk", action="store_true", help="leave junk out of the neighbours of --rerank")
+    parser.add_argument("--pool", choices=("mean", "max"), help="make one vector of each tracklet")
+    parser.add_argument(
+        "--multi-query", choices=("mean", "max"), help="make one query of all of an identity and camera"
+    )
+    parser.add_argument(
+        "--definitions", action="store_true", help="also the mAP under each definition in use, and who reports it"
+    )
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")
     parser.add_argument(
         "--fpr",

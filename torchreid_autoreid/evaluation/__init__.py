@@ -1,5 +1,6 @@
 """Retrieval evaluation at any size: exact, sparse, on faiss. It knows no torchreid and no networks."""
 
+from .definitions import Figure, figures_by_definition
 from .embeddings import Embeddings, load_embeddings, save_embeddings
 from .index import RetrievalIndex
 from .metrics import RocCurve, evaluate_rank
@@ -9,11 +10,13 @@ from .retrieval import evaluate, roc
 
 __all__ = [
     "Embeddings",
+    "Figure",
     "RetrievalIndex",
     "RetrievalResult",
     "RocCurve",
     "evaluate",
     "evaluate_rank",
+    "figures_by_definition",
     "k_reciprocal_distances",
     "load_embeddings",
     "re_ranking",

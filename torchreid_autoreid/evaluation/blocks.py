@@ -124,6 +124,25 @@ class FeatureDistances:
         return block
 
 
+class WithoutIgnored:
+    """The same distances with some gallery items infinitely far away, behind all others."""
+
+    def __init__(self, base: Distances, ignored: np.ndarray):
+        self.base, self.ignored = base, ignored
+        self.num_queries, self.num_gallery, self.devices = base.num_queries, base.num_gallery, base.devices
+
+    def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
+        for start, stop, rows_of in self.base.columns():
+            yield start, stop, partial(self._rows, rows_of, np.flatnonzero(self.ignored[start:stop]))
+
+    def _rows(self, rows_of: RowsOf, gone: np.ndarray, device: torch.device) -> BlockOf:
+        block_of, columns = rows_of(device), torch.from_numpy(gone).to(device)
+        return lambda first, end: block_of(first, end).index_fill_(1, columns, torch.inf)
+
+    def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.base.between(rows, columns)
+
+
 class MatrixDistances:
     """Blocks of a given (Nq, Ng) matrix.
 

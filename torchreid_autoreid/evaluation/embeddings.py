@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,22 @@ from ..errors import UserError
 CHECK_ROWS = 8192  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
 
 
+LABELS = ("pids", "camids", "clothids", "tracklets")
+
+
+def _unknown() -> np.ndarray:
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Embeddings:
-    """Feature vectors with the identity and the camera of each.
+    """Feature vectors with the identity and, where they are known, the camera, clothes and tracklet of each.
 
     Args:
         features: (N, D) real numbers; float16, float32 and float64 arrays, `numpy.memmap` included, are kept as they
             are (a memory-mapped file is only ever read in pieces); anything else becomes one of these, without loss.
-        pids: (N,) identities, whole numbers.
-        camids: (N,) cameras, whole numbers.
+        pids: (N,) identities, whole numbers or names. Names become numbers, the same for the same name everywhere.
+        camids, clothids, tracklets: (N,) the same, or nothing; an array of no items says that they are not known.
 
     Raises:
         UserError: features that are not a matrix, are empty, NaN or infinite (the rows are named), labels of another
@@ -37,16 +46,32 @@ class Embeddings:
 
     features: np.ndarray
     pids: np.ndarray
-    camids: np.ndarray
+    camids: np.ndarray = field(default_factory=_unknown)
+    clothids: np.ndarray = field(default_factory=_unknown)
+    tracklets: np.ndarray = field(default_factory=_unknown)
 
     def __post_init__(self) -> None:
         features = as_features(self.features)
         object.__setattr__(self, "features", features)
-        for name in ("pids", "camids"):
-            object.__setattr__(self, name, as_labels(getattr(self, name), name, len(features)))
+        for name in LABELS:
+            labels = getattr(self, name)
+            if name != "pids" and (labels is None or np.shape(labels) == (0,)):
+                labels = _unknown()
+            else:
+                labels = as_labels(labels, name, len(features))
+            object.__setattr__(self, name, labels)
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def knows(self, name: str) -> bool:
+        """Whether 'camids', 'clothids' or 'tracklets' are known."""
+        return len(getattr(self, name)) > 0
+
+    def take(self, rows: slice | np.ndarray) -> Embeddings:
+        """Some of the vectors with their labels."""
+        labels = (getattr(self, name)[rows] if self.knows(name) else _unknown() for name in LABELS)
+        return Embeddings(self.features[rows], *labels)
 
     @property
     def dimension(self) -> int:
@@ -109,8 +134,12 @@ def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (length,):
         raise UserError(f"{name} have shape {labels.shape} for {length} vectors; give one label per vector")
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
+        labels = labels.astype(str)
+    if labels.dtype.kind == "U":
+        return _numbers_of_names(labels, name)
     if labels.dtype.kind not in "iuf":
-        raise UserError(f"{name} have type {labels.dtype}; give whole numbers")
+        raise UserError(f"{name} have type {labels.dtype}; give whole numbers or names")
     with np.errstate(invalid="ignore"):
         whole = labels.astype(np.int64)
     # A float that is whole is a label, as in torchreid, as long as floats tell it from its neighbours.
@@ -119,6 +148,18 @@ def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     if len(wrong):
         raise UserError(f"{name} hold {labels[wrong[0]]} in row {wrong[0]}; give whole numbers of at most 63 bits")
     return whole
+
+
+def _numbers_of_names(names: np.ndarray, name: str) -> np.ndarray:
+    """(N,) a number of 62 bits for each name, whatever other names there are: queries and gallery need not be read
+    together, nor by one process. Both Unicode forms of a name are one."""
+    distinct, places = np.unique(names, return_inverse=True)
+    forms = [unicodedata.normalize("NFC", str(text)) for text in distinct]
+    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in forms)
+    numbers = np.array([int.from_bytes(digest, "big") >> 2 for digest in digests], dtype=np.int64)
+    if len(np.unique(numbers)) < len(set(forms)):
+        raise UserError(f"two names among {name} get one number by bad luck; rename one, or give whole numbers")
+    return numbers[places]
 
 
 def _check_finite(values: np.ndarray) -> None:
@@ -139,8 +180,8 @@ def _check_finite(values: np.ndarray) -> None:
         )
 
 
-NPZ_KEYS = tuple(f"{part}_{field}" for part in ("query", "gallery") for field in ("features", "pids", "camids"))
-
+NPZ_KEYS = tuple(f"{part}_{name}" for part in ("query", "gallery") for name in ("features", "pids", "camids"))
+_REQUIRED = tuple(key for key in NPZ_KEYS if not key.endswith("camids"))
 
 #: sizes that no file of feature vectors unpacks to: those barely shrink, labels do a hundredfold but are few
 _SMALL, _MAX_RATIO = 64 << 20, 100
@@ -151,7 +192,8 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
 
     Args:
         path: an npz with `query_features` (Nq, D), `query_pids` (Nq,), `query_camids` (Nq,) and the same three of the
-            gallery. Pickled objects are refused: loading never runs code. So is what would unpack to more than a
+            gallery; `query_clothids`, `query_tracklets` and the gallery's are read where there are any, and the camids
+            may be missing. Pickled objects are refused: loading never runs code. So is what would unpack to more than a
             hundred times the file's size.
 
     Returns:
@@ -176,12 +218,15 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
     with archive:
         if unpacked > _SMALL + _MAX_RATIO * path.stat().st_size:
             raise UserError(f"{path} would unpack to {unpacked} bytes, {_MAX_RATIO} times its size; write it anew")
-        missing = [key for key in NPZ_KEYS if key not in archive.files]
+        optional = [f"{part}_{name}" for part in ("query", "gallery") for name in LABELS[1:]]
+        missing = [key for key in _REQUIRED if key not in archive.files]
+        # Cameras of one part only are a slip; without any the protocol is another one.
+        missing += [key for key in optional if key not in archive.files and _twin(key) in archive.files]
         if missing:
             found = ", ".join(archive.files) or "no arrays"
             raise UserError(f"{path} lacks {', '.join(missing)}; it has {found[:200]}")
         arrays = {}
-        for key in NPZ_KEYS:
+        for key in (*_REQUIRED, *(key for key in optional if key in archive.files)):
             try:
                 arrays[key] = archive[key]
             except Exception as error:
@@ -191,10 +236,16 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
     parts = []
     for part in ("query", "gallery"):
         try:
-            parts.append(Embeddings(*(arrays[f"{part}_{field}"] for field in ("features", "pids", "camids"))))
+            parts.append(Embeddings(*(arrays.get(f"{part}_{name}") for name in ("features", *LABELS))))  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{part} of {path}: {error}") from error
     return parts[0], parts[1]
+
+
+def _twin(key: str) -> str:
+    """The key of the other part."""
+    part, name = key.split("_", 1)
+    return f"{'gallery' if part == 'query' else 'query'}_{name}"
 
 
 def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddings) -> None:
@@ -209,9 +260,10 @@ def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddi
         1
     """
     arrays = {
-        f"{part}_{field}": getattr(embeddings, field)
+        f"{part}_{name}": getattr(embeddings, name)
         for part, embeddings in (("query", query), ("gallery", gallery))
-        for field in ("features", "pids", "camids")
+        for name in ("features", *LABELS)
+        if len(getattr(embeddings, name))
     }
     with open(path, "wb") as file:
         np.savez(file, **arrays)

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, ranges, scan
+from .blocks import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
 from .embeddings import as_labels, check_count
 from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
 from .result import RetrievalResult
@@ -18,10 +18,11 @@ from .result import RetrievalResult
 DRAWN_AT_ONCE = 1 << 20
 
 
-def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(AP, INP, rank of the first match) of each query; NaN, NaN, 0 for a query without a true match.
+def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(AP, INP, rank of the first match, trapezoid AP) of each query; NaN, NaN, 0, NaN for one without a true match.
 
-    AP is the mean over the true matches of the precision at each; INP is their number over the rank of the last.
+    AP is the mean over the true matches of the precision at each; INP is their number over the rank of the last. The
+    trapezoid AP averages the precision at each match and just before it, 1 before the first item (Market-1501's own).
     """
     counts = np.diff(matches.offsets)
     valid = counts > 0
@@ -29,11 +30,15 @@ def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarr
     sums = np.bincount(matches.rows, weights=found / ranks, minlength=len(counts))
     with np.errstate(invalid="ignore"):
         average_precision = np.where(valid, sums / counts, np.nan)
+    before = np.where(ranks > 1, (found - 1) / np.maximum(ranks - 1, 1), 1)
+    halves = np.bincount(matches.rows, weights=(before + found / ranks) / 2, minlength=len(counts))
+    with np.errstate(invalid="ignore"):
+        trapezoid = np.where(valid, halves / counts, np.nan)
     penalty = np.full(len(counts), np.nan)
     penalty[valid] = counts[valid] / ranks[matches.offsets[1:][valid] - 1]
     first = np.zeros(len(counts), dtype=np.int64)
     first[valid] = ranks[matches.offsets[:-1][valid]]
-    return average_precision, penalty, first
+    return average_precision, penalty, first, trapezoid
 
 
 def cmc_curve(first: np.ndarray, length: int) -> np.ndarray:
@@ -45,7 +50,8 @@ def cmc_curve(first: np.ndarray, length: int) -> np.ndarray:
 def no_match_error() -> UserError:
     """The error for an evaluation that would count no query."""
     return UserError(
-        "no query has a true match: no gallery item has a query's identity and another camera; check pids and camids"
+        "no query has a true match: no gallery item has a query's identity and another camera (or what else is left "
+        "out by); check pids and camids"
     )
 
 
@@ -55,6 +61,7 @@ class Ranked(NamedTuple):
     average_precision: np.ndarray
     penalty: np.ndarray
     first: np.ndarray
+    trapezoid: np.ndarray
     topk: tuple[np.ndarray, np.ndarray] | None
 
 
@@ -62,6 +69,8 @@ def rank_queries(
     distances: Distances, labels: Labels, topk: int, world: OneProcess, progress: Progress | None = None
 ) -> Ranked:
     """Per-query figures, and the `topk` nearest items when that is not 0."""
+    if labels.ignored is not None:
+        distances = WithoutIgnored(distances, labels.ignored)
     pairs = OwnPairs.of(labels)
     rows, columns = pairs.true
     values = pair_values(distances, rows, columns, labels.q_pids)
@@ -121,6 +130,8 @@ def rank_retrieved(
         shared |= of_gallery[positions] == of_queries[:, None]
     junk = match & shared
     kept = ~junk & (positions >= 0)
+    if labels.ignored is not None:
+        kept &= ~world.concatenate(labels.ignored)[positions]
     match &= kept
     ranks = np.cumsum(kept, axis=1)
     found = np.cumsum(match, axis=1)
@@ -131,6 +142,9 @@ def rank_retrieved(
         last = np.where(match, ranks, 0).max(axis=1)
         penalty = np.where(found[:, -1] == num_matches, num_matches / last, 0)
     penalty[~valid] = np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        before = np.where(ranks > 1, (found - 1) / (ranks - 1), 1)
+        trapezoid = np.where(valid, np.where(match, (before + found / ranks) / 2, 0).sum(axis=1) / num_matches, np.nan)
     first = np.where(match.any(axis=1), np.take_along_axis(ranks, match.argmax(axis=1)[:, None], 1)[:, 0], 0)
     top = None
     if topk:
@@ -140,18 +154,19 @@ def rank_retrieved(
             np.where(gone, -1, np.take_along_axis(positions, order, 1)),
             np.where(gone, np.float32(np.inf), np.take_along_axis(distances, order, 1)),
         )
-    return Ranked(average_precision, penalty, first, top)
+    return Ranked(average_precision, penalty, first, trapezoid, top)
 
 
 def join_ranked(parts: list[Ranked]) -> Ranked:
     """The figures of consecutive parts of the queries as one."""
     if len(parts) == 1:
         return parts[0]
-    average_precision, penalty, first, topk = zip(*parts, strict=True)
-    top = None
-    if topk[0] is not None:
-        top = np.concatenate([positions for positions, _ in topk]), np.concatenate([values for _, values in topk])
-    return Ranked(np.concatenate(average_precision), np.concatenate(penalty), np.concatenate(first), top)
+    average_precision, penalty, first, trapezoid = (
+        np.concatenate(values) for values in zip(*(part[:4] for part in parts), strict=True)
+    )
+    tops = [part.topk for part in parts if part.topk is not None]
+    top = (np.concatenate([t[0] for t in tops]), np.concatenate([t[1] for t in tops])) if tops else None
+    return Ranked(average_precision, penalty, first, trapezoid, top)
 
 
 def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndarray | None = None) -> RetrievalResult:
@@ -170,6 +185,7 @@ def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndar
         average_precision=ranked.average_precision,
         inverse_negative_penalty=ranked.penalty,
         first_match=ranked.first,
+        trapezoid_mAP=float(ranked.trapezoid[valid].mean()),
         topk_indices=None if ranked.topk is None else ranked.topk[0],
         topk_distances=None if ranked.topk is None else ranked.topk[1],
     )
@@ -215,6 +231,8 @@ class _Lots:
         self.tags = [world.concatenate(tag) for tag in labels.g_tags]
         pids = world.concatenate(labels.g_pids)
         self.order = np.argsort(pids, kind="stable")
+        if labels.ignored is not None:
+            self.order = self.order[~world.concatenate(labels.ignored)[self.order]]
         self.identities, self.starts, self.sizes = np.unique(pids[self.order], return_index=True, return_counts=True)
 
     def draw(self, row: int, repeats: int, seed: list[int]) -> np.ndarray | None:
@@ -353,6 +371,8 @@ class _Histogram:
         counted = torch.ones_like(true)
         for tags in zip(self.labels.q_tags, self.labels.g_tags, strict=True):
             counted &= ~(true & equal(*tags))
+        if self.labels.ignored is not None:
+            counted &= ~torch.from_numpy(self.labels.ignored[column : column + width]).to(device)[None, :]
         values = ordered(block)
         bins = values >> 16
         if self.high is not None:

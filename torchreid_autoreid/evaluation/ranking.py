@@ -73,6 +73,7 @@ class Labels:
     Args:
         q_pids, g_pids: (Nq,) and (Ng,) int64.
         q_tags, g_tags: as many arrays of the same lengths, in the same order; none leaves nothing out.
+        ignored: (Ng,) whether a gallery item is passed over by all queries.
     """
 
     q_pids: np.ndarray
@@ -80,6 +81,7 @@ class Labels:
     g_pids: np.ndarray
     g_tags: tuple[np.ndarray, ...]
     first: int = 0
+    ignored: np.ndarray | None = None
     order: np.ndarray | None = None  # gallery columns by identity, then position; found when not given
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class Labels:
     def of_queries(self, chosen: slice | np.ndarray) -> Labels:
         """The labels with some of the queries only."""
         tags = tuple(tag[chosen] for tag in self.q_tags)
-        return Labels(self.q_pids[chosen], tags, self.g_pids, self.g_tags, self.first, self.order)
+        return Labels(self.q_pids[chosen], tags, self.g_pids, self.g_tags, self.first, self.ignored, self.order)
 
     def parts(self, world: OneProcess) -> list[tuple[int, int]]:
         """Ranges of queries whose pairs of one identity fit in memory together; the same in every process."""

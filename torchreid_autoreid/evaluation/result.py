@@ -23,6 +23,7 @@ class RetrievalResult:
         average_precision: (Nq,) AP of each query, NaN where the query is not counted.
         inverse_negative_penalty: (Nq,) number of true matches / rank of the last one, NaN where not counted.
         first_match: (Nq,) rank (from 1) of the first true match, 0 where not counted or not retrieved.
+        trapezoid_mAP: the mAP of Market-1501's own code, which averages the precision at each match and just before it.
         topk_indices: (Nq, topk) gallery positions, nearest first, the query's own identity and camera removed; -1 where
             there are fewer. None unless `topk` was asked for.
         topk_distances: (Nq, topk) float32 distances of those, infinite where there are fewer.
@@ -46,6 +47,7 @@ class RetrievalResult:
     average_precision: np.ndarray
     inverse_negative_penalty: np.ndarray
     first_match: np.ndarray
+    trapezoid_mAP: float = float("nan")
     topk_indices: np.ndarray | None = None
     topk_distances: np.ndarray | None = None
     exact: bool = True

@@ -23,7 +23,8 @@ from .metrics import (
     single_shot_ranks,
     summarise,
 )
-from .ranking import Labels, Nearest, some_true_pairs
+from .protocols import PROTOCOLS, Rules, check_pool, draw_protocol, pool_queries, pool_tracklets
+from .ranking import Nearest, some_true_pairs
 from .rerank import Reranking, feature_parts
 from .result import RetrievalResult
 from .space import Space, choose_space
@@ -32,7 +33,15 @@ from .space import Space, choose_space
 class _Setting:
     """What every evaluation of a query and a gallery needs to know, checked."""
 
-    def __init__(self, query: Embeddings, gallery: Embeddings, metric: str, device: str, distributed: bool):
+    def __init__(
+        self,
+        query: Embeddings,
+        gallery: Embeddings,
+        metric: str,
+        device: str,
+        distributed: bool,
+        rules: Rules,
+    ):
         check_metric(metric)
         check_dimensions(query.dimension, gallery.dimension)
         self.metric = metric
@@ -41,8 +50,7 @@ class _Setting:
         self.world = processes(distributed)
         sizes = [int(size) for size in self.world.concatenate(np.array([len(gallery)]))]
         self.num_gallery = sum(sizes)
-        first = sum(sizes[: self.world.rank])
-        self.labels = Labels(query.pids, (query.camids,), gallery.pids, (gallery.camids,), first)
+        self.labels = rules.labels(query, gallery, first=sum(sizes[: self.world.rank]))
 
     def space(self, query: np.ndarray, gallery: np.ndarray) -> Space:
         """How these features are compared."""
@@ -76,6 +84,14 @@ def evaluate(
     search_parameters: str = "",
     num_retrieved: int = 1000,
     recall_sample: int = 100,
+    leave_out: Sequence[str] | None = None,
+    junk_pids: Sequence[int | str] = (),
+    distractor_pids: Sequence[int | str] = (),
+    rerank_junk: bool = True,
+    pool: str = "none",
+    multi_query: str = "none",
+    protocol: str = "market1501",
+    draws: int = 10,
     distributed: bool = False,
     progress: Progress | None = None,
 ) -> RetrievalResult:
@@ -105,6 +121,15 @@ def evaluate(
             inverted file visits 16 of its lists; the rest is faiss's default.
         num_retrieved: how many items an approximate index returns per query.
         recall_sample: number of queries on which an approximate index is compared with exact search.
+        leave_out: which gallery items of a query's own identity are left out: those of its 'camera', of its 'clothes'
+            (LTCC, PRCC: both), or none, (). By default those of its camera, where cameras are known.
+        junk_pids: identities of gallery items that count neither as right nor as wrong (-1 in Market-1501).
+        distractor_pids: identities that nobody has (0 in Market-1501): always wrong, and no queries.
+        rerank_junk: whether junk takes part in re-ranking as a neighbour.
+        pool: 'mean' or 'max' makes one vector of each tracklet, of queries and gallery.
+        multi_query: 'mean' or 'max' makes one query of all queries of an identity and camera.
+        protocol: 'market1501'; 'sysu_all' or 'sysu_indoor' (SYSU-MM01), 'vehicleid': see `protocols`.
+        draws: how many random galleries those two are averaged over, from `seed`.
         distributed: `gallery` is this process's shard (the whole gallery is the shards in rank order), `query` is the
             same in every process; `torch.distributed` must be initialised. All processes get the same figures, and
             positions in the whole gallery.
@@ -120,25 +145,116 @@ def evaluate(
         >>> result.mAP, result.rank1, result.topk_indices.tolist()
         (1.0, 1.0, [[0, 1], [2, 1]])
     """
-    setting = _Setting(query, gallery, metric, device, distributed)
     for name, value, least in (
         ("max_rank", max_rank, 1),
         ("cuhk03_repeats", cuhk03_repeats, 1),
         ("seed", seed, 0),
         ("topk", topk, 0),
         ("num_retrieved", num_retrieved, 1),
+        ("draws", draws, 1),
         ("recall_sample", recall_sample, 0),
     ):
         check_count(name, value, least)
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
     reranking = Reranking(k1, k2, lambda_value, definition) if rerank else None
+    given_rules = Rules(leave_out, junk_pids, distractor_pids)
+
+    def once(
+        query: Embeddings,
+        gallery: Embeddings,
+        rules: Rules = given_rules,
+        topk: int = topk,
+        max_rank: int = max_rank,
+    ) -> RetrievalResult:
+        return _evaluate(
+            query,
+            gallery,
+            _Setting(query, gallery, metric, device, distributed, rules),
+            expansion,
+            reranking,
+            index,
+            search_parameters,
+            num_retrieved,
+            recall_sample,
+            cuhk03_repeats if use_metric_cuhk03 else 0,
+            seed,
+            topk,
+            max_rank,
+            progress,
+        )
+
+    query, gallery = _pooled(query, gallery, pool, multi_query, metric, distributed)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
+    if protocol != "market1501":
+        if distributed or use_metric_cuhk03 or topk or leave_out is not None:
+            raise UserError(
+                f"protocol {protocol!r} draws galleries and has its own rules; leave out distributed, "
+                "use_metric_cuhk03, topk and leave_out"
+            )
+        return draw_protocol(protocol, once, query, gallery, draws, seed, max_rank)
+    if rerank and not rerank_junk and len(junk_pids):
+        kept = np.flatnonzero(~given_rules.junk(gallery))
+        if not len(kept):
+            raise UserError(f"the gallery holds only junk, the identities {list(junk_pids)}; check its pids")
+        result = once(query, gallery.take(kept))
+        return result if result.topk_indices is None else _placed(result, kept, len(gallery), distributed)
+    return once(query, gallery)
+
+
+def _pooled(
+    query: Embeddings, gallery: Embeddings, pool: str, multi_query: str, metric: str, distributed: bool
+) -> tuple[Embeddings, Embeddings]:
+    check_metric(metric)
+    check_pool("pool", pool)
+    check_pool("multi_query", multi_query)
+    if pool != "none":
+        known = [side.knows("tracklets") for side in (query, gallery)]
+        if not any(known):
+            raise UserError(f"pool={pool!r} makes one vector of each tracklet; give the tracklets")
+        if known[1] and distributed:
+            raise UserError("a tracklet may lie in two processes; pool the gallery before it is shared out")
+        query, gallery = (
+            pool_tracklets(side, pool, metric) if side.knows("tracklets") else side for side in (query, gallery)
+        )
+    if multi_query != "none":
+        query = pool_queries(query, multi_query, metric)
+    return query, gallery
+
+
+def _placed(result: RetrievalResult, kept: np.ndarray, size: int, distributed: bool) -> RetrievalResult:
+    """The result with positions in the gallery as it was given, of which only some items were kept."""
+    world = processes(distributed)
+    sizes = world.concatenate(np.array([size]))
+    places = world.concatenate(kept + sizes[: world.rank].sum())
+    assert result.topk_indices is not None
+    return replace(result, topk_indices=np.where(result.topk_indices < 0, -1, places[result.topk_indices]))
+
+
+def _evaluate(
+    query: Embeddings,
+    gallery: Embeddings,
+    setting: _Setting,
+    expansion: Expansion,
+    reranking: Reranking | None,
+    index: str | RetrievalIndex,
+    search_parameters: str,
+    num_retrieved: int,
+    recall_sample: int,
+    cuhk03_repeats: int,
+    seed: int,
+    topk: int,
+    max_rank: int,
+    progress: Progress | None,
+) -> RetrievalResult:
+    """The figures of one query set and gallery; `cuhk03_repeats` of 0 is the ordinary CMC."""
     world, devices = setting.world, setting.devices
-    if index != "Flat" and (rerank or use_metric_cuhk03):
-        option = "rerank" if rerank else "use_metric_cuhk03"
+    if index != "Flat" and (reranking is not None or cuhk03_repeats):
+        option = "rerank" if reranking is not None else "use_metric_cuhk03"
         raise UserError(f"{option} compares every gallery item; use index='Flat' with it, not {index!r}")
     if index == "Flat" and search_parameters:
         raise UserError(f"search_parameters {search_parameters!r} are of an approximate index; index='Flat' has none")
-    if isinstance(index, RetrievalIndex) and database_augmentation:
+    if isinstance(index, RetrievalIndex) and expansion.gallery:
         raise UserError("database_augmentation changes the gallery, the index given holds it as it was; leave one out")
     labels, q_features, g_features = setting.labels, query.features, gallery.features
     with full_precision():
@@ -164,10 +280,10 @@ def evaluate(
         for first, end, distances in parts:
             some = labels.of_queries(slice(first, end))
             ranked.append(rank_queries(distances, some, topk, world, progress))
-            if use_metric_cuhk03:
+            if cuhk03_repeats:
                 shots.append(single_shot_ranks(distances, some, cuhk03_repeats, seed, first, world))
             del distances  # before the next part is made
-    num_candidates = len(np.unique(world.concatenate(gallery.pids))) if use_metric_cuhk03 else setting.num_gallery
+    num_candidates = len(np.unique(world.concatenate(gallery.pids))) if cuhk03_repeats else setting.num_gallery
     return summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
 
 
@@ -240,15 +356,16 @@ def roc(
     metric: str = "cosine",
     device: str = "cpu",
     *,
+    leave_out: Sequence[str] | None = None,
     distributed: bool = False,
     progress: Progress | None = None,
 ) -> RocCurve:
     """True-accept rates and distance thresholds at given false-accept rates, exact, without holding the distances.
 
-    All pairs of query and gallery item are compared but those of one identity and one camera.
+    All pairs of query and gallery item are compared but those that are left out.
 
     Args:
-        query, gallery, metric, device, distributed, progress: as in `evaluate`.
+        query, gallery, metric, device, leave_out, distributed, progress: as in `evaluate`.
         fpr: false-accept rates, 0 .. 1.
 
     Raises:
@@ -263,7 +380,7 @@ def roc(
     rates = np.asarray(fpr, dtype=np.float64).reshape(-1)
     if not len(rates) or not ((rates >= 0) & (rates <= 1)).all():
         raise UserError(f"fpr is {rates.tolist()}; give false-accept rates from 0 to 1")
-    setting = _Setting(query, gallery, metric, device, distributed)
+    setting = _Setting(query, gallery, metric, device, distributed, Rules(leave_out))
     with full_precision():
         space = setting.space(query.features, gallery.features)
         distances = FeatureDistances(query.features, gallery.features, space, setting.devices)
