@@ -421,7 +421,42 @@ def test_a_resumed_pre_training_equals_an_unbroken_one(classes, tmp_path):
         lines = [json.loads(line)["epoch"] for line in (log / "history.jsonl").read_text().splitlines()]
         assert lines == [1, 2, 3]
         (log / "checkpoint.pth").write_bytes((log / "checkpoint.pth").read_bytes()[:-5000])
-    assert "is torn" in done.stdout
+    assert "is torn" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(classes, tmp_path):
+    options = ["--epochs", 2, "--drop-path", 0.2, "--auxiliary-weight", 0.4]
+    assert pretrain(classes, tmp_path / "whole", *options).returncode == 0
+    log = tmp_path / "stopped"
+    process = subprocess.Popen(
+        words("pretrain", "--data", classes, "--output", log, *SMALL, *options),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    while "training on" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert str(log / "checkpoint.pth") in stderr
+    done = pretrain(classes, log, *options, "--resume", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    one, other = (weights_of(folder)["state_dict"] for folder in (tmp_path / "whole", log))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    for change, text in (
+        (["--lr", "0.5"], "--lr 0.05 (now 0.5)"),
+        (["--epochs", "9"], "--epochs 2 (now 9)"),
+        (["--genotype", "baseline"], "--genotype"),
+        (["--seed", "5"], "--seed 1 (now 5)"),
+        (["--size", "48"], "--size 64 (now 48)"),
+    ):
+        assert_one_line(pretrain(classes, log, *options, "--resume", *change), text, "resume with the same values")
+    victim = classes / "train" / "n0" / "0.JPEG"
+    moved = victim.rename(classes / "train" / "n1" / "100.JPEG")
+    try:
+        assert_one_line(pretrain(classes, log, *options, "--resume"), "training images:")
+    finally:
+        moved.rename(victim)
 
 
 @pytest.mark.slow

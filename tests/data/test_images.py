@@ -143,7 +143,8 @@ def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 65536, (64, 32), dtype=np.uint16)).save(path, exif=exif)
     transform = transforms.Compose([transforms.Resize((64, 32)), transforms.ToTensor()])
     trained = ReadableImages([(str(path), 0, 0, 0)], transform)[0]["img"]
-    pretrained, label = ReadableFolder(tmp_path, transform)[0]
+    item = ReadableFolder(tmp_path, transform)[0]
+    pretrained, label = item["img"], item["pid"]
     assert torch.equal(trained, pretrained)
     assert label == 0
     extractor = torchreid.utils.FeatureExtractor(

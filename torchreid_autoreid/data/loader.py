@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torchreid
 import torchvision
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import UserError
@@ -53,15 +52,11 @@ class ReadableImages(torchreid.data.ImageDataset):
         super().__init__(items, items, items, transform=transform, mode="train", verbose=False)
 
     def __getitem__(self, index: int) -> Any:
-        path, pid, camid, dsetid = self.data[index]
-        pixels = _pixels(path)
-        if isinstance(pixels, UserError):
-            return pixels
-        return {"img": self.transform(pixels), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+        return _item(self.data[index], self.transform)
 
 
 class ReadableFolder(Dataset):
-    """Images in a folder a class, for pre-training: items are (transformed image, number of the class).
+    """Images in a folder a class, for pre-training, in torchreid's format: the class is the identity.
 
     An item that cannot be read comes back as the ``UserError`` itself, see :class:`ReadableImages`.
 
@@ -81,28 +76,29 @@ class ReadableFolder(Dataset):
                 f"cannot read {folder} as a folder of images by class ({' '.join(str(error).split())[:160]}); "
                 "give --data with train/CLASS and val/CLASS in it"
             ) from None
-        self.classes, self.samples, self.transform = found.classes, found.samples, transform
+        self.classes, self.transform = found.classes, transform
+        self.data: list[Item] = [(path, label, 0, 0) for path, label in found.samples]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        path, label = self.samples[index]
-        pixels = _pixels(path)
-        return pixels if isinstance(pixels, UserError) else (self.transform(pixels), label)
+        return _item(self.data[index], self.transform)
 
 
-def _pixels(path: str) -> Image.Image | UserError:
+def _item(item: Item, transform: Any) -> Any:
+    path, pid, camid, dsetid = item
     try:
-        return read_image(path)
+        pixels = read_image(path)
     except UserError as error:
         return error
+    return {"img": transform(pixels), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
 
 
 class _Reproducible(Dataset):
     """Seeds every generator that a transform may draw from, for the time of one item."""
 
-    def __init__(self, images: ReadableImages) -> None:
+    def __init__(self, images: ReadableImages | ReadableFolder) -> None:
         self.images = images
 
     def __getitem__(self, key: Key) -> Any:
@@ -137,7 +133,7 @@ class SearchLoader:
 
     def __init__(
         self,
-        images: ReadableImages,
+        images: ReadableImages | ReadableFolder,
         batch_size: int,
         num_instances: int,
         train_sampler: str = "RandomIdentitySampler",
@@ -168,7 +164,7 @@ class SearchLoader:
         self._order_cache: tuple[tuple[int, int], list[list[Key]]] | None = None
 
     @property
-    def dataset(self) -> ReadableImages:
+    def dataset(self) -> ReadableImages | ReadableFolder:
         """As in PyTorch's loader."""
         return self.images
 
