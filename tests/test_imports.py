@@ -27,8 +27,7 @@ MAY_IMPORT = {
     "config": {"errors", "search.halving"},
     "parallel": {"errors"},
     "checkpoint": {"files", "genotype", "errors"},
-    "search.strategies": {"errors"},
-    "space": {"search.strategies", "parallel", "genotype", "errors"},
+    "space": {"parallel", "genotype", "errors"},
     "search.losses": {"errors"},
     "search.halving": {"errors"},
     "search": {"space", "files", "genotype", "errors"},
@@ -150,7 +149,7 @@ def test_the_allowed_directions_have_no_cycle():
         ("data/manager.py", "from ..space.networks import AutoReIDNetwork"),
         ("evaluation/index.py", "import matplotlib"),
         ("evaluation/index.py", "def late():\n    from ..engine import search"),
-        ("config/keys.py", "from ..search.strategies import STRATEGIES"),
+        ("config/keys.py", "from ..space.strategies import STRATEGIES"),
     ],
 )
 def test_a_wrong_import_is_found(name, source, monkeypatch):

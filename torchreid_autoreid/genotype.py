@@ -18,7 +18,19 @@ from typing import Any
 
 from .errors import UserError, short
 
-__all__ = ["OPERATION_NAMES", "SPACES", "Block", "Genotype", "cell_edges", "derive", "num_edges", "operation_names"]
+__all__ = [
+    "KINDS",
+    "MAX_BLOCKS",
+    "OPERATION_NAMES",
+    "SPACES",
+    "Block",
+    "Genotype",
+    "cell_edges",
+    "derive",
+    "num_blocks",
+    "num_edges",
+    "operation_names",
+]
 
 #: The search space O_reid (Auto-ReID, section 3.1), in the order in which alphas are stored.
 OPERATION_NAMES: tuple[str, ...] = (
@@ -37,12 +49,15 @@ SPACES: dict[str, tuple[str, ...]] = {
     "standard": tuple(name for name in OPERATION_NAMES if name != "part_aware"),
 }
 
+#: the two kinds of cell, in the order in which alphas are stored
+KINDS = ("normal", "reduce")
+
 Edge = tuple[str, int]
 Block = tuple[Edge, Edge]
 
 _VERSION = 1
 _MAX_FILE_BYTES = 1 << 20  # a genotype is a few hundred bytes; anything this large is something else
-_MAX_BLOCKS = 16
+MAX_BLOCKS = 16
 
 
 def operation_names(space: str) -> tuple[str, ...]:
@@ -57,6 +72,15 @@ def operation_names(space: str) -> tuple[str, ...]:
     if space not in SPACES:
         raise UserError(f"unknown search space {space!r}; choose one of {', '.join(SPACES)}")
     return SPACES[space]
+
+
+def num_blocks(edges: int) -> int | None:
+    """The inverse of :func:`num_edges`; ``None`` if no cell has so many edges.
+
+    >>> num_blocks(14), num_blocks(13)
+    (4, None)
+    """
+    return next((blocks for blocks in range(1, edges + 1) if num_edges(blocks) == edges), None)
 
 
 def num_edges(blocks: int) -> int:
@@ -128,7 +152,7 @@ class Genotype:
         """Both cells as pictures, in a notebook."""
         # The report draws genotypes and imports this module, so it is imported when a notebook asks.
         plots = importlib.import_module(f"{__package__}.report.plots")
-        figures = (plots.draw_cell(self, kind) for kind in ("normal", "reduce"))
+        figures = (plots.draw_cell(self, kind) for kind in KINDS)
         return "".join(f"<div>{plots.figure_to_svg(figure)}</div>" for figure in figures)
 
     @property
@@ -224,8 +248,8 @@ class Genotype:
 
 
 def _checked_cell(kind: str, cell: Any) -> tuple[Block, ...]:
-    if not isinstance(cell, Sequence) or isinstance(cell, str) or not 1 <= len(cell) <= _MAX_BLOCKS:
-        raise UserError(f"the {kind} cell must be a list of 1 to {_MAX_BLOCKS} blocks, not {short(cell)}")
+    if not isinstance(cell, Sequence) or isinstance(cell, str) or not 1 <= len(cell) <= MAX_BLOCKS:
+        raise UserError(f"the {kind} cell must be a list of 1 to {MAX_BLOCKS} blocks, not {short(cell)}")
     return tuple(_checked_block(f"{kind} block {index}", index, block) for index, block in enumerate(cell))
 
 
@@ -302,7 +326,7 @@ def _derive_cell(
     factors: Sequence[float] | None,
     skip_cap: int | None,
 ) -> tuple[Block, ...]:
-    blocks = next((b for b in range(1, len(probabilities) + 1) if num_edges(b) == len(probabilities)), None)
+    blocks = num_blocks(len(probabilities))
     if blocks is None:
         raise UserError(f"{len(probabilities)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
     rows = [_strengths(f"{kind} edge {edge}", row, operations, renormalised) for edge, row in enumerate(probabilities)]

@@ -43,9 +43,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.search.architect import Architect, TrainGradients, frozen, random_states  # noqa: E402
 from torchreid_autoreid.search.losses import RetrievalLoss  # noqa: E402
-from torchreid_autoreid.search.strategies import Mixture  # noqa: E402
 from torchreid_autoreid.space.cells import SearchCell  # noqa: E402
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork  # noqa: E402
+from torchreid_autoreid.space.strategies import Mixture  # noqa: E402
 
 STEPS = ("first", "second", "gdas")
 CONTESTANTS = ("edges", "edges, channels last", "ours", "peer")

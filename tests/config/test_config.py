@@ -37,8 +37,9 @@ from torchreid_autoreid.engine.precision import PRECISIONS
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import SPACES
 from torchreid_autoreid.parallel.group import GRAD_SYNCS
-from torchreid_autoreid.search.strategies import STRATEGIES, Schedule
+from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.space.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("autoreid_search*.yaml"))

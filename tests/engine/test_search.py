@@ -21,7 +21,7 @@ from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.search.losses import RetrievalLoss, ScaleFreeLoss
-from torchreid_autoreid.search.strategies import Schedule
+from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 
 EPOCHS = 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from torchreid_autoreid.search.alpha_optimizer import build_alpha_optimizer
-from torchreid_autoreid.search.strategies import STRATEGIES
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.space.strategies import STRATEGIES
 
 
 def optimizer_of(strategy="darts", steps=100, **options):

@@ -10,8 +10,8 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges, derive
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, count_macs, count_parameters, kept_probabilities
-from torchreid_autoreid.search.strategies import STRATEGIES
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.space.strategies import STRATEGIES
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges, num_edges
 from torchreid_autoreid.search.selection import draw_from_alphas, draw_genotype, propose, select_by_perturbation
-from torchreid_autoreid.search.strategies import Mixture
+from torchreid_autoreid.space.strategies import Mixture
 
 BLOCKS, EDGES = 3, 9
 

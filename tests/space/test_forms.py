@@ -9,10 +9,10 @@ from torch import nn
 from torchreid_autoreid import genotype as genotypes
 from torchreid_autoreid.deploy.fusion import FusedNetwork, fuse
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, num_edges
-from torchreid_autoreid.search.strategies import Mixture
 from torchreid_autoreid.space.cells import SearchCell
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from torchreid_autoreid.space.operations import OPERATIONS, Operation
+from torchreid_autoreid.space.strategies import Mixture
 
 
 class Scaled(nn.Module):

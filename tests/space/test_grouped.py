@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from torchreid_autoreid.genotype import num_edges, operation_names
-from torchreid_autoreid.search.strategies import Mixture
 from torchreid_autoreid.space import cells
 from torchreid_autoreid.space.cells import SearchCell
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 from torchreid_autoreid.space.operations import skip
 from torchreid_autoreid.space.operations.separable import DilatedDepthwise
+from torchreid_autoreid.space.strategies import Mixture
 
 
 def cell_and_arguments(

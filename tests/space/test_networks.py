@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges
-from torchreid_autoreid.search.strategies import Mixture, Schedule
+from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.cells import MixedOperation
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from torchreid_autoreid.space.operations import build_operation
+from torchreid_autoreid.space.strategies import Mixture
 
 
 def complexity(network, height, width):
@@ -273,7 +274,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(strategy):
     images = torch.randn(6, 3, 40, 24)
     kept = []  # elements that are kept for the gradient
     for network in (plain, saving):
-        network.set_strengths(Schedule(skip_dropout=0.5).at(0, 4))
+        network.set_epoch_values(Schedule(skip_dropout=0.5).at(0, 4))
         elements = []
         torch.manual_seed(1)
         with torch.autograd.graph.saved_tensors_hooks(lambda x, n=elements: n.append(x.numel()) or x, lambda x: x):

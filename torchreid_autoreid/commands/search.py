@@ -35,7 +35,7 @@ from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchE
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..errors import Interrupted, UserError
 from ..files import write_atomically
-from ..genotype import Genotype, operation_names
+from ..genotype import KINDS, Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -45,8 +45,8 @@ from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from ..search.halving import Rung, total_epochs
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
+from ..search.schedule import Schedule
 from ..search.selection import draw_from_alphas, draw_genotype, propose
-from ..search.strategies import Schedule
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, begin_log, stop_on_signals
@@ -404,7 +404,7 @@ def log_epoch(record: Mapping[str, Any]) -> None:
             figures = [f"{amount(cost['expected'])} expected", *figures, f"weight {cost['weight']:.3g}"]
         lines.append(f"  budget      {', '.join(figures)}; at most {amount(cost['limit'])} {UNITS[name]}")
     genotype = Genotype.from_dict(record["genotype"])
-    for kind in ("normal", "reduce"):
+    for kind in KINDS:
         none, skips = record["none_mass"][kind], record["skips"][kind]
         lines.append(f"  {kind:<10}  none {none:.3f}, {skips} skips: {describe(genotype, kind)}")
         if "candidate" not in record:

@@ -209,7 +209,7 @@ def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def schedule_kwargs(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :class:`~torchreid_autoreid.search.strategies.Schedule`."""
+    """Arguments of :class:`~torchreid_autoreid.search.schedule.Schedule`."""
     return {
         "tau_start": cfg.search.tau_start,
         "tau_end": cfg.search.tau_end,

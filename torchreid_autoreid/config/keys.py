@@ -144,7 +144,7 @@ def get_default_config() -> CfgNode:
     # ours: the search (Auto-ReID, section 3; "open": not published, so the default is our choice)
     cfg.search = CfgNode()
     # How alphas weigh the operations of an edge: darts (ICLR 2019), gdas (CVPR 2019), pc_darts (ICLR 2020), drnas (ICLR
-    # 2021); search/strategies.py says more of each. Or what trains derived networks and learns no alphas: random draws
+    # 2021); space/strategies.py says more of each. Or what trains derived networks and learns no alphas: random draws
     # genotypes, trains each for a short time and keeps the best (Li and Talwalkar, UAI 2019), halving trains many for a
     # moment and the better ones for longer (Jamieson and Talwalkar, AISTATS 2016). random is the default, because it
     # found the best networks in the README's comparison. The recipes in configs/ say darts, which is Auto-ReID's own.

@@ -23,9 +23,11 @@ from ..genotype import Genotype, num_edges
 from ..search.architect import Architect, TrainGradients, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
 from ..search.losses import RetrievalLoss, ScaleFreeLoss
+from ..search.objective import AlphaObjective
+from ..search.schedule import Schedule
 from ..search.selection import Mixtures, select_by_perturbation
-from ..search.strategies import Gdas, Schedule, Strengths
 from ..space.networks import AutoReIDSearchNetwork
+from ..space.strategies import EpochValues, Gdas
 from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision
 from .resume import load_like, load_optimizer
@@ -70,7 +72,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         perturbation_batches: batches of ``D_alpha`` on which the network without an operation is measured: the mAP of
             all their images among one another.
         perturbation_steps: steps of the weights on ``D_w`` after each choice, at a tenth of the first learning rate.
-        schedule: of what changes by epoch, see :class:`~torchreid_autoreid.search.strategies.Schedule`.
+        schedule: of what changes by epoch, see :class:`~torchreid_autoreid.search.schedule.Schedule`.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         budget: limits on the cost of the derived network, which the alphas learn to keep and the genotype keeps.
         amp: ``none``, ``bfloat16`` or ``float16`` (on a GPU, with a scaled loss: where a gradient overflows, neither
@@ -152,20 +154,28 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.alpha_loss = alpha_loss or ScaleFreeLoss(self.loss.loss_lambda, self.loss.margin, self.loss.label_smooth)
         if getattr(datamanager, "split", "image") == "identity":
             self.alpha_loss = type(self.alpha_loss)(0.0, self.alpha_loss.margin)
+        self.objective = AlphaObjective(
+            model,
+            self.alpha_loss,
+            step_figures,
+            self.group.joined,
+            lambda value, parameters: self._gradient(value, parameters, keep=True),
+            self.schedule.dirichlet_weight,
+            budget,
+            derive_renormalised,
+        )
         self.architect = Architect(
             model,
             lambda outputs, identities: self.loss(*self.group.joined((outputs, identities)))[0],
             optimizer,
             order,
-            val_loss=self._alpha_value,
+            val_loss=self.objective,
             forward=self._forward,
             gradient=self._gradient,
         )
         self._alpha_batches: Iterator[Any] | None = None
-        self._alpha_parts: dict[str, float] = {}
-        self._alpha_gradients: dict[str, float] | None = None  # norms by part of the loss, at the epoch's first step
         self._last_genotype: Genotype | None = None  # of the epoch before
-        self._strengths = Strengths()
+        self._kept_genotype: Genotype | None = None  # of the present alphas, once an epoch's steps are done
         self._before_collapse: Genotype | None = None
         self._selected: Genotype | None = None
 
@@ -269,7 +279,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         if not self._sound("alpha gradient", float(norm), alphas):
             return False, {}
         self.alpha_optimizer.step()
-        return True, {f"alpha_{name}": value for name, value in self._alpha_parts.items()}
+        return True, {f"alpha_{name}": value for name, value in self.objective.figures.items()}
 
     def _step_weights(self, batch: Batch, alphas_stepped: bool = True) -> tuple[bool, dict[str, float]]:
         """Whether the step has been taken (never without that of the alphas), and its figures."""
@@ -330,32 +340,6 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             alpha.copy_(value)
         self.alpha_optimizer.load_state_dict(optimizer)
 
-    def _alpha_value(self, outputs: tuple[Tensor, Tensor], identities: Tensor) -> Tensor:
-        outputs, identities = self.group.joined((outputs, identities))
-        total, parts = self.alpha_loss(outputs, identities)
-        features = outputs[1].detach().float()
-        spread = float((features - features.mean(dim=0)).norm(dim=1).mean())
-        self._alpha_parts = step_figures(parts, outputs[0], identities) | {"feature_spread": spread}
-        if self._alpha_gradients is None:
-            self._alpha_gradients = self._gradient_norms(self.alpha_loss.parts(outputs, identities))
-        penalty = self.model.penalty(self._strengths.beta_weight, self.schedule.dirichlet_weight)
-        if penalty is not None:
-            self._alpha_parts["penalty"] = float(penalty.detach())
-            total = total + penalty
-        if self.budget is not None:
-            total = total + self.budget.penalty(self._strengths_of_edges()).to(total.dtype)
-        return total
-
-    def _gradient_norms(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
-        """The norm of the gradient of each part of the loss with respect to the alphas."""
-        alphas = self.model.alphas()
-        active = {name: part for name, part in parts.items() if part.requires_grad}
-        norms = {
-            name: float(torch.nn.utils.get_total_norm(self._gradient(part, alphas, keep=True)))
-            for name, part in active.items()
-        }
-        return {name: norm for name, norm in norms.items() if math.isfinite(norm)}  # float16 may overflow
-
     def _strengths_of_edges(self) -> dict[str, Tensor]:
         return self.model.strengths(self.derive_renormalised)
 
@@ -365,10 +349,12 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self.datamanager.held_out_loaders
 
     def _begin_epoch(self) -> None:
-        self._strengths = self.schedule.at(self.epoch, self.max_epoch)
-        self.model.set_strengths(self._strengths)
+        self.objective.values = self.schedule.at(self.epoch, self.max_epoch)
+        self.model.set_epoch_values(self.objective.values)
+        self._kept_genotype = None
         self._alpha_batches = self._open_alpha_batches()
-        self._alpha_gradients = None if self._first_batch == 0 else self._alpha_gradients
+        if self._first_batch == 0:
+            self.objective.gradient_norms = None
 
     def _open_alpha_batches(self) -> Iterator[Any] | None:
         since = self.epoch - self.warmup_epochs
@@ -385,6 +371,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self._alpha_batches = None
 
     def _reason_to_end(self) -> str:
+        self._kept_genotype = self._kept()  # derived once an epoch: the alphas stay as they are until the next one
         if not self.stop_at_skips or self.epoch < self.warmup_epochs:
             return ""
         skips = self.model.genotype(self.derive_renormalised).count("skip_connect")["normal"]
@@ -430,7 +417,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             kind: float(torch.special.entr(rows.double()).sum(dim=1).mean()) / math.log(rows.shape[1])
             for kind, rows in probabilities.items()
         }
-        return {"alpha_gradient": self._alpha_gradients or None, "entropy": entropy, "changed_edges": changed}
+        return {"alpha_gradient": self.objective.gradient_norms or None, "entropy": entropy, "changed_edges": changed}
 
     def _cost(self, genotype: Genotype) -> dict[str, Any]:
         assert self.budget is not None
@@ -442,7 +429,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         options = ("auxiliary_skip", "beta_weight", "skip_dropout")
         names = [name for name in options if getattr(self.schedule, name)]
         names += ["tau"] if isinstance(self.model.strategy, Gdas) else []
-        return {name: getattr(self._strengths, name) for name in names}
+        return {name: getattr(self.objective.values, name) for name in names}
 
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
@@ -457,17 +444,18 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "before_collapse": None if kept is None else kept.to_dict(),
             "budget": None if self.budget is None else self.budget.state_dict(),
             "last_genotype": None if self._last_genotype is None else self._last_genotype.to_dict(),
-            "alpha_gradients": self._alpha_gradients,
+            "alpha_gradients": self.objective.gradient_norms,
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
+        self._kept_genotype = None
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         kept = state.get("before_collapse")
         self._before_collapse = None if kept is None else Genotype.from_dict(kept)
         last = state["last_genotype"]
         self._last_genotype = None if last is None else Genotype.from_dict(last)
-        self._alpha_gradients = state["alpha_gradients"]
+        self.objective.gradient_norms = state["alpha_gradients"]
         budget: Any = state.get("budget")
         if (self.budget is None) != (budget is None):
             raise ValueError(f"it was made {'without' if budget is None else 'with'} search.budget")
@@ -493,6 +481,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _kept(self) -> Genotype:
         """The genotype that the present alphas stand for, or the strongest one that keeps the budget."""
+        if self._kept_genotype is not None:
+            return self._kept_genotype
         derived = self._derived()
         return derived if self.budget is None else self.budget.fit(derived, self._strengths_of_edges())
 
@@ -506,7 +496,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
         An interruption starts the selection anew, from the checkpoint of the last epoch.
         """
-        self.model.set_strengths(Strengths())
+        self.model.set_epoch_values(EpochValues())
         self.model.train()
         loader = self.datamanager.alpha_loader
         held_out = [self._to_device(batch) for batch in loader.batches(epochs, 0, self.perturbation_batches)]

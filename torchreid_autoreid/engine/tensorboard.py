@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..genotype import Genotype
+from ..genotype import KINDS, Genotype
 from ..report.plots import draw_alphas, draw_cell, figure_to_rgb
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def write_epoch(writer: SummaryWriter, record: Mapping[str, Any]) -> None:
     for tag, value in _scalars(record):
         writer.add_scalar(tag, value, epoch)
     genotype = Genotype.from_dict(record["genotype"])
-    for kind in ("normal", "reduce"):
+    for kind in KINDS:
         writer.add_image(f"Cells/{kind}", figure_to_rgb(draw_cell(genotype, kind)), epoch)
         probabilities = draw_alphas(record["probabilities"][kind], record["operations"])
         writer.add_image(f"Probabilities/{kind}", figure_to_rgb(probabilities), epoch)

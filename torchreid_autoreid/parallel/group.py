@@ -25,8 +25,8 @@ from torch import Tensor
 from ..errors import SharedError, UserError
 
 __all__ = [
-    "Alone",
     "Group",
+    "SingleProcess",
     "draw_rows",
     "gathered",
     "global_rows",
@@ -45,7 +45,7 @@ _SAME_MACHINES = (
 )
 
 
-class Alone:
+class SingleProcess:
     """A world of one."""
 
     rank = 0
@@ -103,7 +103,7 @@ class Alone:
         """
 
 
-class Group(Alone):
+class Group(SingleProcess):
     """The processes of the default ``torch.distributed`` group. All of them must call every method alike.
 
     Args:
@@ -194,7 +194,7 @@ class Group(Alone):
         return tensor
 
 
-def group(distributed: bool, grad_sync: str = "mean") -> Alone:
+def group(distributed: bool, grad_sync: str = "mean") -> SingleProcess:
     """The processes that ``torch.distributed`` has joined, or this one alone.
 
     Raises:
@@ -204,7 +204,7 @@ def group(distributed: bool, grad_sync: str = "mean") -> Alone:
     1
     """
     if not distributed:
-        return Alone()
+        return SingleProcess()
     if not joined():
         raise UserError(
             "distributed=True, but torch.distributed is not initialised; start with torchrun and call it first"
@@ -213,7 +213,7 @@ def group(distributed: bool, grad_sync: str = "mean") -> Alone:
 
 
 def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """This process's rows of what all processes draw alike for the global batch.
+    """All ranks draw the same random rows for the global batch; returns this rank's slice.
 
     Args:
         draw: gives a number of random rows, by the global generator.
@@ -262,7 +262,7 @@ def _checksum(content: Iterable[Tensor] | str) -> int:
 
 
 class _Join(torch.autograd.Function):
-    """See :meth:`Alone.joined`. It needs no message on the way back, since all compute the same loss."""
+    """See :meth:`SingleProcess.joined`. It needs no message on the way back, since all compute the same loss."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:

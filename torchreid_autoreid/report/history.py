@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..genotype import OPERATION_NAMES, Genotype, num_edges
+from ..genotype import KINDS, MAX_BLOCKS, OPERATION_NAMES, Genotype, num_blocks, num_edges
 
 __all__ = ["read_history", "read_lines"]
 
 _MAX_BYTES = 16 << 20  # some 2000 epochs of the usual cell
 _MAX_LINE = 1 << 20  # a line of it has some 8 kB
-_MAX_BLOCKS = 16
 _MAX_REASON = 1000  # characters
 _ONE = 1 + 1e-6  # of fractions that were summed in float32
 
-_KINDS = ("normal", "reduce")
 _HALF = ("loss", "loss_softmax", "loss_triplet")
 _ACCURACY = ("top1", "top5", "top10")
 _MEASURES = ("params", "macs", "latency_ms")
@@ -92,7 +90,7 @@ def _check(record: Any, before: Sequence[Mapping[str, Any]]) -> None:
             for name in _ACCURACY:
                 _number(record, f"{half}.{name}", 0, _ONE)
         _number(record, f"lr.{half}", 0)
-    for kind in _KINDS:
+    for kind in KINDS:
         _check_probabilities(record, kind)
         _number(record, f"none_mass.{kind}", 0, _ONE)
         _number(record, f"skips.{kind}", 0, whole=True)
@@ -135,8 +133,8 @@ def _check_operations(names: Any) -> None:
 def _check_probabilities(record: Any, kind: str) -> None:
     where = f"probabilities.{kind}"
     rows, width = _get(record, where), len(record["operations"])
-    if not isinstance(rows, list) or len(rows) not in {num_edges(blocks) for blocks in range(1, _MAX_BLOCKS + 1)}:
-        raise ValueError(f"{where} has no cell's number of edges (1 to {_MAX_BLOCKS} blocks)")
+    if not isinstance(rows, list) or not 1 <= (num_blocks(len(rows)) or 0) <= MAX_BLOCKS:
+        raise ValueError(f"{where} has no cell's number of edges (1 to {MAX_BLOCKS} blocks)")
     for edge, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != width:
             raise ValueError(f"{where} row {edge} does not have {width} values")
@@ -145,7 +143,7 @@ def _check_probabilities(record: Any, kind: str) -> None:
 
 
 def _shape(record: Mapping[str, Any]) -> tuple[object, ...]:
-    return record["operations"], *(len(record["probabilities"][kind]) for kind in _KINDS)
+    return record["operations"], *(len(record["probabilities"][kind]) for kind in KINDS)
 
 
 def _limits(record: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..errors import UserError
-from ..genotype import Block, Genotype, cell_edges, num_edges
+from ..genotype import Block, Genotype, cell_edges, num_blocks, num_edges
 
 __all__ = [
     "COST_LABELS",
@@ -202,7 +202,7 @@ def draw_alphas(
     '1 → 2'
     """
     values = np.asarray(probabilities, dtype=float)
-    blocks = next((b for b in range(1, len(values) + 1) if num_edges(b) == len(values)), None)
+    blocks = num_blocks(len(values))
     if blocks is None or values.ndim != 2 or values.shape[1] != len(operations):
         raise UserError(f"probabilities of shape {values.shape} fit no cell with {len(operations)} operations")
     if top is None:

@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from ..errors import UserError
-from ..genotype import Genotype, cell_edges, num_edges
+from ..genotype import Genotype, cell_edges, num_blocks
 from .cost import KINDS, CostTable, kept_probabilities
 
 __all__ = ["UNITS", "Budget"]
@@ -185,7 +185,7 @@ class Budget:
     def _strongest(self, strengths: Mapping[str, Tensor], name: str) -> Genotype | None:
         """The maximum of the sum of strengths, (E, O) each, within the limits; ``None`` if no genotype keeps them."""
         strength = torch.cat([strengths[kind] for kind in KINDS]).numpy()  # (2E, O)
-        blocks = _blocks_of(len(strength) // 2)
+        blocks = num_blocks(len(strength) // 2) or 0
         allowed = np.array([operation != "none" for operation in self.operations])
         rows = np.eye(len(strength)).repeat(len(self.operations), axis=1)  # (2E, 2E O): the variables of each edge
         block_of = [block for _, block, _ in cell_edges(blocks)]
@@ -225,14 +225,10 @@ class Budget:
         edges = len(kept) // 2
         cells = []
         for first in (0, edges):
-            cell: list[list[tuple[float, tuple[str, int]]]] = [[] for _ in range(_blocks_of(edges))]
+            cell: list[list[tuple[float, tuple[str, int]]]] = [[] for _ in range(num_blocks(edges) or 0)]
             for edge, block, source in cell_edges(len(cell)):
                 for column in np.flatnonzero(kept[first + edge]):
                     cell[block].append((-strength[first + edge, column], (self.operations[column], source)))
             ordered = [sorted(block, key=lambda choice: choice[0]) for block in cell]
             cells.append(tuple((one, other) for (_, one), (_, other) in ordered))
         return Genotype(name, *cells)
-
-
-def _blocks_of(edges: int) -> int:
-    return next(blocks for blocks in range(1, edges) if num_edges(blocks) == edges)

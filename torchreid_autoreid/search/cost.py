@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
 from ..files import write_atomically
-from ..genotype import OPERATION_NAMES, Genotype, cell_edges, num_edges
+from ..genotype import KINDS, OPERATION_NAMES, Genotype, cell_edges, num_edges
 from ..space.cells import DerivedCell
 from ..space.networks import AutoReIDNetwork
 from ..space.operations import build_operation
@@ -49,7 +49,6 @@ __all__ = [
 #: second best operation and the third edge.
 TEMPERATURE = 0.1
 
-KINDS = ("normal", "reduce")
 _VERSION = 1
 _MAX_FILE_BYTES = 1 << 20  # a latency table has some kilobytes
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import UserError
-from ..genotype import Block, Genotype, cell_edges
-from .strategies import Mixture
+from ..genotype import KINDS, Block, Genotype, cell_edges
+from ..space.strategies import Mixture
 
 __all__ = ["draw_from_alphas", "draw_genotype", "propose", "select_by_perturbation"]
 
-_KINDS = ("normal", "reduce")
 _MOST_DRAWS = 10_000
 
 Mixtures = Mapping[str, Mixture]
@@ -47,10 +46,10 @@ def select_by_perturbation(
         The genotype; the two edges of a block in the order of their inputs.
     """
     order = random.Random(f"perturbation {seed}")
-    present = {kind: _detached(mixtures[kind]) for kind in _KINDS}
+    present = {kind: _detached(mixtures[kind]) for kind in KINDS}
     edges = list(cell_edges(blocks))
-    kept: dict[str, dict[int, int]] = {kind: {} for kind in _KINDS}  # edge -> index of its operation
-    steps = [(kind, edge) for kind in _KINDS for edge, _, _ in edges]
+    kept: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}  # edge -> index of its operation
+    steps = [(kind, edge) for kind in KINDS for edge, _, _ in edges]
     order.shuffle(steps)
     for kind, edge in steps:
         losses = {
@@ -61,8 +60,8 @@ def select_by_perturbation(
         kept[kind][edge] = max(losses, key=lambda index: losses[index])
         present[kind] = _only(present[kind], edge, kept[kind][edge])
         tune(dict(present))
-    cells: dict[str, dict[int, Block]] = {kind: {} for kind in _KINDS}
-    turns = [(kind, block) for kind in _KINDS for block in range(blocks)]
+    cells: dict[str, dict[int, Block]] = {kind: {} for kind in KINDS}
+    turns = [(kind, block) for kind in KINDS for block in range(blocks)]
     order.shuffle(turns)
     for kind, block in turns:
         own = {edge: source for edge, of, source in edges if of == block}
@@ -74,7 +73,7 @@ def select_by_perturbation(
         tune(dict(present))
         one, other = ((operations[kept[kind][edge]], own[edge]) for edge in (first, second))
         cells[kind][block] = (one, other)
-    return Genotype(name, *(tuple(cells[kind][block] for block in range(blocks)) for kind in _KINDS))
+    return Genotype(name, *(tuple(cells[kind][block] for block in range(blocks)) for kind in KINDS))
 
 
 def _detached(mixture: Mixture) -> Mixture:

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from ..errors import UserError, short
 from ..files import write_atomically
-from ..genotype import Genotype
+from ..genotype import KINDS, Genotype
 
 __all__ = ["Trained", "TruthSet", "summary"]
 
@@ -213,7 +213,7 @@ def _associations(truth: TruthSet, indices: list[int], means: np.ndarray) -> lis
         "MACs": [own[index].macs for index in indices],
     }
     names = sorted({name for g in genotypes for cell in (g.normal, g.reduce) for block in cell for name, _ in block})
-    for kind in ("normal", "reduce"):
+    for kind in KINDS:
         for name in names:
             counted[f"{name}, {kind}"] = [genotype.count(name)[kind] for genotype in genotypes]
         counted[f"depth, {kind}"] = [depth(getattr(genotype, kind)) for genotype in genotypes]

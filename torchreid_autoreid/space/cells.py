@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ..genotype import Block, cell_edges
 from ..parallel.group import draw_rows
-from ..search.strategies import Mixture
 from .grouped import mix_edges
 from .operations import build_operation
 from .operations.projection import ReluConvNorm
+from .strategies import Mixture
 
 __all__ = ["Cell", "DerivedCell", "MixedOperation", "SearchCell"]
 

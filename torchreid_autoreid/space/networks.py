@@ -18,15 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..genotype import Genotype, derive, num_edges, operation_names
-from ..search.strategies import STRATEGIES, Mixture, Strengths, beta_penalty
+from ..genotype import KINDS, Genotype, derive, num_edges, operation_names
 from .cells import Cell, DerivedCell, SearchCell
+from .strategies import STRATEGIES, EpochValues, Mixture, beta_penalty
 
 __all__ = ["ArchitectureParameters", "AutoReIDNetwork", "AutoReIDSearchNetwork"]
 
 # (in_channels of the two inputs, channels, kind, stride, halve_first) -> cell
 CellFactory = Callable[[tuple[int, int], int, str, int, bool], Cell]
-_KINDS = ("normal", "reduce")
 
 
 class Skeleton(nn.Module):
@@ -206,7 +205,7 @@ class ArchitectureParameters(nn.Module):
         shape = (num_edges(blocks), operations)
         self.normal = nn.Parameter(1e-3 * torch.randn(shape))
         self.reduce = nn.Parameter(1e-3 * torch.randn(shape))
-        for kind in ("normal", "reduce"):
+        for kind in KINDS:
             own = nn.Parameter(1e-3 * torch.randn(shape[0])) if edges else None
             self.register_parameter(f"{kind}_edges", own)
 
@@ -229,7 +228,7 @@ class AutoReIDSearchNetwork(Skeleton):
             the same.
 
     Attributes:
-        mixtures: takes the place of what the strategy makes of the alphas, ``{'normal': …, 'reduce': …}``, if set.
+        mixtures: override for the strategy's mixing weights (perturbation selection), ``{'normal': …, 'reduce': …}``.
 
     Raises:
         UserError: if an argument is out of range.
@@ -299,14 +298,14 @@ class AutoReIDSearchNetwork(Skeleton):
 
     def drawn_mixtures(self, training: bool) -> dict[str, Mixture]:
         """What the strategy makes of the alphas, for each kind of cell; a draw in training, of those that draw."""
-        return {kind: self.strategy.mixture(*self.architecture.of(kind), training) for kind in _KINDS}
+        return {kind: self.strategy.mixture(*self.architecture.of(kind), training) for kind in KINDS}
 
-    def set_strengths(self, strengths: Strengths) -> None:
+    def set_epoch_values(self, values: EpochValues) -> None:
         """Tells the strategy and the cells what holds in this epoch."""
-        self.strategy.tau, self.strategy.auxiliary_skip = strengths.tau, strengths.auxiliary_skip
+        self.strategy.tau, self.strategy.auxiliary_skip = values.tau, values.auxiliary_skip
         for cell in self.cells:
             assert isinstance(cell, SearchCell)
-            cell.skip_dropout = strengths.skip_dropout
+            cell.skip_dropout = values.skip_dropout
 
     def penalty(self, beta_weight: float = 0.0, own_weight: float = 0.0) -> Tensor | None:
         """What is added to the loss of the alphas: the penalty of β-DARTS and the strategy's own, over both cells."""
@@ -319,7 +318,7 @@ class AutoReIDSearchNetwork(Skeleton):
 
     def probabilities(self) -> dict[str, Tensor]:
         """(E, O) probabilities of each cell, ``{'normal': …, 'reduce': …}``, detached, on the CPU."""
-        return {kind: self.strategy.probabilities(self.architecture.of(kind)[0].detach()).cpu() for kind in _KINDS}
+        return {kind: self.strategy.probabilities(self.architecture.of(kind)[0].detach()).cpu() for kind in KINDS}
 
     def strengths(self, renormalised: bool = False) -> dict[str, Tensor]:
         """(E, O) strengths of each cell, differentiable: what :meth:`genotype` ranks edges and operations by.
@@ -328,7 +327,7 @@ class AutoReIDSearchNetwork(Skeleton):
         column of ``none`` says nothing.
         """
         none, found = self.operations.index("none"), {}
-        for kind in _KINDS:
+        for kind in KINDS:
             alphas, edges = self.architecture.of(kind)
             rows, factors = self.strategy.probabilities(alphas), self.strategy.edge_weights(edges)
             if renormalised:
@@ -340,7 +339,7 @@ class AutoReIDSearchNetwork(Skeleton):
     def genotype(self, renormalised: bool = False, name: str = "searched", skip_cap: int | None = None) -> Genotype:
         """The discrete cells that the present alphas stand for; see :func:`genotype.derive`."""
         rows = {kind: p.double().tolist() for kind, p in self.probabilities().items()}
-        edges = {kind: self.strategy.edge_weights(self.architecture.of(kind)[1]) for kind in _KINDS}
+        edges = {kind: self.strategy.edge_weights(self.architecture.of(kind)[1]) for kind in KINDS}
         return derive(
             rows["normal"],
             rows["reduce"],

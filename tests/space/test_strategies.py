@@ -8,18 +8,18 @@ from torch.nn import functional as F
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges
-from torchreid_autoreid.search.strategies import (
+from torchreid_autoreid.search.schedule import Schedule
+from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
+from torchreid_autoreid.space.strategies import (
     STRATEGIES,
     Darts,
     DrNas,
+    EpochValues,
     Gdas,
     PcDarts,
-    Schedule,
-    Strengths,
     beta_penalty,
     softmax_by_block,
 )
-from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 
 NONE, SKIP = OPERATION_NAMES.index("none"), OPERATION_NAMES.index("skip_connect")
 EDGES = 5  # of two blocks
@@ -109,7 +109,7 @@ def test_an_edge_with_an_auxiliary_skip_is_the_plain_edge_and_beta_x():
     net = network()
     cell, x = net.cells[0], torch.randn(2, 4, 8, 8, dtype=torch.float64)
     plain = cell.edges[0](x, net.drawn_mixtures(training=True)["normal"].weights[0])
-    net.set_strengths(Strengths(auxiliary_skip=0.6))
+    net.set_epoch_values(EpochValues(auxiliary_skip=0.6))
     helped = cell.edges[0](x, net.drawn_mixtures(training=True)["normal"].weights[0])
     assert torch.allclose(helped, plain + 0.6 * x)
 
@@ -317,15 +317,15 @@ def network_like(net, strategy):
 
 def test_schedules_are_linear_in_the_epoch():
     schedule = Schedule(tau_start=8.0, tau_end=2.0, auxiliary_skip=1.0, beta_weight=50.0, skip_dropout=0.4)
-    assert schedule.at(0, 5) == Strengths(8.0, 1.0, 0.0, 0.4)
-    assert schedule.at(2, 5) == Strengths(5.0, 0.5, 25.0, 0.2)
-    assert schedule.at(4, 5) == Strengths(2.0, 0.0, 50.0, 0.0)
+    assert schedule.at(0, 5) == EpochValues(8.0, 1.0, 0.0, 0.4)
+    assert schedule.at(2, 5) == EpochValues(5.0, 0.5, 25.0, 0.2)
+    assert schedule.at(4, 5) == EpochValues(2.0, 0.0, 50.0, 0.0)
     assert schedule.at(0, 1) == schedule.at(0, 5)
 
 
 def test_strengths_reach_the_strategy_and_every_cell():
     net = network("gdas")
-    net.set_strengths(Strengths(0.3, 0.0, 0.0, 0.2))
+    net.set_epoch_values(EpochValues(0.3, 0.0, 0.0, 0.2))
     assert net.strategy.tau == 0.3
     assert [cell.skip_dropout for cell in net.cells] == [0.2] * 4
 
