@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib
 import yaml
 from matplotlib.figure import Figure
@@ -27,34 +28,13 @@ __all__ = ["amount", "write_report"]
 _MAX_CONFIG_BYTES = 1 << 20
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
-# Pictures are drawn dark on white; where the reader prefers dark pages they are inverted, and keep their hues.
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #6b7280; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-.faint { color: var(--faint); margin: .25rem 0; overflow-wrap: anywhere; }
-.note { border-left: 4px solid #e08a1e; padding: .4rem .8rem; background: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-.tiles div { background: var(--soft); border-radius: 8px; padding: .6rem .9rem; font-size: .85rem; }
-.tiles b { display: block; font-size: 1.5rem; line-height: 1.3; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-figure { margin: .75rem 0; overflow-x: auto; background: #fff; border-radius: 8px; padding: .5rem; }
-img { display: block; margin: 0 auto; max-width: 100%; height: auto; }
-.wide img { max-width: none; }
-.scroll { overflow: auto; max-height: 32rem; }
-table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { position: sticky; top: 0; background: Canvas; }
-pre { background: var(--soft); padding: .75rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
-details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
-@media (prefers-color-scheme: dark) {
-  :root { --faint: #9ca3af; }
-  figure { filter: invert(.92) hue-rotate(180deg); }
-}
-"""
-# Nothing is fetched and nothing runs, whatever the files of the log hold.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PAGE = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,  # what files and folders are called is text, and never markup
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def write_report(
@@ -89,18 +69,21 @@ def write_report(
         raise UserError(f"{folder} holds no genotype.json, so it is no log of a search; give its data.save_dir")
     genotype = Genotype.load(folder / "genotype.json")
     config = _read_config(folder / "config.yaml")
-    notes = list(_notes(records, torn, genotype, config))
-    page = "\n".join(
-        [
-            *_head(folder, config, notes),
-            *_tiles(records, genotype, parameters, macs),
-            *_cells(folder, genotype),
-            *_course(records),
-            *_costs(records),
-            *_alphas(records),
-            *_table(records),
-            *_files(genotype, config),
-        ]
+    page = _PAGE.get_template("page.html").render(
+        name=folder.resolve().name or str(folder),
+        settings="" if config is None else _settings(config),
+        notes=list(_notes(records, torn, genotype, config)),
+        tiles=list(_tiles(records, genotype, parameters, macs)),
+        genotype_name=genotype.name,
+        cells=[_picture(name, draw_cell(genotype, kind)) for kind, name in _CELLS.items()],
+        command=_command(folder),
+        code=_code(folder),
+        course=_picture("Curves by epoch", draw_history(records), draw_history(records, columns=1)),
+        costs=_picture("Cost by epoch", draw_costs(records)) if records[-1].get("cost") else None,
+        probabilities=list(_alphas(records)),
+        heads=_heads(records),
+        rows=[_row(record, records) for record in records],
+        files=_files(genotype, config),
     )
     write_output("the report", target, lambda name: Path(name).write_text(page, encoding="utf-8", errors="replace"))
     return target
@@ -135,18 +118,6 @@ def _notes(records: Sequence[Mapping[str, Any]], torn: bool, genotype: Genotype,
         yield "The folder holds no config.yaml, so the settings of the search are not shown."
 
 
-def _head(folder: Path, config: str | None, notes: Sequence[str]) -> Iterator[str]:
-    name = folder.resolve().name or str(folder)
-    yield "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>"
-    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    yield "<meta name=viewport content='width=device-width, initial-scale=1'>"
-    yield f"<title>Architecture search: {_text(name)}</title>\n<style>{_STYLE}</style>"
-    yield f"<h1>Architecture search: {_text(name)}</h1>"
-    if config is not None and (settings := _settings(config)):
-        yield f"<p class=faint>{_text(settings)}</p>"
-    yield from (f"<p class=note>{_text(note)}</p>" for note in notes)
-
-
 def _settings(config: str) -> str:
     """The settings that tell one search from another, in a line; what is not there is left out."""
     try:
@@ -176,122 +147,101 @@ def _settings(config: str) -> str:
 
 def _tiles(
     records: Sequence[Mapping[str, Any]], genotype: Genotype, parameters: int | None, macs: int | None
-) -> Iterator[str]:
-    tiles = []
+) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note of each figure at the top."""
     measured = [record for record in records if record["retrieval"]]
     if measured:
         last, best = measured[-1], max(measured, key=lambda record: record["retrieval"]["mAP"])
         note = f"best {best['retrieval']['mAP']:.1%}, epoch {best['epoch']}"
-        tiles.append(("held-out mAP", f"{last['retrieval']['mAP']:.1%}", note))
+        yield "held-out mAP", f"{last['retrieval']['mAP']:.1%}", note
         queries = f"{last['retrieval']['num_valid_queries']} queries, epoch {last['epoch']}"
-        tiles.append(("held-out rank-1", f"{last['retrieval']['rank1']:.1%}", queries))
+        yield "held-out rank-1", f"{last['retrieval']['rank1']:.1%}", queries
     seconds = sum(record["seconds"] for record in records)
-    tiles.append(("time", _duration(seconds), f"{_duration(seconds / len(records))} an epoch"))
-    tiles.append(("epochs", str(records[-1]["epoch"]), f"of {records[-1]['epochs']}"))
+    yield "time", _duration(seconds), f"{_duration(seconds / len(records))} an epoch"
+    yield "epochs", str(records[-1]["epoch"]), f"of {records[-1]['epochs']}"
     for name, operation in (("part-aware edges", "part_aware"), ("skip connections", "skip_connect")):
         count = genotype.count(operation)
         note = f"{count['normal']} normal, {count['reduce']} reduction"
-        tiles.append((name, f"{sum(count.values())} of {4 * genotype.blocks}", note))
+        yield name, f"{sum(count.values())} of {4 * genotype.blocks}", note
     for measure, cost in (records[-1].get("cost") or {}).items():
-        tiles.append((MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"))
+        yield MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"
     if parameters is not None:
-        tiles.append(("parameters", amount(parameters), "of the network found"))
+        yield "parameters", amount(parameters), "of the network found"
     if macs is not None:
-        tiles.append(("multiply–adds", amount(macs), "an image"))
-    yield "<div class=tiles>"
-    yield from (f"<div>{_text(name)}<b>{_text(value)}</b>{_text(note)}</div>" for name, value, note in tiles)
-    yield "</div>"
+        yield "multiply–adds", amount(macs), "an image"
 
 
-def _cells(folder: Path, genotype: Genotype) -> Iterator[str]:
-    yield f"<h2>The cells found: {_text(genotype.name)}</h2>"
-    for kind, name in _CELLS.items():
-        yield _picture(name, draw_cell(genotype, kind), style="wide")
-    command = (
-        f"autoreid train --config-file autoreid_train.yaml --genotype {shlex.quote(str(folder / 'genotype.json'))}"
+def _command(folder: Path) -> str:
+    return f"autoreid train --config-file autoreid_train.yaml --genotype {shlex.quote(str(folder / 'genotype.json'))}"
+
+
+def _code(folder: Path) -> str:
+    return "\n".join(
+        [
+            "import torchreid, torchreid_autoreid",
+            f"torchreid_autoreid.register_model('searched', genotype={str(folder / 'genotype.json')!r})",
+            "model = torchreid.models.build_model('searched', num_classes=751, loss='triplet', pretrained=False)",
+        ]
     )
-    yield "<p>To train the network made of them (with the recipe of your dataset):</p>"
-    yield f"<pre>{_text(command)}</pre>"
-    code = (
-        "import torchreid, torchreid_autoreid",
-        f"torchreid_autoreid.register_model('searched', genotype={str(folder / 'genotype.json')!r})",
-        "model = torchreid.models.build_model('searched', num_classes=751, loss='triplet', pretrained=False)",
-    )
-    yield "<p>As a model of torchreid:</p>"
-    yield f"<pre>{_text(chr(10).join(code))}</pre>"
 
 
-def _course(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "<h2>The course of the search</h2>"
-    yield _picture("Curves by epoch", draw_history(records), narrow=draw_history(records, columns=1))
-
-
-def _costs(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not records[-1].get("cost"):
-        return
-    yield "<h2>Cost and budget</h2>"
-    yield (
-        "<p class=faint>Of the network to be trained, without its classifier. Expected: what the loss of the α sees. "
-        "Derived: of the genotype that the α stand for. Kept: of the genotype that keeps the budget.</p>"
-    )
-    yield _picture("Cost by epoch", draw_costs(records))
-
-
-def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "<h2>Probabilities of the operations</h2>"
-    yield "<p class=faint>A row is an edge, from an input to a block. Framed: what the genotype of the epoch keeps.</p>"
+def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[list[_Picture]]:
+    """Of each kind of cell, the first epoch and the last one."""
     shown = [records[0], records[-1]] if len(records) > 1 else [records[-1]]
     for kind, name in _CELLS.items():
         top = max(value for record in shown for row in record["probabilities"][kind] for value in row)
-        yield "<div class=pair>"
+        pictures = []
         for record in shown:
             title = f"{name}, epoch {record['epoch']}"
             cell = getattr(Genotype.from_dict(record["genotype"]), kind)
             rows = record["probabilities"][kind]
-            yield _picture(title, draw_alphas(rows, record["operations"], title, cell=cell, top=top))
-        yield "</div>"
+            pictures.append(_picture(title, draw_alphas(rows, record["operations"], title, cell=cell, top=top)))
+        yield pictures
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _costs_of(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Measure and name of the columns with costs."""
+    return [(measure, name) for measure in records[0].get("cost") or () for name in COST_LABELS]
+
+
+def _heads(records: Sequence[Mapping[str, Any]]) -> list[str]:
     halves = [f"{name} ({half})" for name in ("loss", "top-1") for half in ("w", "α")]
     heads = ["epoch", "seconds", *halves, "mAP", "rank-1", "mINP", "rate (w)", "rate (α)", "none", "skips"]
-    costs = [(measure, name) for measure in records[0].get("cost") or () for name in COST_LABELS]
-    heads += [f"{MEASURE_NAMES[measure]}, {COST_LABELS[name]}" for measure, name in costs]
-    yield "<h2>Epochs</h2>"
-    yield "<p class=faint>w and α: the half that trains each. none and skips: normal cell / reduction cell.</p>"
-    yield "<div class=scroll><table>"
-    yield "<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
-    for record in records:
-        alpha, retrieval = record["alpha"] or {}, record["retrieval"] or {}
-        row = [
-            str(record["epoch"]),
-            f"{record['seconds']:.1f}",
-            *(f"{half['loss']:.3f}" if half else "–" for half in (record["w"], alpha)),
-            *(f"{half['top1']:.1%}" if half else "–" for half in (record["w"], alpha)),
-            *(f"{retrieval[name]:.1%}" if retrieval else "–" for name in ("mAP", "rank1", "mINP")),
-            *(f"{record['lr'][name]:.3g}" for name in ("w", "alpha")),
-            " / ".join(f"{record['none_mass'][kind]:.2f}" for kind in _CELLS),
-            " / ".join(str(record["skips"][kind]) for kind in _CELLS),
-            *("–" if (value := record["cost"][m][name]) is None else amount(value) for m, name in costs),
-        ]
-        yield "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-    yield "</table></div>"
+    return heads + [f"{MEASURE_NAMES[measure]}, {COST_LABELS[name]}" for measure, name in _costs_of(records)]
 
 
-def _files(genotype: Genotype, config: str | None) -> Iterator[str]:
-    yield "<h2>Files</h2>"
-    contents = {"genotype.json": json.dumps(genotype.to_dict(), indent=1), "config.yaml": config}
-    for name, content in contents.items():
-        if content is not None:
-            yield f"<details><summary>{name}</summary><pre>{_text(content)}</pre></details>"
-    yield "</html>\n"
+def _row(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    alpha, retrieval = record["alpha"] or {}, record["retrieval"] or {}
+    costs = _costs_of(records)
+    return [
+        str(record["epoch"]),
+        f"{record['seconds']:.1f}",
+        *(f"{half['loss']:.3f}" if half else "–" for half in (record["w"], alpha)),
+        *(f"{half['top1']:.1%}" if half else "–" for half in (record["w"], alpha)),
+        *(f"{retrieval[name]:.1%}" if retrieval else "–" for name in ("mAP", "rank1", "mINP")),
+        *(f"{record['lr'][name]:.3g}" for name in ("w", "alpha")),
+        " / ".join(f"{record['none_mass'][kind]:.2f}" for kind in _CELLS),
+        " / ".join(str(record["skips"][kind]) for kind in _CELLS),
+        *("–" if (value := record["cost"][m][name]) is None else amount(value) for m, name in costs),
+    ]
 
 
-def _picture(text: str, figure: Figure, *, narrow: Figure | None = None, style: str = "") -> str:
-    """A figure, and another one for narrow screens."""
-    source = f'<source media="(max-width: 46rem)" srcset="{_svg(narrow)}">' if narrow else ""
-    image = f'<picture>{source}<img alt="{_text(text)}" src="{_svg(figure)}"></picture>'
-    return f'<figure class="{style}">{image}</figure>'
+def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:
+    found = [("genotype.json", json.dumps(genotype.to_dict(), indent=1))]
+    return found if config is None else [*found, ("config.yaml", config)]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure as data of the page, and another form of it for narrow screens."""
+
+    text: str
+    source: str
+    narrow: str = ""
+
+
+def _picture(text: str, figure: Figure, narrow: Figure | None = None) -> _Picture:
+    return _Picture(text, _svg(figure), _svg(narrow) if narrow else "")
 
 
 def _svg(figure: Figure) -> str:
@@ -321,7 +271,3 @@ def amount(number: float) -> str:
         if number >= unit:
             return f"{number / unit:.2f} {name}"
     return str(number) if isinstance(number, int) else f"{number:.2f}"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
