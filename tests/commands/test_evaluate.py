@@ -16,7 +16,7 @@ from forks import completed
 from torchreid_autoreid.commands import evaluate as evaluate_command
 from torchreid_autoreid.commands import execute
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings, roc
+from torchreid_autoreid.evaluation import Embeddings, cluster, compare_clusters, evaluate, load_embeddings, roc
 from torchreid_autoreid.parallel.launch import OneProcess
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
@@ -209,7 +209,30 @@ def test_the_figure_under_each_definition(tmp_path, capsys):
     assert f"{zhong.trapezoid_mAP:.2%}" in capsys.readouterr().out
 
 
+def test_clusters_are_written_and_compared_with_the_identities(tmp_path, capsys):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out.json"
+    options = ["--cluster", "--eps", 0.7, "--min-samples", 3, "--k1", 12, "--k2", 4]
+    query, gallery = load_embeddings(source)
+    features = np.concatenate([query.features, gallery.features])
+    expected = cluster(features, eps=0.7, min_samples=3, k1=12, k2=4)
+    for name in ("labels.csv", "labels.npz"):
+        in_process("--features", source, *options, "--cluster-labels", tmp_path / name, "--json", out)
+    rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
+    assert [int(row["cluster"]) for row in rows] == expected.tolist()
+    assert [row["part"] for row in rows] == ["query"] * 40 + ["gallery"] * 300
+    with np.load(tmp_path / "labels.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["gallery_clusters"], expected[40:])
+    (figures,) = json.loads(out.read_text()).values()
+    agreement = compare_clusters(expected, np.concatenate([query.pids, gallery.pids]))
+    assert figures["clusters"]["ari"] == agreement.ari
+    assert f"ARI {agreement.ari:.4f}" in capsys.readouterr().out
+
+
 IDLE = {
+    "a radius of no clusters": (["--eps", "0.5"], "--eps is an option of --cluster"),
+    "labels of no clusters": (["--cluster-labels", "l.csv"], "--cluster-labels is an option of --cluster"),
+    "labels of a kind": (["--cluster", "--cluster-labels", "l.txt"], "ends in neither"),
+    "k1 of two": (["--cluster", "--rerank", "--k1", "9"], "--k1 of --cluster or of re-ranking"),
     "draws of nothing drawn": (["--draws", "3"], "--draws is an option of --protocol"),
     "nothing and something": (["--leave-out", "nothing", "--leave-out", "camera"], "contradicts"),
     "no junk": (["--no-rerank-junk"], "option of --rerank with --junk-pid"),

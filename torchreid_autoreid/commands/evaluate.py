@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import re
 import sys
@@ -28,11 +29,14 @@ from ..data import ReadableDataManager
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
 from ..evaluation import (
+    Agreement,
     Embeddings,
     Figure,
     RetrievalIndex,
     RetrievalResult,
     RocCurve,
+    cluster,
+    compare_clusters,
     evaluate,
     figures_by_definition,
     load_embeddings,
@@ -60,6 +64,7 @@ USUAL: dict[str, Any] = {  # of the protocol; not told
     "pool": "none",
     "multi_query": "none",
 }
+CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
 DRAWN = ("sysu_all", "sysu_indoor", "vehicleid")
 INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
@@ -107,8 +112,10 @@ def evaluate_all(
     figures: dict[str, Any] = {}
     rows: list[Any] = []
     for test_set in sets:
-        if figures and (args.save_features or args.save_index):
-            raise UserError("--save-features and --save-index write one dataset; give a single -t NAME")
+        if figures and (args.save_features or args.save_index or args.cluster_labels):
+            raise UserError(
+                "--save-features, --save-index and --cluster-labels write one dataset; give a single -t NAME"
+            )
         whole = whole_gallery(test_set.gallery, world) if args.save_features or args.topk_csv else test_set.gallery
         if args.save_features and world.rank == 0:
             write(args, "save_features", partial(save_embeddings, query=test_set.query, gallery=whole))
@@ -126,6 +133,10 @@ def evaluate_all(
             figures[test_set.name]["definitions"] = [asdict(figure) for figure in named]
             if world.rank == 0:
                 print(definitions_table(named))
+        if args.cluster:
+            agreement = clusters(test_set, args, metric, device, world)
+            figures[test_set.name]["clusters"] = asdict(agreement)
+            print(clusters_table(agreement))
         if args.topk_csv:
             rows += topk_rows(test_set, whole.pids, result)
     if world.rank == 0:
@@ -182,12 +193,21 @@ def reranking(args: argparse.Namespace) -> dict[str, Any]:
 def check_options(args: argparse.Namespace) -> None:
     """Refuses what would have no effect."""
     for name in RERANKING:
+        if name in CLUSTERING and args.cluster:
+            if getattr(args, name) is not None and (args.rerank or args.definitions):
+                raise UserError(f"--{name} of --cluster or of re-ranking? do one at a time")
+            continue
         if getattr(args, name) is not None and not args.rerank:
             raise UserError(f"--{name.removesuffix('_value')} is an option of --rerank; give that too, or leave it out")
     if args.fpr and (args.rerank or args.query_expansion or args.database_augmentation):
         raise UserError(
             "--fpr compares plain distances; leave out --rerank, --query-expansion, --database-augmentation"
         )
+    for name in ("cluster_labels", "eps", "min_samples"):
+        if getattr(args, name) is not None and not args.cluster:
+            raise UserError(f"--{name.replace('_', '-')} is an option of --cluster; give that too, or leave it out")
+    if args.cluster_labels and Path(args.cluster_labels).suffix not in (".csv", ".npz"):
+        raise UserError(f"--cluster-labels {args.cluster_labels} ends in neither .csv nor .npz; give it one of these")
     if args.draws is not None and args.protocol not in DRAWN:
         raise UserError(f"--draws is an option of --protocol {', '.join(DRAWN)}; give one, or leave it out")
     if args.leave_out and "nothing" in args.leave_out and len(set(args.leave_out)) > 1:
@@ -210,7 +230,7 @@ def check_options(args: argparse.Namespace) -> None:
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
     taken = {"--features": args.features, "--weights": args.weights, "--index": args.index}
-    for option in ("json", "save_features", "save_index", "topk_csv"):
+    for option in ("json", "save_features", "save_index", "topk_csv", "cluster_labels"):
         path = getattr(args, option)
         if path:
             name = f"--{option.replace('_', '-')}"
@@ -349,6 +369,51 @@ def definitions_table(figures: Sequence[Figure]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  " + "  ".join(f"{text:<{w}}" for text, w in zip(row, [*widths, 0], strict=True)) for row in rows
+    )
+
+
+def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess) -> Agreement:
+    """Clusters queries and gallery together, writes the labels if asked, and compares them with the identities."""
+    if world.size > 1:
+        raise UserError("--cluster runs in one process; start the command without torchrun")
+    query, gallery = test_set.query, test_set.gallery
+    given: dict[str, Any] = {
+        name: value if getattr(args, name) is None else getattr(args, name) for name, value in CLUSTERING.items()
+    }
+    with Bar(world) as bar:
+        features = np.concatenate([query.features, gallery.features])
+        labels = cluster(features, metric=metric, device=device, progress=bar, **given)
+    if args.cluster_labels:
+        csv_wanted = Path(args.cluster_labels).suffix == ".csv"
+        write(
+            args,
+            "cluster_labels",
+            partial(write_clusters, test_set=test_set, labels=labels, table_of_images=csv_wanted),
+        )
+    return compare_clusters(labels, np.concatenate([query.pids, gallery.pids]))
+
+
+def write_clusters(path: str, test_set: TestSet, labels: np.ndarray, table_of_images: bool) -> None:
+    """The cluster of each image, -1 for none: a table, or the arrays of an npz."""
+    parts: dict[str, Any] = {"query": labels[: len(test_set.query)], "gallery": labels[len(test_set.query) :]}
+    with open(path, "wb") as file:
+        if not table_of_images:
+            np.savez(file, **{f"{part}_clusters": of_part for part, of_part in parts.items()})
+            return
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text)
+        writer.writerow(["part", "index", "path", "cluster"])
+        for part, of_part in parts.items():
+            paths = getattr(test_set, f"{part}_paths")
+            writer.writerows([part, i, paths[i] if paths else "", label] for i, label in enumerate(of_part.tolist()))
+        text.flush()
+        text.detach()
+
+
+def clusters_table(agreement: Agreement) -> str:
+    return (
+        f"  {agreement.num_clusters} clusters, {agreement.num_noise} images in none; ARI {agreement.ari:.4f}, "
+        f"NMI {agreement.nmi:.4f}, pairwise F {agreement.f:.4f}"
     )
 
 

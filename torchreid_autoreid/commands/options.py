@@ -259,7 +259,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
     )
     parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al., CVPR 2017)")
-    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20)")
+    parser.add_argument("--k1", type=int, help="neighbours of a k-reciprocal set (default: 20; of --cluster: 30)")
     parser.add_argument("--k2", type=int, help="neighbours averaged in local query expansion (default: 6)")
     parser.add_argument("--lambda", dest="lambda_value", type=float, help="share of the plain distance (default: 0.3)")
     parser.add_argument(
@@ -317,6 +317,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multi-query", choices=("mean", "max"), help="make one query of all of an identity and camera"
     )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="also cluster queries and gallery together, and compare with the identities",
+    )
+    parser.add_argument("--cluster-labels", metavar="FILE", type=path, help="write the clusters, as .csv or .npz")
+    parser.add_argument("--eps", type=float, help="Jaccard distance of neighbours in a cluster (default: 0.6)")
+    parser.add_argument("--min-samples", type=int, help="neighbours that make the core of a cluster (default: 4)")
     parser.add_argument(
         "--definitions", action="store_true", help="also the mAP under each definition in use, and who reports it"
     )

@@ -1,5 +1,6 @@
 """Retrieval evaluation at any size: exact, sparse, on faiss. It knows no torchreid and no networks."""
 
+from .clusters import Agreement, cluster, compare_clusters
 from .definitions import Figure, figures_by_definition
 from .embeddings import Embeddings, load_embeddings, save_embeddings
 from .index import RetrievalIndex
@@ -9,11 +10,14 @@ from .result import RetrievalResult
 from .retrieval import evaluate, roc
 
 __all__ = [
+    "Agreement",
     "Embeddings",
     "Figure",
     "RetrievalIndex",
     "RetrievalResult",
     "RocCurve",
+    "cluster",
+    "compare_clusters",
     "evaluate",
     "evaluate_rank",
     "figures_by_definition",

@@ -119,23 +119,28 @@ def encode(near: Neighbourhood, pair_distances: PairDistances, settings: Reranki
     n = len(near.indices)
     encoding = expanded_sets(near.indices, settings.k1)
     rows = np.repeat(np.arange(n), np.diff(encoding.indptr))
-    distances = _known_distances(near, rows, encoding.indices)
+    distances = known_distances(near, rows, encoding.indices)
     unknown = np.flatnonzero(np.isnan(distances))
     distances[unknown] = pair_distances(rows[unknown], encoding.indices[unknown])
     weights = np.exp(-original(distances, near.farthest[rows], settings.definition))
     sums = np.bincount(rows, weights=weights, minlength=n)
     encoding.data = (weights / sums[rows]).astype(np.float32)
-    k2 = min(settings.k2, n)
+    return average_neighbours(encoding, near.indices, min(settings.k2, n))
+
+
+def average_neighbours(encoding: sp.csr_array, indices: np.ndarray, k2: int) -> sp.csr_array:
+    """V averaged over the k2 nearest items of each (Eq. 11)."""
+    n = len(indices)
     if k2 == 1:
         return encoding
     average = sp.csr_array(
-        (np.full(n * k2, 1 / k2, dtype=np.float32), near.indices[:, :k2].reshape(-1), np.arange(0, n * k2 + 1, k2)),
+        (np.full(n * k2, 1 / k2, dtype=np.float32), indices[:, :k2].reshape(-1), np.arange(0, n * k2 + 1, k2)),
         shape=(n, n),
     )
     return (average @ encoding).tocsr()
 
 
-def _known_distances(near: Neighbourhood, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def known_distances(near: Neighbourhood, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Distances of the pairs that the neighbour lists hold, NaN for the others."""
     n, k = near.indices.shape
     order = np.argsort(near.indices, axis=1)
@@ -366,12 +371,12 @@ def k_reciprocal_distances(
     settings.check_gallery(len(gallery))
     devices = find_devices(device)
     with full_precision():
-        space = choose_space(query, gallery, metric, near=partial(_nearest_pairs, query, gallery))
+        space = choose_space(query, gallery, metric, near=partial(nearest_pairs, query, gallery))
         parts = feature_parts(query, gallery, space, settings, devices, OneProcess(), progress=progress)
         return _dense(parts, (len(query), len(gallery)))
 
 
-def _nearest_pairs(query: np.ndarray, gallery: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
+def nearest_pairs(query: np.ndarray, gallery: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
     """(rows, columns) of some queries and their nearest gallery items."""
     rows = np.unique(np.linspace(0, len(query) - 1, 128).astype(np.int64))
     nearest = Nearest(len(rows), min(8, len(gallery)))
