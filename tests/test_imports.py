@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "data": {"errors"},
     "report": {"config", "files", "genotype", "errors"},
     "plugin": {"space", "genotype", "checkpoint", "errors"},
-    "spec": {"checkpoint", "space", "genotype", "plugin", "errors"},
+    "spec": {"checkpoint", "config", "errors", "genotype", "plugin", "space"},
     "deploy": {"checkpoint", "data", "errors", "files", "genotype", "space", "spec", "version"},
     "engine": {
         "checkpoint",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .checkpoint import load_checkpoint
+from .config.table import MOST_CELLS, MOST_CHANNELS, MOST_PARTS
 from .errors import UserError, short
 from .genotype import Genotype
 from .plugin import PRESETS, build_model, load_pretrained
@@ -195,9 +196,9 @@ class Description:
             raise UserError(f"its input is {self.height} x {self.width}, with at most {MOST_INPUT_PIXELS} pixels")
         if not isinstance(self.neck, str) or self.neck not in FEATURES:
             raise UserError(f"its neck is {short(self.neck)}")
-        if self.genotype and not (self.channels and self.channels <= 4096 and len(self.layers or ()) == 4):
+        if self.genotype and not (self.channels and self.channels <= MOST_CHANNELS and len(self.layers or ()) == 4):
             raise UserError(f"its channels are {short(self.channels)} and its layers {short(self.layers)}")
-        if self.genotype and not (1 <= (self.parts or 0) <= 64 and self.last_stride in (1, 2)):
+        if self.genotype and not (1 <= (self.parts or 0) <= MOST_PARTS and self.last_stride in (1, 2)):
             raise UserError(f"its parts are {short(self.parts)} and its last stride {short(self.last_stride)}")
-        if self.layers and not all(isinstance(depth, int) and 1 <= depth <= 64 for depth in self.layers):
+        if self.layers and not all(isinstance(depth, int) and 1 <= depth <= MOST_CELLS for depth in self.layers):
             raise UserError(f"its layers are {short(self.layers)}")

@@ -11,7 +11,7 @@ import pytest
 import torchreid
 import yaml
 
-from torchreid_autoreid.config import build, check
+from torchreid_autoreid.config import build, table
 from torchreid_autoreid.config.build import (
     budget_limits,
     engine_run_kwargs,
@@ -156,14 +156,14 @@ def test_every_argument_of_the_data_manager_has_a_key():
 
 
 def test_the_names_to_choose_from_are_those_that_exist():
-    assert list(check._OPTIMISERS) == torchreid.optim.optimizer.AVAI_OPTIMS
-    assert list(check._SCHEDULERS) == torchreid.optim.lr_scheduler.AVAI_SCH
+    assert list(table.CHOICES["train.optim"]) == torchreid.optim.optimizer.AVAI_OPTIMS
+    assert list(table.CHOICES["train.lr_scheduler"]) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
-    assert set(check._TRANSFORMS) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(check._STRATEGIES) == {*STRATEGIES, "random", "halving"}
-    assert set(check._SPACES) == set(SPACES)
-    assert ("none", *PRECISIONS) == check._PRECISIONS
-    assert check._GRAD_SYNCS == GRAD_SYNCS
+    assert set(table.CHOICES["data.transforms"]) == set(re.findall(r"if '(\w+)' in transforms", source))
+    assert set(table.CHOICES["search.strategy"]) == {*STRATEGIES, "random", "halving"}
+    assert set(table.CHOICES["search.space"]) == set(SPACES)
+    assert ("none", *PRECISIONS) == table.CHOICES["search.amp"]
+    assert table.CHOICES["search.grad_sync"] == GRAD_SYNCS
 
 
 def test_values_reach_the_arguments():
@@ -193,8 +193,8 @@ def test_a_search_reads_every_key_or_refuses_it():
     source = (ROOT / "torchreid_autoreid" / "commands" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
     read = set(re.findall(r"\bcfg\.([a-z0-9_]+(?:\.[a-z0-9_]+)*)", source))
-    assert set(flat(get_default_config())) <= read | set(check._UNUSED_IN_SEARCH)
-    tables = (check._UNUSED_IN_SEARCH, check._READ_WITH, check._READ_ABOVE_ZERO)
+    assert set(flat(get_default_config())) <= read | set(table.UNUSED_IN_SEARCH)
+    tables = (table.UNUSED_IN_SEARCH, table.READ_WITH, table.READ_ABOVE_ZERO)
     assert set().union(*tables) <= set(flat(get_default_config()))
 
 
@@ -396,7 +396,7 @@ def test_recipes_are_the_papers(name):
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", sorted(check._UNUSED_IN_SEARCH))
+@pytest.mark.parametrize("key", sorted(table.UNUSED_IN_SEARCH))
 def test_keys_that_a_search_would_ignore_are_refused(key):
     default = flat(get_default_config())[key]
     other = {
@@ -489,7 +489,8 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.budget.macs 1e9 search.budget.channels 0", ["search.budget.channels", "at least 1", "0"]),
         ("search.budget.macs 1e9 search.budget.layers [2,2]", ["search.budget.layers", "four", "[2, 2]"]),
         ("search.budget.macs 1e9 search.budget.height 8", ["search.budget.height", "at least 16", "8"]),
-        ("search.budget.macs 1e9 search.budget.width -1", ["search.budget.width", "at least 16", "-1"]),
+        ("search.budget.macs 1e9 search.budget.width -1", ["search.budget.width", "at least 0", "-1"]),
+        ("search.budget.macs 1e9 search.budget.width 8", ["search.budget.width", "at least 16, or 0", "8"]),
         ("search.budget.macs 1e9 search.budget.last_stride 3", ["search.budget.last_stride", "1 or 2", "3"]),
         ("search.order 2 train.optim adam", ["search.order 2", "adam", "train.optim sgd"]),
         ("autoreid.layers [2,2,2]", ["autoreid.layers", "four", "[2, 2, 2]"]),
@@ -700,7 +701,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["autoreid.drop_path", "1"], "autoreid.drop_path must be"),
         (["autoreid.auxiliary_weight", "-1"], "autoreid.auxiliary_weight must be"),
         (["data.height", "15"], "data.height 15 and data.width 32 are too small for four stages"),
-        (["test.ranks", "[0]"], "test.ranks must be ranks"),
+        (["test.ranks", "[0]"], "test.ranks must be numbers, each at least 1"),
     ],
 )
 def test_mistakes_in_a_training_get_one_line(opts, words):

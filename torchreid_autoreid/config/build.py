@@ -7,6 +7,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .read import all_keys, get
+from .table import FREE_ON_RESUME
 
 #: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
 _WARMUP_SHARE = 0.3
@@ -153,24 +154,6 @@ def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:
     return imagedata_kwargs(cfg) | {"held_out": cfg.recipe.held_out, "seed": cfg.train.seed}
 
 
-#: Beginnings of keys that may change when a run resumes: what it ends with does not depend on them, or, for the weights
-#: to start from, no longer does.
-_FREE_ON_RESUME = (
-    "use_gpu",
-    "data.root",
-    "data.save_dir",
-    "data.targets",
-    "data.workers",
-    "model.load_weights",
-    "model.pretrained",
-    "autoreid.pretrained",
-    "recipe.keep_last",
-    "search.checkpoint_every",
-    "train.print_freq",
-    "test.",
-)
-
-
 def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
     """Key -> plain value of all that the result of a run depends on: what a resumed run must have in common.
 
@@ -179,7 +162,7 @@ def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
     0.01
     """
     # The cosine is stretched over all epochs.
-    free = (*_FREE_ON_RESUME, *(() if cfg.train.lr_scheduler == "cosine" else ("train.max_epoch",)))
+    free = (*FREE_ON_RESUME, *(() if cfg.train.lr_scheduler == "cosine" else ("train.max_epoch",)))
     return {name: get(cfg, name) for name in all_keys(cfg) if not name.startswith(free)}
 
 
