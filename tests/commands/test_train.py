@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -557,3 +558,58 @@ def first_losses(log):
     found = [float(value) for line in lines for value in re.findall(r"loss\w* ([0-9.]+) \(", line)]
     assert len(found) >= 6
     return found
+
+
+BY_RANK = """
+import os, sys
+from torchreid_autoreid.commands import main
+sys.exit(main([word.replace("RANK", os.environ["RANK"]) for word in sys.argv[1:]]))
+"""
+
+
+def torchrun_by_rank(folder, *arguments):
+    (folder / "by_rank.py").write_text(BY_RANK)
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         str(folder / "by_rank.py"), *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=600, env=environment(OMP_NUM_THREADS="1"),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["other label", "half of the images"])
+def test_processes_that_have_found_other_images_end_at_the_start(images, config, tmp_path, change):
+    for rank in range(2):
+        shutil.copytree(images, tmp_path / f"d{rank}")
+    files = sorted((tmp_path / "d1" / "train").iterdir())
+    if change == "other label":
+        files[-1].rename(files[-1].with_name("0001_c1s1_000099_00.jpg"))
+    else:
+        for path in files[::2]:
+            path.unlink()
+    options = ["--config-file", config, "--root", tmp_path / "dRANK", "train.batch_size", 4]
+    done = torchrun_by_rank(tmp_path, "train", *options, "data.save_dir", tmp_path / "log")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "the training images of process 1 and of process 0 differ at the start; give all processes" in errors[0]
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_have_read_other_features_end_at_the_start(tmp_path):
+    for rank in range(2):
+        rng = np.random.default_rng(rank)
+        np.savez(
+            tmp_path / f"f{rank}.npz",
+            **{f"{part}_features": rng.normal(size=(20, 4)).astype(np.float32) for part in ("query", "gallery")},
+            **{f"{part}_pids": np.arange(20) % 5 for part in ("query", "gallery")},
+            **{f"{part}_camids": np.full(20, number) for number, part in enumerate(("query", "gallery"))},
+        )
+    done = torchrun_by_rank(tmp_path, "evaluate", "--features", tmp_path / "fRANK.npz")
+    assert done.returncode != 0
+    assert "mAP" not in done.stdout
+    assert "error: the features of process 1 and of process 0 differ at the start; give all" in done.stderr
+    done = torchrun_by_rank(tmp_path, "evaluate", "--features", tmp_path / "f1.npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mAP") == 1

@@ -231,7 +231,7 @@ def pieces(rank, size):
     torch.manual_seed(4)
     answers["drawn"], answers["next"] = draw_rows(lambda rows: torch.rand(rows, 2), 3), torch.rand(1)
     everyone.agree()
-    everyone.check_same("now", alphas=[torch.ones(2), torch.tensor(3)], genotype="one")
+    everyone.check_same("now", alphas=[torch.ones(2), torch.tensor(3), torch.zeros(1).expand(4)], genotype="one")
     answers["errors"] = errors = []
     for contents in ({"alphas": [torch.full((2,), 1.0 + rank * 1e-7)]}, {"same": "x", "genotype": f"{rank}"}):
         errors.append(caught(lambda contents=contents: everyone.check_same("after epoch 3", **contents)))

@@ -257,7 +257,10 @@ def _checksum(content: Iterable[Tensor] | str) -> int:
         digest.update(content.encode())
     else:
         for tensor in content:
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().cpu().reshape(-1)
+            if flat.stride(0) != 1:  # one value that is spread over all places, or over one
+                flat = flat.new_empty(flat.shape).copy_(flat)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
