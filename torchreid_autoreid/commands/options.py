@@ -116,7 +116,7 @@ def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextlib.contextmanager
 def told_once() -> Iterator[None]:
-    """For what every process of torchrun reads by itself, options above all: one of each node speaks and complains."""
+    """Under torchrun, only local rank 0 prints usage and errors; the others raise :class:`SharedError`."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         yield
         return

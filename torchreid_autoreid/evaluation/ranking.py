@@ -365,7 +365,7 @@ class Nearest:
     def candidates_transposed(
         self, row: int, column: int, block: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `offer_rows` takes, from a block whose columns are rows here; those rows must know k items already.
+        """Candidates for the transposed tile, as `offer_rows` takes them; each row must already hold k neighbours.
 
         Other threads may offer to the same rows meanwhile, in any order: limits only get tighter, and ties are kept.
         """

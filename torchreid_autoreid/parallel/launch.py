@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from ..errors import SharedError, UserError
+from .group import TIMEOUT
 
-#: how long a process waits for another, which may be reading a dataset first
-TIMEOUT = timedelta(minutes=30)
 #: how long the processes may take to connect, once torchrun has started them all
 CONNECT_TIMEOUT = timedelta(minutes=5)
 
