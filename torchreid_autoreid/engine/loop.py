@@ -454,9 +454,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
             UserError: if the file is not a checkpoint of such a run, of another network, or made with other settings.
         """
         state = load_checkpoint(path, self.checkpoint_keys)
+        load_state(self._network(), state["state_dict"], path)
         try:
             self._check_settings(state.get("settings", {}), path)
-            load_state(self._network(), state["state_dict"], path)
             self._restore(state, path)
             load_optimizer(self.optimizer, state["optimizer"])
             if self.scheduler is not None:
