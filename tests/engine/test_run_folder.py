@@ -72,6 +72,11 @@ def test_a_folder_that_cannot_be_written_is_told_before(tmp_path, monkeypatch):
             check_run_folder(path)
 
 
+def test_a_name_that_tensorboard_cannot_write_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"log.udcd5 has bytes that are no UTF-8"):
+        check_run_folder(tmp_path / os.fsdecode(b"log\xd5"))
+
+
 def test_a_claim_makes_nothing(tmp_path):
     claim_run_folder(tmp_path / "log")
     assert not list(tmp_path.iterdir())

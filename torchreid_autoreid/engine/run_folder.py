@@ -71,6 +71,13 @@ def check_run_folder(save_dir: Path, resume: Path | None = None, inputs: Mapping
     """
     place = save_dir.resolve()
     try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        name = str(save_dir).encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"data.save_dir {name} has bytes that are no UTF-8, which TensorBoard cannot write; give another data.save_dir"
+        ) from None
+    try:
         there = next(folder for folder in (place, *place.parents) if folder.exists())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
