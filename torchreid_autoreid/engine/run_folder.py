@@ -75,7 +75,7 @@ def check_run_folder(save_dir: Path, resume: Path | None = None, inputs: Mapping
     except UnicodeEncodeError:
         name = str(save_dir).encode("utf-8", "backslashreplace").decode()
         raise UserError(
-            f"data.save_dir {name} has bytes that are no UTF-8, which TensorBoard cannot write; give another data.save_dir"
+            f"data.save_dir {name} has bytes that are no UTF-8, which TensorBoard cannot write; give another one"
         ) from None
     try:
         there = next(folder for folder in (place, *place.parents) if folder.exists())
