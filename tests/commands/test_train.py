@@ -434,8 +434,9 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
         words("pretrain", "--data", classes, "--output", log, *SMALL, *options),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
-    while "training on" not in process.stdout.readline():
+    while not any(log.glob("events.out.tfevents.*")):  # until the loop has begun
         assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
@@ -447,11 +448,12 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
     for change, text in (
         (["--lr", "0.5"], "--lr 0.05 (now 0.5)"),
         (["--epochs", "9"], "--epochs 2 (now 9)"),
-        (["--genotype", "baseline"], "--genotype"),
         (["--seed", "5"], "--seed 1 (now 5)"),
         (["--size", "48"], "--size 64 (now 48)"),
     ):
         assert_one_line(pretrain(classes, log, *options, "--resume", *change), text, "resume with the same values")
+    other_cells = pretrain(classes, log, *options, "--resume", "--genotype", "baseline")
+    assert_one_line(other_cells, "belongs to another network")
     victim = classes / "train" / "n0" / "0.JPEG"
     moved = victim.rename(classes / "train" / "n1" / "100.JPEG")
     try:

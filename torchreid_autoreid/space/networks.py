@@ -6,8 +6,8 @@ cell of stages 2-4 a reduction that doubles the channels, global average pooling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -292,7 +292,7 @@ class AutoReIDSearchNetwork(Skeleton):
             return cell(*arguments)
 
         def contexts() -> tuple[Any, Any]:
-            return nullcontext(), _frozen_statistics(cell)
+            return nullcontext(), _FrozenStatistics(cell)
 
         return checkpoint(cell, *arguments, use_reentrant=False, context_fn=contexts)
 
@@ -351,17 +351,23 @@ class AutoReIDSearchNetwork(Skeleton):
         )
 
 
-@contextmanager
-def _frozen_statistics(cell: nn.Module) -> Iterator[None]:
-    """Keeps the running statistics of a cell whose forward pass is repeated from counting the batch twice."""
-    norms: list[Any] = [module for module in cell.modules() if isinstance(module, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+class _FrozenStatistics:
+    """Keeps the running statistics of a cell whose forward pass is repeated from counting the batch twice.
+
+    It can be entered again: a graph that is kept for another gradient repeats the pass each time.
+    """
+
+    def __init__(self, cell: nn.Module) -> None:
+        self.norms: list[Any] = [module for module in cell.modules() if isinstance(module, _BatchNorm)]
+        self.kept: list[tuple[float | None, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, batches) in zip(self.norms, self.kept, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
 
