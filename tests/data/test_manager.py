@@ -251,7 +251,7 @@ def test_a_missing_dataset_is_never_downloaded(tmp_path, monkeypatch, name):
         raise AssertionError("a download was tried")
 
     monkeypatch.setattr(torchreid.data.Dataset, "download_dataset", download)
-    with pytest.raises(UserError, match=r"expected in .*does not exist.*configs/autoreid_search.yaml"):
+    with pytest.raises(UserError, match=r"expected in .*does not exist.*--config-file autoreid_search.yaml"):
         make(tmp_path, sources=name)
     assert not list(tmp_path.iterdir())
 

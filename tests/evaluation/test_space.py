@@ -409,7 +409,8 @@ def test_settings_of_the_process_change_nothing(name):
 
 def test_two_evaluations_at_once_leave_the_settings_as_they_were():
     with fp32_precision("cuda", "tf32"):
-        first, second = distances.full_precision(), distances.full_precision()
+        # What is the process's alone: the settings of a thread are left in the order in which it has entered them.
+        first = second = distances._FULL_PRECISION
         with first:
             second.__enter__()
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # the other one goes on
