@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from torchreid_autoreid.checkpoint import save_checkpoint
+from torchreid_autoreid.commands import console
 from torchreid_autoreid.commands.console import quieten, run, setup_logging, stop_on_signals
 from torchreid_autoreid.commands.options import base_parser, config_from_args, told_once
 from torchreid_autoreid.engine import run_folder
@@ -535,3 +537,15 @@ def test_a_process_of_torchrun_that_has_lost_the_others_says_so(monkeypatch, cap
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "another process of the run has ended" in capsys.readouterr().err
+
+
+def test_a_thread_that_loses_a_loader_prints_nothing_and_others_do(capsys):
+    """What Python's resource sharer prints when a loader is killed in the middle of a batch."""
+    namespace = {}
+    for name, printed in ((resource_sharer.__file__, False), ("elsewhere.py", True)):
+        exec(compile("def serve():\n    raise EOFError('lost')", name, "exec"), namespace)
+        try:
+            namespace["serve"]()
+        except EOFError as error:
+            console._quiet_loader(EOFError, error, error.__traceback__.tb_next)
+        assert ("EOFError: lost" in capsys.readouterr().err) is printed

@@ -232,7 +232,9 @@ def test_a_missing_or_empty_part_is_named(tmp_path, part):
     with pytest.raises(UserError, match=f"{tmp_path / part} holds no images"):
         load(tmp_path)
     (tmp_path / part).rmdir()
-    with pytest.raises(UserError, match=f"{tmp_path / part} does not exist.*--root.*--config-file autoreid_search.yaml"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path / part} does not exist.*--root.*--config-file autoreid_search.yaml"
+    ):
         load(tmp_path)
 
 

@@ -322,7 +322,7 @@ def test_the_penalty_is_in_the_gradient_of_the_alphas_and_not_in_the_loss_of_the
         engine._begin_epoch()
         batch = engine._to_device(next(iter(engine.datamanager.alpha_loader)))
         engine.architect.backward(batch, batch)
-        found[weight] = [alpha.grad.clone() for alpha in engine.model.alphas()], engine._alpha_parts
+        found[weight] = [alpha.grad.clone() for alpha in engine.model.alphas()], engine.objective.figures
         engine._end_steps()
     for plain, with_penalty, alpha in zip(found[0.0][0], found[4.0][0], engine.model.alphas(), strict=True):
         assert torch.allclose(with_penalty - plain, 4.0 * alpha.softmax(-1) / len(alpha), atol=1e-5)
@@ -541,7 +541,7 @@ def test_the_expected_cost_joins_the_loss_of_the_alphas_alone(root):
     losses = []
     for one in (engine, plain):
         torch.manual_seed(0)
-        losses.append(one._alpha_value(one.model(images), identities))
+        losses.append(one.objective(one.model(images), identities))
     penalty = engine.budget.penalty(engine.model.strengths())
     assert (losses[0] - losses[1]).item() == pytest.approx(penalty.item(), abs=1e-5)
     own = torch.autograd.grad(losses[0], engine.model.alphas())
@@ -550,7 +550,7 @@ def test_the_expected_cost_joins_the_loss_of_the_alphas_alone(root):
     for total, loss, term in zip(own, without, cost, strict=True):
         assert torch.allclose(total, loss + term, atol=1e-6)
         assert term.abs().sum() > 0
-    assert engine._alpha_parts == plain._alpha_parts  # the history has the retrieval loss
+    assert engine.objective.figures == plain.objective.figures  # the history has the retrieval loss
 
 
 def test_alphas_are_frozen_in_the_warm_up(root, tmp_path):
@@ -914,7 +914,7 @@ def test_the_gradient_norms_of_the_parts_are_theirs(root):
     engine = build(root)
     images, identities = engine._to_device(next(iter(engine.train_loader)))
     outputs = engine.model(images)
-    found = engine._gradient_norms(engine.alpha_loss.parts(outputs, identities))
+    found = engine.objective._gradient_norms(engine.alpha_loss.parts(outputs, identities))
     for name, part in engine.alpha_loss.parts(engine.model(images), identities).items():
         own = torch.autograd.grad(part, engine.model.alphas(), retain_graph=True)
         assert found[name] == pytest.approx(float(torch.stack([g.norm() for g in own]).norm()), rel=1e-3)

@@ -12,7 +12,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from multiprocessing import resource_sharer
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -43,6 +45,7 @@ def run(main: Callable[[], int | None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     threading.excepthook = _quiet_thread
+    sys.excepthook = _quiet_loader
     try:
         return main() or 0
     except SharedError as error:
@@ -76,6 +79,14 @@ def _quiet_thread(fault: threading.ExceptHookArgs) -> None:
         _LOGGER.debug("%s: %r", getattr(fault.thread, "name", "a thread"), fault.exc_value)
     else:
         threading.__excepthook__(fault)
+
+
+def _quiet_loader(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A loader process that is killed while it hands a batch over breaks the thread that takes it (multiprocessing)."""
+    if traceback is not None and traceback.tb_frame.f_code.co_filename == resource_sharer.__file__:
+        _LOGGER.debug("a loader process is gone: %r", error)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _is_of_the_group(error: Exception) -> bool:
