@@ -138,6 +138,13 @@ def test_halving_goes_on_in_another_folder(images, config, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_recipe_that_cannot_be_read_ends_a_search_before_its_alphas_move(images, config, tmp_path):
+    options = ["--config-file", config, "--root", images, "search.selection", "halving", "search.rung_candidates", [2]]
+    options += ["search.rung_epochs", [1], "search.recipe", tmp_path / "none.yaml", "data.save_dir", tmp_path / "log"]
+    assert_one_line(search(*options), "none.yaml")
+    assert not (tmp_path / "log" / "history.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on(images, config, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -30,6 +30,7 @@ from ..config.build import (
 )
 from ..config.check import check_train_config
 from ..config.read import get, load_config, plain_config
+from ..config.table import OF_CANDIDATES
 from ..data import SearchDataManager, TrainDataManager
 from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
@@ -80,8 +81,9 @@ def check_files(cfg: Any, resume: Path | None) -> None:
 def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
     """Searches in all processes; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
-    by_candidates = cfg.search.strategy in ("random", "halving")
-    recipe = candidate_recipe(cfg) if by_candidates else None
+    by_candidates = cfg.search.strategy in OF_CANDIDATES
+    # Of the candidates, in a strategy or in the selection that follows it: a mistake in it ends the search now.
+    recipe: Any = candidate_recipe(cfg) if by_candidates or cfg.search.selection == "halving" else None
     with everyone.together():  # a mistake that one of them finds ends them all
         log = begin_log(world.rank)
         if log:
@@ -105,10 +107,13 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
             )
     everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
     with everyone.together():
-        build: Any = build_candidate_engine if by_candidates else build_engine
-        engine = build(cfg, datamanager, device, world, budget)
+        engine: Any = (
+            build_candidate_engine(cfg, recipe, datamanager, device, world, budget)
+            if by_candidates
+            else build_engine(cfg, datamanager, device, world, budget)
+        )
         engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
-        if recipe is not None:  # what the file says now, whatever its name
+        if by_candidates:  # what the file says now, whatever its name
             engine.settings["search.recipe"] = settings_of_result(recipe)
         engine.configuration = plain_config(cfg)
         start_epoch = engine.resume(resume) if resume else 0
@@ -131,11 +136,11 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         start_epoch=start_epoch,
         print_freq=cfg.train.print_freq,
         eval_freq=cfg.test.eval_freq,
-        dist_metric=recipe.test.dist_metric if recipe is not None else cfg.test.dist_metric,
-        normalize_feature=recipe.test.normalize_feature if recipe is not None else cfg.test.normalize_feature,
+        dist_metric=recipe.test.dist_metric if by_candidates else cfg.test.dist_metric,
+        normalize_feature=recipe.test.normalize_feature if by_candidates else cfg.test.normalize_feature,
     )
     if cfg.search.selection == "halving":
-        genotype = select_by_halving(cfg, engine, device, world, budget, fresh=resume is None)
+        genotype = select_by_halving(cfg, recipe, engine, device, world, budget, fresh=resume is None)
     with everyone.together():
         if world.rank == 0:
             report = write_report(save_dir)
@@ -225,6 +230,7 @@ def candidate_data(cfg: Any, share: tuple[int, int]) -> TrainDataManager:
 
 def select_by_halving(
     cfg: Any,
+    recipe: Any,
     engine: ImageAutoReIDSearchEngine,
     device: torch.device,
     world: OneProcess,
@@ -239,11 +245,10 @@ def select_by_halving(
     folder = save_dir / SELECTION
     _LOGGER.info("selection by halving: the log of the candidates is in %s", folder)
     proposals, blind = proposals_of(cfg, engine, budget)
-    recipe = candidate_recipe(cfg)
     with everyone.together(), first_process_first(world):
         datamanager = candidate_data(cfg, (world.rank, world.size))
     with everyone.together():
-        chooser = build_candidate_engine(cfg, datamanager, device, world, budget, proposals, blind)
+        chooser = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, proposals, blind)
         chooser.settings = engine.settings | {
             "search.recipe": settings_of_result(recipe),
             "proposals": [genotype.to_dict() for genotype in proposals],
@@ -298,6 +303,7 @@ def proposals_of(
 
 def build_candidate_engine(
     cfg: Any,
+    recipe: Any,
     datamanager: TrainDataManager,
     device: torch.device,
     world: OneProcess,
@@ -306,7 +312,6 @@ def build_candidate_engine(
     blind: Sequence[int] | None = None,
 ) -> ImageCandidateSearchEngine:
     """Networks as wide and as deep as the search network, trained as the recipe says."""
-    recipe = candidate_recipe(cfg)
 
     def train(genotype: Genotype) -> tuple[Any, torch.optim.Optimizer]:
         own = cfg.autoreid

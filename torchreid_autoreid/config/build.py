@@ -7,7 +7,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .read import all_keys, get
-from .table import FREE_ON_RESUME
+from .table import FREE_ON_RESUME, OF_CANDIDATES
 
 #: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
 _WARMUP_SHARE = 0.3
@@ -135,7 +135,7 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "blocks": cfg.autoreid.blocks,
         "parts": cfg.autoreid.parts,
         "space": cfg.search.space,
-        "strategy": "darts" if cfg.search.strategy in ("random", "halving") else cfg.search.strategy,
+        "strategy": "darts" if cfg.search.strategy in OF_CANDIDATES else cfg.search.strategy,
         "partial_channels": cfg.search.partial_channels,
         "last_norm": cfg.autoreid.last_norm,
         "activation_checkpointing": cfg.search.activation_checkpointing,
