@@ -8,7 +8,7 @@ import pytest
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import operation_names
 from torchreid_autoreid.search.selection import draw_genotype
-from torchreid_autoreid.search.truth import TruthSet, depth, spread_and_noise, summary
+from torchreid_autoreid.search.truth import Ranked, TruthSet, depth, signal_summary, spread_and_noise, summary
 
 LAYERS = [1, 1, 1, 1]
 
@@ -95,3 +95,35 @@ def test_other_files_are_refused(truth, tmp_path, change, words):
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         TruthSet.load(path)
+
+
+def test_signals_come_back_from_the_file_and_are_ranked(truth, tmp_path):
+    means = truth.means(LAYERS)
+    signals = {"good": {index: 2 * value for index, value in means.items()}, "bad": {i: -v for i, v in means.items()}}
+    with_signals = TruthSet(truth.about, truth.networks, signals)
+    with_signals.save(tmp_path / "truth.json")
+    assert TruthSet.load(tmp_path / "truth.json") == with_signals
+    lines = signal_summary(with_signals).splitlines()
+    assert "good: Spearman +1.00 [+1.00, +1.00], regret 0.0, of the best of three 0.0 (20 genotypes)" in lines[1]
+    worst = 100 * (max(means.values()) - min(means.values()))
+    assert f"bad: Spearman -1.00 [-1.00, -1.00], regret {worst:.1f}" in lines[2]
+    assert [line.split(":")[0].strip() for line in lines[3:]] == ["parameters", "MACs"]
+
+
+def test_the_interval_of_a_correlation_holds_the_truth_about_as_often_as_it_says():
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(40):
+        worth = rng.normal(size=60)
+        signal = 0.7 * worth + np.sqrt(1 - 0.49) * rng.normal(size=60)  # Spearman's of this normal pair: 0.683
+        found = Ranked.of(signal, worth, samples=200)
+        held += found.low <= 0.683 <= found.high
+    assert held >= 33
+
+
+@pytest.mark.parametrize("signals", [{"x": [1]}, {"x": {"a": 1.0}}, {"x": {"1": "much"}}, [1]])
+def test_signals_that_are_none_are_refused(truth, tmp_path, signals):
+    truth.save(tmp_path / "truth.json")
+    content = json.loads((tmp_path / "truth.json").read_text())
+    (tmp_path / "truth.json").write_text(json.dumps(content | {"signals": signals}))
+    with pytest.raises(UserError, match=r"truth.json is no truth set"):
+        TruthSet.load(tmp_path / "truth.json")

@@ -42,13 +42,13 @@ class Turn:
 
 
 def check_rungs(rungs: Sequence[Rung]) -> None:
-    """Raises UserError unless candidates fall and epochs rise from rung to rung."""
+    """Raises UserError unless epochs rise from rung to rung, and candidates do not."""
     if not rungs or min(min(rung.candidates, rung.epochs) for rung in rungs) < 1:
         raise UserError(f"rungs need at least one candidate and one epoch each, not {_text(rungs)}")
     for one, other in zip(rungs, rungs[1:], strict=False):
-        if other.candidates >= one.candidates or other.epochs <= one.epochs:
+        if other.candidates > one.candidates or other.epochs <= one.epochs:
             raise UserError(
-                f"from rung to rung there must be fewer candidates and more epochs, not {_text(rungs)}; "
+                f"from rung to rung there must be no more candidates, and more epochs, not {_text(rungs)}; "
                 "set search.rung_candidates and search.rung_epochs, such as [27,9,3] and [1,3,9]"
             )
 

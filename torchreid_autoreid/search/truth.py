@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import UserError, short
 from ..files import write_atomically
 from ..genotype import KINDS, Genotype
 
-__all__ = ["Trained", "TruthSet", "summary"]
+__all__ = ["Trained", "TruthSet", "signal_summary", "summary"]
 
 #: the truth set that comes with the package
 OWN = Path(__file__).with_name("truth.json")
@@ -75,6 +75,8 @@ class TruthSet:
     Attributes:
         about: the recipe, the channels, and the versions of the libraries.
         networks: one for each genotype, seed and depth.
+        signals: what costs less than a full training, by name: a figure for the index of each genotype
+            (``projects/benchmarks/signals.py``).
 
     >>> truth = TruthSet.load()
     >>> best = max(truth.means((1, 1, 1, 1)).items(), key=lambda item: item[1])
@@ -82,12 +84,19 @@ class TruthSet:
 
     about: Mapping[str, Any]
     networks: tuple[Trained, ...]
+    signals: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @classmethod
-    def of_rows(cls, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TruthSet:
+    def of_rows(
+        cls, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], signals: Mapping[str, Any] | None = None
+    ) -> TruthSet:
         """Raises ValueError if a row is none."""
+        found = {
+            name: {int(index): float(value) for index, value in values.items()}
+            for name, values in (signals or {}).items()
+        }
         try:
-            return cls(about, tuple(Trained.from_dict(row) for row in rows))
+            return cls(about, tuple(Trained.from_dict(row) for row in rows), found)
         except (KeyError, TypeError) as error:
             raise ValueError(f"a network lacks or has too much: {error}") from None
 
@@ -114,15 +123,16 @@ class TruthSet:
                 "make it anew with projects/benchmarks/truth.py"
             )
         try:
-            return cls.of_rows(dict(content["about"]), list(content["networks"]))
-        except (KeyError, TypeError, ValueError, UserError) as error:
+            return cls.of_rows(dict(content["about"]), list(content["networks"]), dict(content.get("signals", {})))
+        except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} is no truth set: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, a network a line."""
         lines = ",\n".join(f"  {json.dumps(network.to_dict())}" for network in self.networks)
         head = f'"version": {_VERSION},\n"about": {json.dumps(dict(self.about))}'
-        text = f'{{{head},\n"networks": [\n{lines}\n]}}\n'
+        signals = ",\n".join(f"  {json.dumps(name)}: {json.dumps(dict(own))}" for name, own in self.signals.items())
+        text = f'{{{head},\n"signals": {{\n{signals}\n}},\n"networks": [\n{lines}\n]}}\n'
         write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
     def table(self, layers: Sequence[int], figure: str = "mAP") -> tuple[list[int], np.ndarray]:
@@ -188,6 +198,64 @@ def summary(truth: TruthSet) -> str:
         lines += [f"  {what}: {_cells(truth, index)}" for what, index in _extremes(indices, means)]
         lines += _associations(truth, indices, means)
     return "\n".join(lines)
+
+
+def signal_summary(truth: TruthSet, layers: Sequence[int] = (1, 1, 1, 1)) -> str:
+    """How well each signal ranks the genotypes, in lines of text; percentages of mAP.
+
+    Spearman's correlation with the mean mAP over seeds (95 % interval: 2,000 bootstrap samples of the genotypes), and
+    the regret: by how much the genotype that is best by the signal (the best of three) is worse than the best of all.
+    """
+    means = truth.means(layers)
+    own = {network.index: network for network in truth.networks}
+    signals: dict[str, Mapping[int, float]] = dict(truth.signals)
+    signals["parameters"] = {index: own[index].params for index in means}
+    signals["MACs"] = {index: own[index].macs for index in means}
+    lines = [f"{len(means)} genotypes of {sum(layers)} cells"]
+    for name, values in signals.items():
+        indices = [index for index in values if index in means]
+        if len(indices) < 5:
+            continue
+        found = Ranked.of([values[index] for index in indices], [100.0 * means[index] for index in indices])
+        lines.append(
+            f"  {name}: Spearman {found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}], "
+            f"regret {found.top1:.1f}, of the best of three {found.top3:.1f} ({len(indices)} genotypes)"
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well a signal ranks.
+
+    Attributes:
+        correlation: Spearman's, with what it stands for.
+        low, high: its 95 % interval.
+        top1, top3: the best of all less what the first by the signal is worth, or the best of its first three.
+    """
+
+    correlation: float
+    low: float
+    high: float
+    top1: float
+    top3: float
+
+    @classmethod
+    def of(cls, signal: Sequence[float], worth: Sequence[float], samples: int = 2000) -> Ranked:
+        """Of (G,) figures and what G genotypes are worth; the bootstrap has a fixed seed."""
+        given, true = np.asarray(signal, dtype=float), np.asarray(worth, dtype=float)
+        rng, found = np.random.default_rng(0), []
+        for _ in range(samples):
+            drawn = rng.integers(0, len(given), len(given))
+            if len(set(given[drawn])) > 1 and len(set(true[drawn])) > 1:
+                found.append(float(spearmanr(given[drawn], true[drawn]).statistic))
+        low, high = np.percentile(found, [2.5, 97.5]) if found else (np.nan, np.nan)
+        order = np.argsort(-given, kind="stable")
+        best = true.max()
+        return cls(
+            float(spearmanr(given, true).statistic), float(low), float(high),
+            float(best - true[order[0]]), float(best - true[order[:3]].max()),
+        )  # fmt: skip
 
 
 def _extremes(indices: list[int], means: np.ndarray) -> list[tuple[str, int]]:
