@@ -53,7 +53,8 @@ from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.evaluation import Embeddings, evaluate  # noqa: E402
 from torchreid_autoreid.genotype import KINDS, Genotype, cell_edges, operation_names  # noqa: E402
 from torchreid_autoreid.parallel.launch import OneProcess  # noqa: E402
-from torchreid_autoreid.search.halving import Rung, annealed, total_epochs  # noqa: E402
+from torchreid_autoreid.search.halving import Rung, annealed  # noqa: E402
+from torchreid_autoreid.search.plans import RungPlan  # noqa: E402
 from torchreid_autoreid.search.selection import draw_genotype  # noqa: E402
 from torchreid_autoreid.search.truth import TruthSet, signal_summary  # noqa: E402
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork  # noqa: E402
@@ -103,15 +104,14 @@ def train_shortly(training: str, options: argparse.Namespace) -> None:
         datamanager.validation_loaders = datamanager.held_out_loaders
     else:
         datamanager = candidate_data(cfg, (0, 1))
-    engine = build_candidate_engine(cfg, recipe, datamanager, torch.device("cpu"), OneProcess(), None, found)
-    engine.rungs = tuple(Rung(len(found), epochs) for epochs in TRAININGS[training])
-    engine.scores = [[] for _ in engine.rungs]
+    plan = RungPlan([Rung(len(found), epochs) for epochs in TRAININGS[training]], found.__getitem__)
+    engine = build_candidate_engine(cfg, recipe, datamanager, torch.device("cpu"), OneProcess(), None, plan, ())
     engine.settings = settings_of_result(cfg) | {"search.recipe": settings_of_result(recipe)}
     engine.configuration = plain_config(cfg)
     folder = options.output / training
     newest = newest_checkpoint(folder) if folder.exists() else None
     engine.run(
-        save_dir=str(folder), max_epoch=total_epochs(engine.rungs),
+        save_dir=str(folder), max_epoch=plan.total_epochs,
         start_epoch=engine.resume(newest[0]) if newest else 0, print_freq=10**6, eval_freq=-1,
         dist_metric=recipe.test.dist_metric, normalize_feature=recipe.test.normalize_feature,
     )  # fmt: skip

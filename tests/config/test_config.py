@@ -15,6 +15,7 @@ from torchreid_autoreid.config import build, table
 from torchreid_autoreid.config.build import (
     budget_limits,
     engine_run_kwargs,
+    evolution_kwargs,
     imagedata_kwargs,
     lr_scheduler_kwargs,
     network_kwargs,
@@ -160,7 +161,7 @@ def test_the_names_to_choose_from_are_those_that_exist():
     assert list(table.CHOICES["train.lr_scheduler"]) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
     assert set(table.CHOICES["data.transforms"]) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(table.CHOICES["search.strategy"]) == {*STRATEGIES, "random", "halving"}
+    assert set(table.CHOICES["search.strategy"]) == {*STRATEGIES, *table.OF_CANDIDATES}
     assert set(table.CHOICES["search.space"]) == set(SPACES)
     assert ("none", *PRECISIONS) == table.CHOICES["search.amp"]
     assert table.CHOICES["search.grad_sync"] == GRAD_SYNCS
@@ -189,6 +190,7 @@ def test_a_search_reads_every_key_or_refuses_it():
         shape_kwargs,
         warmup_epochs,
         rungs,
+        evolution_kwargs,
     )
     source = (ROOT / "torchreid_autoreid" / "commands" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
@@ -453,7 +455,7 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.strategy random search.candidate_epochs 0", ["search.candidate_epochs", "at least 1", "0"]),
         ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 15", "search.candidate_epochs 4", "16"]),
         ("search.strategy random search.held_out 0", ["search.held_out", "above 0", "0"]),
-        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "random or halving"]),
+        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "random or halving or evolution"]),
         ("search.strategy halving search.split identity", ["search.split 'identity'", "no effect", "halving"]),
         ("search.strategy halving", ["train.max_epoch 15", "63"]),
         ("search.strategy halving search.rung_epochs [1,3]", ["search.rung_candidates [27, 9, 3]", "[1, 3]"]),

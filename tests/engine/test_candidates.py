@@ -1,6 +1,7 @@
 """Random search and halving: what is trained, what goes on, and that a resumed run equals one that never stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torchreid_autoreid.report import write_report
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_parameters
 from torchreid_autoreid.search.halving import Rung, annealed
+from torchreid_autoreid.search.plans import Evolution, EvolutionPlan, RungPlan
 from torchreid_autoreid.search.selection import draw_genotype
 from torchreid_autoreid.space.networks import AutoReIDNetwork
 
@@ -48,10 +50,19 @@ def train(genotype):
     return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-def build(datamanager, **keywords):
+def drawer(accepts=lambda _: True, blocks=1):
+    def draw(index):
+        return draw_genotype(OPERATION_NAMES, blocks, f"random search 5 {index}", accepts, f"random_{index}")
+
+    return draw
+
+
+def build(datamanager, rungs=(), plan=None, budget=None, **keywords):
     torchreid.utils.set_random_seed(3)
-    options = {"rungs": [Rung(2, 2)], "seed": 5, "use_gpu": False} | keywords
-    return ImageCandidateSearchEngine(datamanager, train, OPERATION_NAMES, 1, **options)
+    rungs = rungs or [Rung(2, 2)]
+    plan = plan or RungPlan(rungs, drawer() if budget is None else drawer(budget.accepts))
+    options = {"blind": range(rungs[0].candidates), "seed": 5, "use_gpu": False, "budget": budget} | keywords
+    return ImageCandidateSearchEngine(datamanager, train, OPERATION_NAMES, 1, plan, **options)
 
 
 def run(engine, folder, **keywords):
@@ -89,7 +100,7 @@ def test_the_rate_is_annealed_by_step_within_the_turn_of_a_candidate(datamanager
 
 def test_the_answer_of_a_worse_second_candidate_is_the_first(datamanager, tmp_path):
     engine = build(datamanager)
-    engine.on_epoch = lambda record: engine.scores[0].__setitem__(0, 2.0) if record["epoch"] == 2 else None
+    engine.on_epoch = lambda record: engine.plan.scores[0].__setitem__(0, 2.0) if record["epoch"] == 2 else None
     assert run(engine, tmp_path).name == "random_0"
 
 
@@ -115,7 +126,7 @@ def test_halving_trains_the_better_ones_on(datamanager, tmp_path, caplog):
     # What goes on keeps its weights: it begins where its last turn ended, not at the start.
     torch.manual_seed(0)
     fresh = build(datamanager, rungs=RUNGS)
-    fresh._build(best["number"] - 1)
+    fresh._build(replace(fresh.turn, index=best["number"] - 1, genotype=fresh.plan.genotype_of(best["number"] - 1)))
     start = fresh.model.state_dict()["stem.0.weight"]
     ends = [weight for number, _, weight in moved if number == best["number"]]
     distances = [float((weight - start).norm()) for weight in ends]
@@ -132,8 +143,8 @@ def test_a_parked_candidate_goes_on_from_its_weights_and_its_momentum(datamanage
         return [tensor.clone() for tensor in engine.model.state_dict().values()] + moments
 
     begin = engine._begin_epoch
-    engine._begin_epoch = lambda: begin() or at_start.setdefault((engine.turn.rung, engine.index), state())
-    engine.on_epoch = lambda _: at_end.__setitem__((engine.turn.rung, engine.index), state())
+    engine._begin_epoch = lambda: begin() or at_start.setdefault((engine.turn.rung, engine.turn.index), state())
+    engine.on_epoch = lambda _: at_end.__setitem__((engine.turn.rung, engine.turn.index), state())
     run(engine, tmp_path, max_epoch=7)
     gone_on = [key for key in at_start if key[0] > 0]
     assert len(gone_on) == 3
@@ -160,7 +171,7 @@ def test_halving_resumes_after_any_epoch(datamanager, tmp_path, epoch):
 
 
 def test_rungs_that_do_not_fit_are_refused(datamanager, tmp_path):
-    with pytest.raises(UserError, match=r"the rungs take 7 epochs, and train\.max_epoch is 6; set it to 7"):
+    with pytest.raises(UserError, match=r"the candidates take 7 epochs, and train\.max_epoch is 6; set it to 7"):
         run(build(datamanager, rungs=RUNGS), tmp_path, max_epoch=6)
     engine = build(datamanager, rungs=RUNGS)
     run(engine, tmp_path, max_epoch=7)
@@ -229,12 +240,13 @@ def test_resumed_between_two_candidates(datamanager, tmp_path):
 def test_candidates_do_not_depend_on_what_was_drawn_before(datamanager):
     one, other = build(datamanager), build(datamanager)
     torch.manual_seed(1)
-    one._build(3)
+    turn = replace(one.turn, index=3, genotype=one.plan.genotype_of(3))
+    one._build(turn)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    other._build(3)
+    other._build(turn)
     assert torch.equal(torch.get_rng_state(), state)
-    assert one.candidate == other.candidate
+    assert one.turn.genotype == other.turn.genotype
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
@@ -251,7 +263,7 @@ def test_a_budget_decides_what_is_trained(datamanager, tmp_path):
         assert record["cost"]["params"]["expected"] is None
     assert "Cost and budget" in write_report(tmp_path).read_text()
     for budget in (None, Budget({"params": limit + 1}, {"params": table})):
-        with pytest.raises(UserError, match=r"checkpoint\.pth was made with other limits"):
+        with pytest.raises(UserError, match=r"checkpoint\.pth: it was made with other limits"):
             build(datamanager, budget=budget, rungs=[Rung(2, 1)]).resume(tmp_path / "checkpoint.pth")
 
 
@@ -270,3 +282,80 @@ def test_wrong_arguments_and_checkpoints_are_refused(datamanager, tmp_path):
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "torchreid.pth")
     with pytest.raises(UserError, match="another kind of checkpoint"):
         build(datamanager).resume(tmp_path / "torchreid.pth")
+
+
+def evolving():
+    return EvolutionPlan(Evolution(5, 1, 2, 2), [Rung(2, 1), Rung(1, 2)], drawer(blocks=2), OPERATION_NAMES, 5)
+
+
+def train_two_blocks(genotype):
+    model = AutoReIDNetwork(8, "triplet", genotype, channels=2, layers=(1, 1, 1, 1))
+    return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def build_evolution(datamanager):
+    torchreid.utils.set_random_seed(3)
+    return ImageCandidateSearchEngine(datamanager, train_two_blocks, OPERATION_NAMES, 2, evolving(), 5, use_gpu=False)
+
+
+def test_children_inherit_what_has_not_changed_and_survivors_start_anew(datamanager, tmp_path):
+    engine, at_start, at_end, kept = build_evolution(datamanager), {}, {}, {}
+    begin = engine._begin_epoch
+
+    def state():
+        return {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+
+    def begin_epoch():
+        begin()
+        at_start.setdefault((engine.turn.rung, engine.turn.index), (engine.turn, state()))
+
+    engine._begin_epoch = begin_epoch
+    engine.on_epoch = lambda _: at_end.__setitem__((engine.turn.rung, engine.turn.index), state())
+    run(engine, tmp_path, max_epoch=8)
+    for (rung, index), (turn, own) in at_start.items():
+        if turn.start is None or rung:
+            continue
+        before = at_end[0, turn.start.index]
+        same = {name for name in own if name in before and torch.equal(own[name], before[name])}
+        assert {name for name in own if ".operations." not in name} <= same
+        assert any(".operations." in name for name in same)
+        kept[index] = same
+    assert sorted(kept) == [2, 3, 4]
+    survivors = [(rung, index) for rung, index in at_start if rung == 1]
+    assert len(survivors) == 2
+    for key in survivors:
+        assert not torch.equal(at_start[key][1]["stem.0.weight"], at_end[0, key[1]]["stem.0.weight"])
+    candidates = [record["candidate"] for record in history(tmp_path)]
+    assert [c["rung"] for c in candidates] == [1] * 5 + [2] * 2 + [3]
+    assert [c["parent"] is None for c in candidates] == [True] * 2 + [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("epoch", [2, 4, 5, 7])
+def test_evolution_resumes_after_any_epoch(datamanager, tmp_path, epoch):
+    through = build_evolution(datamanager)
+    genotype = run(through, tmp_path / "through", max_epoch=8)
+    first = build_evolution(datamanager)
+    first.on_step = lambda at, batch, *_: setattr(first, "stop_requested", (at, batch) == (epoch, 0))
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "cut", max_epoch=8)
+    second = build_evolution(datamanager)
+    start = second.resume(tmp_path / "cut" / "checkpoint.pth")
+    assert run(second, tmp_path / "cut", max_epoch=8, start_epoch=start) == genotype
+    assert history(tmp_path / "cut") == history(tmp_path / "through")
+    for key, value in through.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+
+
+def test_a_second_objective_writes_its_front(datamanager, tmp_path):
+    table = CostTable.parameters(NetworkShape(channels=2, layers=(1, 1, 1, 1), blocks=1, height=32, width=16))
+    plan = RungPlan([Rung(3, 1)], drawer(), table.cost)
+    genotype = run(build(datamanager, plan=plan, rungs=plan.rungs), tmp_path, max_epoch=3)
+    front = json.loads((tmp_path / "pareto.json").read_text())
+    assert Genotype.from_dict(front[0]["genotype"]) == genotype
+    candidates = [record["candidate"] for record in history(tmp_path)]
+    for one in front:
+        assert one["cost"] == table.cost(Genotype.from_dict(one["genotype"]))
+        assert not any(c["mAP"] > one["mAP"] and c["cost"] <= one["cost"] for c in candidates)
+    assert len(front) == sum(
+        not any(o["mAP"] >= c["mAP"] and o["cost"] <= c["cost"] and o is not c for o in candidates) for c in candidates
+    )

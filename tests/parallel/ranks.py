@@ -23,6 +23,8 @@ from torchreid_autoreid.parallel.batch_norm import synchronise_batch_norm, unsyn
 from torchreid_autoreid.parallel.group import Group, draw_rows, group
 from torchreid_autoreid.search.halving import Rung
 from torchreid_autoreid.search.losses import RetrievalLoss
+from torchreid_autoreid.search.plans import RungPlan
+from torchreid_autoreid.search.selection import draw_genotype
 from torchreid_autoreid.space.neck import add_neck
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
@@ -118,8 +120,9 @@ def searched_at_random(root, folder, rank, size):
             synchronise_batch_norm(model)
         return model, torch.optim.SGD(model.parameters(), lr=0.01)
 
+    plan = RungPlan([Rung(1, 1)], lambda index: draw_genotype(OPERATION_NAMES, 1, str(index)))
     engine = type("Random", (InFloat64, ImageCandidateSearchEngine), {})(
-        datamanager, train, OPERATION_NAMES, 1, [Rung(1, 1)], distributed=size > 1, use_gpu=False
+        datamanager, train, OPERATION_NAMES, 1, plan, distributed=size > 1, use_gpu=False
     )
     figures = []
     engine.on_step = lambda *args: figures.append(args[3])

@@ -16,6 +16,7 @@ import torchreid
 from ..checkpoint import LATEST, newest_checkpoint
 from ..config.build import (
     budget_limits,
+    evolution_kwargs,
     network_kwargs,
     optimizer_kwargs,
     rungs,
@@ -44,8 +45,9 @@ from ..report import amount, write_report
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
-from ..search.halving import Rung, total_epochs
+from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
+from ..search.plans import Evolution, EvolutionPlan, RungPlan
 from ..search.schedule import Schedule
 from ..search.selection import draw_from_alphas, draw_genotype, propose
 from ..space.neck import add_neck
@@ -108,7 +110,7 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
     everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
     with everyone.together():
         engine: Any = (
-            build_candidate_engine(cfg, recipe, datamanager, device, world, budget)
+            build_candidate_engine(cfg, recipe, datamanager, device, world, budget, *build_plan(cfg, budget, latencies))
             if by_candidates
             else build_engine(cfg, datamanager, device, world, budget)
         )
@@ -149,7 +151,7 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
 
 def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
     """What a limit on the latency needs: read, or measured by the first process alone."""
-    if not cfg.search.budget.latency_ms:
+    if not needs_latencies(cfg):
         return None
     shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
     if resume is not None:
@@ -159,9 +161,13 @@ def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: O
     return None if world.rank else measure_latency(shape, operations, device)
 
 
+def needs_latencies(cfg: Any) -> bool:
+    return bool(cfg.search.budget.latency_ms) or cfg.search.second_objective == "latency_ms"
+
+
 def latencies_for_all(cfg: Any, found: LatencyTable | None, world: OneProcess) -> LatencyTable | None:
     """The table of the first process, in all of them."""
-    if not cfg.search.budget.latency_ms or world.size == 1:
+    if not needs_latencies(cfg) or world.size == 1:
         return found
     shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
     keys = [(name, place) for name in operations for place in dict.fromkeys(place for _, _, place in shape.places())]
@@ -178,11 +184,34 @@ def build_budget(cfg: Any, latencies: LatencyTable | None) -> Budget | None:
     limits = budget_limits(cfg)
     if not limits:
         return None
-    shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
-    tables = {"params": CostTable.parameters(shape, operations), "macs": CostTable.macs(shape, operations)}
-    if latencies is not None:
-        tables["latency_ms"] = CostTable.latency(latencies)
+    tables = {measure: cost_table(cfg, measure, latencies) for measure in limits}
     return Budget(limits, tables, None if cfg.search.skip_cap < 0 else cfg.search.skip_cap)
+
+
+def cost_table(cfg: Any, measure: str, latencies: LatencyTable | None) -> CostTable:
+    """What genotypes cost in the network that ``search.budget`` describes."""
+    if measure == "latency_ms":
+        assert latencies is not None
+        return CostTable.latency(latencies)
+    make = CostTable.parameters if measure == "params" else CostTable.macs
+    return make(NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space))
+
+
+def build_plan(cfg: Any, budget: Budget | None, latencies: LatencyTable | None) -> tuple[RungPlan, range]:
+    """Of a strategy that trains candidates; and which of the first rung are blind draws."""
+    accepts, operations = (lambda _: True) if budget is None else budget.accepts, operation_names(cfg.search.space)
+    seed, blocks, steps = cfg.train.seed, cfg.autoreid.blocks, [Rung(*pair) for pair in rungs(cfg)]
+    measure, cost = cfg.search.second_objective, None
+    if measure != "none":
+        cost = cost_table(cfg, measure, latencies).cost
+
+    def draw(index: int) -> Genotype:
+        return draw_genotype(operations, blocks, f"random search {seed} {index}", accepts, f"random_{index}")
+
+    if cfg.search.strategy == "evolution":
+        evolution = Evolution(**evolution_kwargs(cfg))
+        return EvolutionPlan(evolution, steps, draw, operations, seed, accepts, cost), range(0)
+    return RungPlan(steps, draw, cost), range(steps[0].candidates)
 
 
 def describe_budget(budget: Budget) -> str:
@@ -248,7 +277,8 @@ def select_by_halving(
     with everyone.together(), first_process_first(world):
         datamanager = candidate_data(cfg, (world.rank, world.size))
     with everyone.together():
-        chooser = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, proposals, blind)
+        plan = RungPlan([Rung(*pair) for pair in rungs(cfg)], proposals.__getitem__)
+        chooser = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, plan, blind)
         chooser.settings = engine.settings | {
             "search.recipe": settings_of_result(recipe),
             "proposals": [genotype.to_dict() for genotype in proposals],
@@ -258,13 +288,13 @@ def select_by_halving(
         if found and found[1] and world.rank == 0:
             _LOGGER.warning("%s", found[1])
         start_epoch = chooser.resume(found[0]) if found else 0
-    chooser.on_step = StepBar(start_epoch, total_epochs(chooser.rungs)) if engine.on_step is not None else None
+    chooser.on_step = StepBar(start_epoch, plan.total_epochs) if engine.on_step is not None else None
     chooser.on_epoch = engine.on_epoch
     stop_on_signals(chooser)
     try:
         chosen = chooser.run(
             save_dir=str(folder),
-            max_epoch=total_epochs(chooser.rungs),
+            max_epoch=plan.total_epochs,
             start_epoch=start_epoch,
             print_freq=cfg.train.print_freq,
             eval_freq=cfg.test.eval_freq,
@@ -308,8 +338,8 @@ def build_candidate_engine(
     device: torch.device,
     world: OneProcess,
     budget: Budget | None,
-    proposals: Sequence[Genotype] = (),
-    blind: Sequence[int] | None = None,
+    plan: RungPlan,
+    blind: Sequence[int],
 ) -> ImageCandidateSearchEngine:
     """Networks as wide and as deep as the search network, trained as the recipe says."""
 
@@ -337,9 +367,8 @@ def build_candidate_engine(
         train,
         operation_names(cfg.search.space),
         cfg.autoreid.blocks,
-        [Rung(*pair) for pair in rungs(cfg)],
+        plan,
         cfg.train.seed,
-        proposals,
         blind,
         loss,
         Annealing(warmup, recipe.recipe.warmup_factor, recipe.recipe.min_lr / recipe.train.lr),

@@ -15,6 +15,7 @@ _WARMUP_SHARE = 0.3
 __all__ = [
     "budget_limits",
     "engine_run_kwargs",
+    "evolution_kwargs",
     "imagedata_kwargs",
     "lr_scheduler_kwargs",
     "network_kwargs",
@@ -147,6 +148,16 @@ def rungs(cfg: CfgNode) -> list[tuple[int, int]]:
     if cfg.search.strategy == "random":
         return [(cfg.train.max_epoch // cfg.search.candidate_epochs, cfg.search.candidate_epochs)]
     return list(zip(cfg.search.rung_candidates, cfg.search.rung_epochs, strict=True))
+
+
+def evolution_kwargs(cfg: CfgNode) -> dict[str, int]:
+    """Arguments of :class:`~torchreid_autoreid.search.plans.Evolution`."""
+    return {
+        "candidates": cfg.search.evolution_candidates,
+        "epochs": cfg.search.candidate_epochs,
+        "population": cfg.search.population,
+        "tournament": cfg.search.tournament,
+    }
 
 
 def traindata_kwargs(cfg: CfgNode) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..search.halving import Rung, check_rungs, total_epochs
-from .build import budget_limits
+from ..search.plans import Evolution
+from .build import budget_limits, evolution_kwargs
 from .keys import get_default_config
 from .read import get
 from .table import (
@@ -261,8 +262,8 @@ def _check_strategy(cfg: CfgNode) -> None:
             f"search.selection {own.selection!r} has no effect with search.strategy {own.strategy}; leave the key out"
         )
     for name, readers in (
-        ("recipe", OF_CANDIDATES), ("held_out", OF_CANDIDATES), ("rung_candidates", ("halving",)),
-        ("rung_epochs", ("halving",)),
+        ("recipe", OF_CANDIDATES), ("held_out", OF_CANDIDATES), ("rung_candidates", ("halving", "evolution")),
+        ("rung_epochs", ("halving", "evolution")),
     ):  # fmt: skip
         changed = get(cfg, f"search.{name}") != get(get_default_config(), f"search.{name}")
         if changed and own.strategy not in readers and own.selection != "halving":
@@ -270,7 +271,7 @@ def _check_strategy(cfg: CfgNode) -> None:
                 f"search.{name} {get(cfg, f'search.{name}')} has no effect with search.strategy {own.strategy}; set "
                 f"search.strategy to {' or '.join(readers)}, or search.selection to halving, or leave the key out"
             )
-    if "halving" in (own.strategy, own.selection):
+    if own.selection == "halving" or own.strategy in ("halving", "evolution"):
         _check_rungs(cfg)
     # What only a derivation by strength reads.
     for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
@@ -294,10 +295,15 @@ def _check_rungs(cfg: CfgNode) -> None:
         )
     found = [Rung(*pair) for pair in zip(candidates, epochs, strict=True)]
     check_rungs(found)
-    if cfg.search.strategy == "halving" and cfg.train.max_epoch != (wanted := total_epochs(found)):
+    wanted, what = total_epochs(found), "the rungs"
+    if cfg.search.strategy == "evolution":
+        evolution = Evolution(**evolution_kwargs(cfg))
+        wanted, what = wanted + evolution.candidates * evolution.epochs, "the evolution and the rungs"
+        _check_below(cfg, "search.rung_candidates", evolution.candidates)
+    if cfg.search.strategy in ("halving", "evolution") and cfg.train.max_epoch != wanted:
         raise UserError(
-            f"train.max_epoch {cfg.train.max_epoch} does not fit the rungs of search.strategy halving, which take "
-            f"{wanted} epochs; set it to {wanted}, or change search.rung_candidates and search.rung_epochs"
+            f"train.max_epoch {cfg.train.max_epoch} does not fit {what} of search.strategy {cfg.search.strategy}, "
+            f"which take {wanted} epochs; set it to {wanted}, or change search.rung_candidates and search.rung_epochs"
         )
 
 
@@ -308,7 +314,12 @@ def _check_budget(cfg: CfgNode) -> None:
     for key in cfg.search.budget:
         name = f"search.budget.{key}"
         needs = "search.budget.latency_ms" if key == "latency_table" else "a limit, such as search.budget.macs 1.2e9"
-        limited = cfg.search.budget.latency_ms if key == "latency_table" else budget_limits(cfg)
+        second = cfg.search.second_objective
+        limited = (
+            cfg.search.budget.latency_ms or second == "latency_ms"
+            if key == "latency_table"
+            else budget_limits(cfg) or second != "none"
+        )
         if get(cfg, name) != get(default, name) and not limited:
             raise UserError(f"{name} {get(cfg, name)} has no effect without {needs}; set one, or leave the key out")
     for name in ("search.budget.height", "search.budget.width"):

@@ -126,6 +126,9 @@ RANGES: dict[str, Range] = {
     "search.partial_channels": Range(1, MOST_CHANNELS),
     "search.dirichlet_weight": _NOT_NEGATIVE,
     "search.candidate_epochs": _EPOCHS,
+    "search.evolution_candidates": _EPOCHS,
+    "search.population": _EPOCHS,
+    "search.tournament": _EPOCHS,
     "search.auxiliary_skip": _NOT_NEGATIVE,
     "search.beta_weight": _NOT_NEGATIVE,
     "search.skip_dropout": _SHARE,
@@ -162,7 +165,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "autoreid.last_stride": (1, 2),
     "recipe.neck": ("none", "before", "after"),
     "recipe.amp": _PRECISIONS,
-    "search.strategy": ("darts", "gdas", "pc_darts", "drnas", "random", "halving"),
+    "search.strategy": ("darts", "gdas", "pc_darts", "drnas", "random", "halving", "evolution"),
     "search.order": (1, 2),
     "search.space": ("reid", "standard"),
     "search.split": ("image", "identity"),
@@ -170,6 +173,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "search.amp": _PRECISIONS,
     "search.grad_sync": ("mean", "sum"),
     "search.selection": ("strength", "perturbation", "halving"),
+    "search.second_objective": ("none", "params", "macs", "latency_ms"),
     "search.budget.last_stride": (1, 2),
 }
 
@@ -255,7 +259,7 @@ DIFFERENTIABLE = (*MIXED, "gdas")
 
 
 # Those that train derived networks, by a recipe of their own.
-OF_CANDIDATES = ("random", "halving")
+OF_CANDIDATES = ("random", "halving", "evolution")
 
 
 #: Beginnings of keys that candidates take from search.recipe.
@@ -305,7 +309,11 @@ READ_WITH = {
     "search.tau_end": ("search.strategy", ("gdas",)),
     "search.partial_channels": ("search.strategy", ("pc_darts",)),
     "search.dirichlet_weight": ("search.strategy", ("drnas",)),
-    "search.candidate_epochs": ("search.strategy", ("random",)),
+    "search.candidate_epochs": ("search.strategy", ("random", "evolution")),
+    "search.second_objective": ("search.strategy", OF_CANDIDATES),
+    "search.evolution_candidates": ("search.strategy", ("evolution",)),
+    "search.population": ("search.strategy", ("evolution",)),
+    "search.tournament": ("search.strategy", ("evolution",)),
     "search.perturbation_batches": ("search.selection", ("perturbation",)),
     "search.perturbation_steps": ("search.selection", ("perturbation",)),
     "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),

@@ -1,4 +1,4 @@
-"""Searches that train derived networks for a short time and keep the best: random search and successive halving."""
+"""Searches that train derived networks for a short time and keep the best, as a plan says which and when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torchreid
@@ -19,9 +19,11 @@ from ..evaluation import RetrievalResult
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.budget import Budget
-from ..search.halving import Rung, Turn, annealed, blind_draws, check_rungs, survivors, total_epochs, turn_at
+from ..search.halving import annealed, blind_draws
 from ..search.losses import RetrievalLoss
-from ..search.selection import draw_genotype
+from ..search.plans import RungPlan, Turn
+from ..space.inheritance import inherit
+from ..space.networks import AutoReIDNetwork
 from .loop import Batch, ReproducibleLoop, RunOptions
 from .precision import MixedPrecision
 from .resume import load_like, load_optimizer
@@ -43,31 +45,31 @@ class Annealing(NamedTuple):
 
 
 class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
-    """Draws genotypes from the space, trains each for a few epochs, and keeps the one that retrieves best among
+    """Trains derived networks for a few epochs each, as a plan says, and keeps the one that retrieves best among
     identities that were held out of the training.
 
-    With one rung it is random search (Li and Talwalkar, UAI 2019, who show that this is a baseline to be beaten), with
-    several it is successive halving (Jamieson and Talwalkar, AISTATS 2016): the better candidates of a rung keep their
-    weights and are trained on in the next. The learning rate is annealed within each turn of a candidate, step by step.
+    A plan of one rung is random search (Li and Talwalkar, UAI 2019, who show that this is a baseline to be beaten), one
+    of several is successive halving, and there is aging evolution (:mod:`~torchreid_autoreid.search.plans`). The
+    learning rate is annealed within each turn of a candidate, step by step.
 
     An epoch trains the network of one genotype; the epochs of all candidates together are the epochs of the search. The
     history has the same lines as that of another search, with the uniform distribution for probabilities, no alphas,
-    the best genotype so far as the genotype, and the candidate of the epoch beside it. What a later rung needs of a
-    candidate lies in ``save_dir/candidates``.
+    the best genotype so far as the genotype, and the candidate of the epoch beside it. What a later turn needs of a
+    candidate lies in ``save_dir/candidates``. With a second objective, ``save_dir/pareto.json`` has the candidates that
+    no other one beats in both.
 
     Args:
         datamanager: a :class:`~torchreid_autoreid.data.TrainDataManager` with identities held out.
         train: makes the network of a genotype, with new weights, and its optimiser.
         operations: names of the space.
         blocks: of a cell.
-        rungs: candidates and epochs, see :class:`~torchreid_autoreid.search.halving.Rung`.
-        seed: of the genotypes and of their first weights.
-        proposals: genotypes for the first rung; by default they are drawn from the whole space.
-        blind: places of those proposals that were drawn from the whole space; by default all are.
+        plan: which candidate is trained when.
+        seed: of the candidates' first weights.
+        blind: places in the first rung of those that were drawn from the whole space, if that is of interest.
         loss: ``loss(outputs, identities)`` gives the total and its parts.
         annealing: of the learning rate in a turn.
         grad_clip: largest norm of the gradient; 0 switches clipping off.
-        budget: limits on the cost; genotypes that do not keep them are not trained.
+        budget: limits on the cost, for the history; the plan keeps them.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
         amp, distributed, grad_sync: as in :class:`ImageAutoReIDSearchEngine`.
         use_gpu: use the GPU if there is one.
@@ -86,10 +88,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         train: Callable[[Genotype], tuple[nn.Module, torch.optim.Optimizer]],
         operations: Sequence[str],
         blocks: int,
-        rungs: Sequence[Rung],
+        plan: RungPlan,
         seed: int = 1,
-        proposals: Sequence[Genotype] = (),
-        blind: Sequence[int] | None = None,
+        blind: Sequence[int] = (),
         loss: RetrievalLoss | None = None,
         annealing: Annealing = Annealing(),  # noqa: B008, it is immutable
         grad_clip: float = 0.0,
@@ -101,25 +102,21 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         use_gpu: bool = True,
     ) -> None:
         super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
-        check_rungs(rungs)
         if checkpoint_every < 0 or not grad_clip >= 0:
             raise UserError("checkpoint_every and grad_clip must not be negative")
         self.make_training = train
         self.operations, self.blocks, self.budget = tuple(operations), blocks, budget
-        self.rungs = tuple(rungs)
-        if proposals and len(proposals) != rungs[0].candidates:
-            raise UserError(f"the first rung has {rungs[0].candidates} candidates, not {len(proposals)} as proposed")
-        self.proposals = tuple(proposals)
-        self.blind = tuple(range(rungs[0].candidates) if blind is None else blind)
+        self.plan = plan
+        self.blind = tuple(blind)
         self.seed = seed
         self.loss = loss or RetrievalLoss()
         self.annealing = annealing
         self.grad_clip = grad_clip
         self.checkpoint_every = checkpoint_every
         self._resumed_from: Path | None = None  # folder of the checkpoint
-        self.scores: list[list[float]] = [[] for _ in rungs]  # mAP of each candidate of a rung, in their order
-        self.turn = turn_at(self.rungs, 0)
-        self._build(0)
+        first = plan.turn_at(0)
+        assert first is not None
+        self._build(first)
         self.precision = MixedPrecision(amp, next(self.model.parameters()).device.type, "search.amp")
 
     # -- torchreid's hooks --------------------------------------------------------------------------------------------
@@ -139,8 +136,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         Raises:
             UserError: if the rungs take more or fewer epochs than ``max_epoch``.
         """
-        if max_epoch != (wanted := total_epochs(self.rungs)):
-            raise UserError(f"the rungs take {wanted} epochs, and train.max_epoch is {max_epoch}; set it to {wanted}")
+        if max_epoch != (wanted := self.plan.total_epochs):
+            raise UserError(
+                f"the candidates take {wanted} epochs, and train.max_epoch is {max_epoch}; set it to {wanted}"
+            )
         options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
         self._run(save_dir, max_epoch, start_epoch, options)
         return self.genotype()
@@ -150,54 +149,43 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return float(self._retrieval().cmc[0])
 
     def genotype(self) -> Genotype:
-        """The best genotype of the last rung that has a score; before one has been measured, the one in training."""
-        for rung in range(len(self.rungs) - 1, -1, -1):
-            if scores := self.scores[rung]:
-                return self.genotype_of(survivors(self.candidates_of(rung)[: len(scores)], scores, 1)[0])
-        return self.candidate
+        """The best genotype so far; before one has been measured, the one in training."""
+        return self.plan.answer() or self.turn.genotype
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
-    def genotype_of(self, index: int) -> Genotype:
-        """The genotype of a candidate; without proposals it depends on the seed and the index alone."""
-        if self.proposals:
-            return self.proposals[index]
-        accepts = (lambda _: True) if self.budget is None else self.budget.accepts
-        return draw_genotype(
-            self.operations, self.blocks, f"random search {self.seed} {index}", accepts, f"random_{index}"
-        )
-
-    def candidates_of(self, rung: int) -> list[int]:
-        """Indices of the candidates of a rung; for all but the first, that before it must be complete."""
-        if rung == 0:
-            return list(range(self.rungs[0].candidates))
-        before = rung - 1
-        return survivors(self.candidates_of(before), self.scores[before], self.rungs[rung].candidates)
-
-    def _build(self, index: int) -> None:
-        """The network of a candidate with its first weights, which depend on the seed and the index alone."""
-        self.index, self.candidate = index, self.genotype_of(index)
+    def _build(self, turn: Turn) -> None:
+        """The network of a candidate with its first weights, which depend on the seed and its index alone."""
+        self.turn = turn
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + index)
-            self.model, self.optimizer = self.make_training(self.candidate)
+            torch.manual_seed(self.seed * 1_000_003 + turn.index)
+            self.model, self.optimizer = self.make_training(turn.genotype)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.scheduler = None
         self.register_model("model", self.model, self.optimizer, None)
 
     def _before_turn(self, turn: Turn) -> None:
-        self.turn = turn
-        self._build(self.candidates_of(turn.rung)[turn.position])
-        if turn.rung:
-            path = self._parked(turn.rung - 1, self.index)
+        self._build(turn)
+        if turn.start is not None:
+            path = self._parked(turn.start.rung, turn.start.index)
             if not path.exists() and self._resumed_from is not None:  # the run goes on in another folder
                 path = self._resumed_from / _FOLDER / path.name
             state = load_checkpoint(path, ("state_dict", "optimizer"))
-            load_state(self._network(), state["state_dict"], path)
-            load_optimizer(self.optimizer, state["optimizer"])
-        if turn.rung > 1 and turn.position > 1 and self.group.rank == 0:
-            # The newest two checkpoints lie in this rung, and need what the one before it has left.
-            for path in (self.save_dir / _FOLDER).glob(f"rung-{turn.rung - 1}-*.pth"):
+            if turn.start.index == turn.index:
+                load_state(self._network(), state["state_dict"], path)
+                load_optimizer(self.optimizer, state["optimizer"])
+            else:
+                inherit(cast(AutoReIDNetwork, self._network()), turn.start.genotype, state["state_dict"])
+        self._forget_parked(turn)
+
+    def _forget_parked(self, turn: Turn) -> None:
+        """Deletes what no later turn needs."""
+        if self.group.rank:
+            return
+        for path in (self.save_dir / _FOLDER).glob("rung-*-candidate-*.pth"):
+            rung, index = (int(word) - 1 for word in path.stem.split("-")[1::2])
+            if not self.plan.needs(rung, index, turn):
                 path.unlink(missing_ok=True)
 
     def _parked(self, rung: int, index: int) -> Path:
@@ -205,12 +193,13 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self.save_dir / _FOLDER / f"rung-{rung + 1}-candidate-{index + 1}.pth"
 
     def _begin_epoch(self) -> None:
-        turn = turn_at(self.rungs, self.epoch)
-        if turn != self.turn:
+        if self.epoch == self.turn.end:
+            turn = self.plan.turn_at(self.epoch)
+            assert turn is not None
             self._before_turn(turn)
 
     def _ends_turn(self) -> bool:
-        return self.epoch + 1 == self.turn.first + self.turn.epochs
+        return self.epoch + 1 == self.turn.end
 
     def _is_measured(self, number: int) -> bool:
         return self._ends_turn() or super()._is_measured(number)
@@ -244,13 +233,16 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self.datamanager.validation_loaders
 
     def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
+        turn, start = self.turn, self.turn.start
+        parent = None if start is None or start.index == turn.index else start.index + 1
         candidate = {
-            "number": self.index + 1, "rung": self.turn.rung + 1, "genotype": self.candidate.to_dict(), "mAP": None
+            "number": turn.index + 1, "rung": turn.rung + 1, "genotype": turn.genotype.to_dict(), "mAP": None,
+            "parent": parent, "cost": None if self.plan.cost is None else self.plan.cost(turn.genotype),
         }  # fmt: skip
         if self._ends_turn():
             assert result is not None
             candidate["mAP"] = float(result.mAP)
-            self.scores[self.turn.rung].append(float(result.mAP))
+            self.plan.tell(turn, float(result.mAP))
             self._tell_rung()
         share = 1.0 / (len(self.operations) - 1)
         row = [0.0 if name == "none" else share for name in self.operations]
@@ -266,21 +258,22 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "genotype": genotype.to_dict(),
             "skips": genotype.count("skip_connect"),
             "candidate": candidate,
-            "cost": None if self.budget is None else self.budget.figures(self.candidate, genotype),
+            "cost": None if self.budget is None else self.budget.figures(turn.genotype, genotype),
         }
 
     def _tell_rung(self) -> None:
         """After the last candidate of a rung: what the best of it is worth, beside the mean of blind draws."""
-        scores, rung = self.scores[self.turn.rung], self.turn.rung
-        if len(scores) < self.rungs[rung].candidates or self.group.rank:
+        plan, rung = self.plan, self.turn.rung
+        scores = plan.scores[rung]
+        if len(scores) < plan.rungs[rung].candidates or self.group.rank:
             return
-        best = survivors(self.candidates_of(rung), scores, 1)[0]
-        line = f"rung {rung + 1} of {len(self.rungs)}: the best of {len(scores)} is candidate {best + 1}"
-        line += f" with mAP {max(scores):.1%}"
-        drawn = [self.scores[0][place] for place in self.blind]
+        best, score = max(plan.last_scores(), key=lambda pair: pair[1])
+        line = f"rung {rung + 1} of {len(plan.rungs)}: the best of {len(scores)} is candidate {best + 1}"
+        line += f" with mAP {score:.1%}"
+        drawn = [plan.scores[0][place] for place in self.blind]
         if len(drawn) > 1:
             mean, half = blind_draws(drawn)
-            first = self.scores[0][best]
+            first = plan.scores[0][best]
             line += (
                 f"; after the first rung it had {first:.1%}, {100 * (first - mean):+.1f} ± {100 * half:.1f} points "
                 f"from the mean of {len(drawn)} blind draws (95 % interval of that mean)"
@@ -289,8 +282,11 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
-        if self._steps_done and self._ends_turn() and self.turn.rung + 1 < len(self.rungs):
-            path = self._parked(self.turn.rung, self.index)
+        if front := self.plan.front():
+            text = json.dumps([one.to_dict() for one in front], indent=1)
+            write_atomically(self.save_dir / "pareto.json", lambda name: Path(name).write_text(text, encoding="utf-8"))
+        if self._steps_done and self._ends_turn() and self.turn.rung + 1 < len(self.plan.rungs):
+            path = self._parked(self.turn.rung, self.turn.index)
             path.parent.mkdir(exist_ok=True)
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
             write_atomically(path, lambda name: torch.save(state, name))
@@ -300,40 +296,33 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "candidates": {
-                "scores": self.scores,
-                "epoch": self.turn.first,
-                "limits": self._limits(),
-                "rungs": [[rung.candidates, rung.epochs] for rung in self.rungs],
-            },
+            "candidates": {**self.plan.state_dict(), "epoch": self.turn.first, "limits": self._limits()},
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def _shared(self) -> dict[str, Any]:
-        return {"genotype": json.dumps([self.genotype().to_dict(), self.candidate.to_dict()]), **super()._shared()}
+        return {"genotype": json.dumps([self.genotype().to_dict(), self.turn.genotype.to_dict()]), **super()._shared()}
 
     def _limits(self) -> dict[str, float]:
         return {} if self.budget is None else self.budget.limits
 
     def resume(self, path: str | Path) -> int:
         """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
-        candidates = load_checkpoint(path, self.checkpoint_keys)["candidates"]
-        own = [[rung.candidates, rung.epochs] for rung in self.rungs]
+        state = load_checkpoint(path, self.checkpoint_keys)["candidates"]
         try:
-            limits, rungs = dict(candidates["limits"]), [list(rung) for rung in candidates["rungs"]]
-            scores = [[float(score) for score in rung] for rung in candidates["scores"]]
-            if len(scores) != len(rungs):
-                raise ValueError
-            first = int(candidates["epoch"])
+            limits, first = dict(state["limits"]), int(state["epoch"])
+            if limits != self._limits():  # they decide which genotypes are drawn
+                raise UserError(f"it was made with other limits, {limits or 'none'}; set search.budget to the same")
+            self.plan.load_state_dict(state)
+            turn = self.plan.turn_at(first)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint") from None
-        if limits != self._limits():  # they decide which genotypes are drawn
-            raise UserError(f"{path} was made with other limits, {limits or 'none'}; set search.budget to the same")
-        if rungs != own:
-            raise UserError(f"{path} was made with other rungs, {rungs}, here {own}; resume with the same ones")
-        self.scores, self._resumed_from = scores, Path(path).parent
-        self.turn = turn_at(self.rungs, first)
-        self._build(self.candidates_of(self.turn.rung)[self.turn.position])
+        if turn is None:
+            raise UserError(f"{path} says nothing of a candidate; use another checkpoint")
+        self._resumed_from = Path(path).parent
+        self._build(turn)
         return super().resume(path)
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:

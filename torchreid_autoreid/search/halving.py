@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 
-__all__ = ["Rung", "Turn", "annealed", "blind_draws", "check_rungs", "survivors", "total_epochs", "turn_at"]
+__all__ = ["Rung", "annealed", "blind_draws", "check_rungs", "own_epochs", "survivors", "total_epochs"]
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,6 @@ class Rung:
     """
 
     candidates: int
-    epochs: int
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The epochs in which one candidate is trained in one rung.
-
-    Attributes:
-        rung: number of the rung, from 0.
-        position: of the candidate among those of the rung, from 0.
-        first: epoch of the search in which the turn begins, from 0.
-        epochs: of the turn.
-    """
-
-    rung: int
-    position: int
-    first: int
     epochs: int
 
 
@@ -59,23 +42,7 @@ def total_epochs(rungs: Sequence[Rung]) -> int:
     >>> total_epochs([Rung(27, 1), Rung(9, 3), Rung(3, 9)])
     63
     """
-    return sum(rung.candidates * epochs for rung, epochs in zip(rungs, _own_epochs(rungs), strict=True))
-
-
-def turn_at(rungs: Sequence[Rung], epoch: int) -> Turn:
-    """Whose turn an epoch of the search belongs to.
-
-    >>> turn_at([Rung(4, 1), Rung(2, 3)], 6)
-    Turn(rung=1, position=1, first=6, epochs=2)
-    """
-    first = 0
-    for number, (rung, epochs) in enumerate(zip(rungs, _own_epochs(rungs), strict=True)):
-        within = epoch - first
-        if within < rung.candidates * epochs:
-            position = within // epochs
-            return Turn(number, position, first + position * epochs, epochs)
-        first += rung.candidates * epochs
-    raise ValueError(f"epoch {epoch} lies behind the last rung, which ends with epoch {first}")
+    return sum(rung.candidates * epochs for rung, epochs in zip(rungs, own_epochs(rungs), strict=True))
 
 
 def survivors(candidates: Sequence[int], scores: Sequence[float], keep: int) -> list[int]:
@@ -124,7 +91,8 @@ def blind_draws(scores: Sequence[float]) -> tuple[float, float]:
     return mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
 
 
-def _own_epochs(rungs: Sequence[Rung]) -> list[int]:
+def own_epochs(rungs: Sequence[Rung]) -> list[int]:
+    """Epochs of a turn in each rung: what survivors are trained for besides what they have been."""
     return [rung.epochs - before for rung, before in zip(rungs, [0, *(rung.epochs for rung in rungs)], strict=False)]
 
 
