@@ -62,7 +62,9 @@ def build(datamanager, rungs=(), plan=None, budget=None, **keywords):
     rungs = rungs or [Rung(2, 2)]
     plan = plan or RungPlan(rungs, drawer() if budget is None else drawer(budget.accepts))
     options = {"blind": range(rungs[0].candidates), "seed": 5, "use_gpu": False, "budget": budget} | keywords
-    return ImageCandidateSearchEngine(datamanager, train, OPERATION_NAMES, 1, plan, **options)
+    engine = ImageCandidateSearchEngine(datamanager, train, OPERATION_NAMES, 1, plan, **options)
+    engine.prepare()
+    return engine
 
 
 def run(engine, folder, **keywords):

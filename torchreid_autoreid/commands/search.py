@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ..data import SearchDataManager, TrainDataManager
 from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..errors import Interrupted, UserError
-from ..files import write_atomically
+from ..files import not_writable, write_atomically
 from ..genotype import KINDS, Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
@@ -47,9 +48,10 @@ from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
-from ..search.plans import Evolution, EvolutionPlan, RungPlan
+from ..search.plans import Evolution, EvolutionPlan, Plan, RungPlan
 from ..search.schedule import Schedule
 from ..search.selection import draw_from_alphas, draw_genotype, propose
+from ..search.study import Study, StudyPlan, shown
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, begin_log, stop_on_signals
@@ -84,11 +86,16 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
     """Searches in all processes; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     by_candidates = cfg.search.strategy in OF_CANDIDATES
+    if cfg.search.study and world.size > 1:
+        raise UserError(
+            "search.study is shared by commands that train a network each, and torchrun starts processes that train "
+            "one together; start the command several times instead"
+        )
     # Of the candidates, in a strategy or in the selection that follows it: a mistake in it ends the search now.
     recipe: Any = candidate_recipe(cfg) if by_candidates or cfg.search.selection == "halving" else None
     with everyone.together():  # a mistake that one of them finds ends them all
         log = begin_log(world.rank)
-        if log:
+        if log and not cfg.search.study:
             claim_run_folder(save_dir)
         if world.size > 1:
             _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
@@ -109,32 +116,43 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
             )
     everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
     with everyone.together():
-        engine: Any = (
-            build_candidate_engine(cfg, recipe, datamanager, device, world, budget, *build_plan(cfg, budget, latencies))
-            if by_candidates
-            else build_engine(cfg, datamanager, device, world, budget)
-        )
-        engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
+        settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
         if by_candidates:  # what the file says now, whatever its name
-            engine.settings["search.recipe"] = settings_of_result(recipe)
-        engine.configuration = plain_config(cfg)
+            settings["search.recipe"] = settings_of_result(recipe)
+        engine: Any
+        if by_candidates:
+            study = Study(cfg.search.study, settings) if cfg.search.study else None
+            plan, blind = build_plan(cfg, budget, latencies, study)
+            engine = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, plan, blind)
+        else:
+            engine = build_engine(cfg, datamanager, device, world, budget)
+        engine.settings = settings
+        written = cfg.clone()
+        written.search.study = shown(cfg.search.study)
+        engine.configuration = plain_config(written)
         start_epoch = engine.resume(resume) if resume else 0
         if log:  # from here on the run writes
+            if cfg.search.study:
+                engine.shared_folder = save_dir / "candidates"
+                save_dir = worker_folder(save_dir, resume)
             keep_earlier_run(save_dir, resume)
             log.write_into(save_dir, "search")
             if latencies is not None:
                 latencies.save(save_dir / LATENCIES)
             if resume:
                 bring_history(save_dir, resume)
-            write_atomically(save_dir / "config.yaml", lambda name: Path(name).write_text(cfg.dump(), encoding="utf-8"))
+            write_atomically(
+                save_dir / "config.yaml", lambda name: Path(name).write_text(written.dump(), encoding="utf-8")
+            )
+    epochs = engine.plan.total_epochs if by_candidates else cfg.train.max_epoch
     on_terminal = sys.stderr.isatty()
     if world.rank == 0:
-        engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
+        engine.on_step = StepBar(start_epoch, epochs) if on_terminal else None
         engine.on_epoch = log_epoch
     stop_on_signals(engine)
     genotype = engine.run(
         save_dir=str(save_dir),
-        max_epoch=cfg.train.max_epoch,
+        max_epoch=epochs,
         start_epoch=start_epoch,
         print_freq=cfg.train.print_freq,
         eval_freq=cfg.test.eval_freq,
@@ -143,10 +161,39 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
     )
     if cfg.search.selection == "halving":
         genotype = select_by_halving(cfg, recipe, engine, device, world, budget, fresh=resume is None)
+    if cfg.search.study:
+        tell_study(Path(cfg.data.save_dir), engine.plan, genotype)
     with everyone.together():
-        if world.rank == 0:
+        if world.rank == 0 and (save_dir / "history.jsonl").exists():
             report = write_report(save_dir)
             _LOGGER.info("%s", summary(genotype, save_dir, report))
+
+
+def worker_folder(save_dir: Path, resume: Path | None) -> Path:
+    """The log folder of one worker of a study: that of the checkpoint, or a new one within ``data.save_dir``."""
+    if resume is not None and resume.resolve().parent.parent == save_dir.resolve():
+        return resume.parent
+    for number in count(1):
+        place = save_dir / f"worker-{number}"
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise not_writable(save_dir, error) from None
+        return place
+    raise AssertionError
+
+
+def tell_study(save_dir: Path, plan: StudyPlan, genotype: Genotype) -> None:
+    """The answer of all workers so far, beside their folders."""
+    write_atomically(save_dir / "genotype.json", genotype.save)
+    left = plan.running()
+    _LOGGER.info(
+        "the study: %s has the best genotype of all workers%s",
+        save_dir / "genotype.json",
+        f" so far; {left} trials have not ended (in training, or of workers that were killed)" if left else "",
+    )
 
 
 def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
@@ -197,7 +244,9 @@ def cost_table(cfg: Any, measure: str, latencies: LatencyTable | None) -> CostTa
     return make(NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space))
 
 
-def build_plan(cfg: Any, budget: Budget | None, latencies: LatencyTable | None) -> tuple[RungPlan, range]:
+def build_plan(
+    cfg: Any, budget: Budget | None, latencies: LatencyTable | None, study: Study | None
+) -> tuple[Plan, range]:
     """Of a strategy that trains candidates; and which of the first rung are blind draws."""
     accepts, operations = (lambda _: True) if budget is None else budget.accepts, operation_names(cfg.search.space)
     seed, blocks, steps = cfg.train.seed, cfg.autoreid.blocks, [Rung(*pair) for pair in rungs(cfg)]
@@ -208,8 +257,10 @@ def build_plan(cfg: Any, budget: Budget | None, latencies: LatencyTable | None) 
     def draw(index: int) -> Genotype:
         return draw_genotype(operations, blocks, f"random search {seed} {index}", accepts, f"random_{index}")
 
-    if cfg.search.strategy == "evolution":
-        evolution = Evolution(**evolution_kwargs(cfg))
+    evolution = Evolution(**evolution_kwargs(cfg)) if cfg.search.strategy == "evolution" else None
+    if study is not None:
+        return StudyPlan(study, steps, draw, operations, blocks, seed, evolution, accepts, cost), range(0)
+    if evolution is not None:
         return EvolutionPlan(evolution, steps, draw, operations, seed, accepts, cost), range(0)
     return RungPlan(steps, draw, cost), range(steps[0].candidates)
 
@@ -338,7 +389,7 @@ def build_candidate_engine(
     device: torch.device,
     world: OneProcess,
     budget: Budget | None,
-    plan: RungPlan,
+    plan: Plan,
     blind: Sequence[int],
 ) -> ImageCandidateSearchEngine:
     """Networks as wide and as deep as the search network, trained as the recipe says."""

@@ -227,6 +227,7 @@ def _check_optimisation(cfg: CfgNode, min_lr: str) -> None:
 def _check_search(cfg: CfgNode) -> None:
     _check_strategy(cfg)
     _check_budget(cfg)
+    _check_study(cfg)
     if cfg.search.order == 2 and cfg.train.optim != "sgd":
         raise UserError(
             f"search.order 2 imitates a step of sgd, not of {cfg.train.optim}; set train.optim sgd or search.order 1"
@@ -285,6 +286,15 @@ def _check_strategy(cfg: CfgNode) -> None:
                 f"{key} {get(cfg, key)} has no effect with {chooser}, which does not rank by the alphas; "
                 "leave one of them out"
             )
+
+
+def _check_study(cfg: CfgNode) -> None:
+    own = cfg.search
+    if own.study and (own.budget.latency_ms or own.second_objective == "latency_ms") and not own.budget.latency_table:
+        raise UserError(
+            "search.study shares what a network costs between workers, each of which would measure other latencies; "
+            "give one table to all: search.budget.latency_table FILE, such as the latency.json of an earlier search"
+        )
 
 
 def _check_rungs(cfg: CfgNode) -> None:

@@ -185,6 +185,8 @@ def get_default_config() -> CfgNode:
     cfg.search.candidate_epochs = 1  # of random and evolution: epochs for each genotype; train.max_epoch is that of all
     cfg.search.rung_candidates = [27, 9, 3]  # of halving: networks in each rung; the better ones go on (Jamieson and
     cfg.search.rung_epochs = [1, 3, 9]  # Talwalkar, AISTATS 2016), and epochs for which each is trained at its end
+    # An Optuna study, a file or a URL (sqlite:///…, mysql://…), on which all who are started with it work; "": none.
+    cfg.search.study = ""
     cfg.search.evolution_candidates = 100  # of evolution: children and first draws in all, before the rungs
     cfg.search.population = 16  # of evolution: how many live at a time; the oldest one dies (Real et al., section 3.1)
     cfg.search.tournament = 10  # of evolution: how many of them are drawn for a parent, the best of them

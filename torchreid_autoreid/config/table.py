@@ -190,6 +190,7 @@ FREE_ON_RESUME = (
     "autoreid.pretrained",
     "recipe.keep_last",
     "search.checkpoint_every",
+    "search.study",
     "train.print_freq",
     "test.",
 )
@@ -311,6 +312,7 @@ READ_WITH = {
     "search.dirichlet_weight": ("search.strategy", ("drnas",)),
     "search.candidate_epochs": ("search.strategy", ("random", "evolution")),
     "search.second_objective": ("search.strategy", OF_CANDIDATES),
+    "search.study": ("search.strategy", OF_CANDIDATES),
     "search.evolution_candidates": ("search.strategy", ("evolution",)),
     "search.population": ("search.strategy", ("evolution",)),
     "search.tournament": ("search.strategy", ("evolution",)),

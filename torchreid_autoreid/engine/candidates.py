@@ -19,9 +19,9 @@ from ..evaluation import RetrievalResult
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..search.budget import Budget
-from ..search.halving import annealed, blind_draws
+from ..search.halving import annealed
 from ..search.losses import RetrievalLoss
-from ..search.plans import RungPlan, Turn
+from ..search.plans import Plan, Turn
 from ..space.inheritance import inherit
 from ..space.networks import AutoReIDNetwork
 from .loop import Batch, ReproducibleLoop, RunOptions
@@ -71,6 +71,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         grad_clip: largest norm of the gradient; 0 switches clipping off.
         budget: limits on the cost, for the history; the plan keeps them.
         checkpoint_every: keep a checkpoint every n epochs besides the latest and the best; 0 keeps none.
+        shared_folder: for ``candidates`` if several engines take part in the same search.
         amp, distributed, grad_sync: as in :class:`ImageAutoReIDSearchEngine`.
         use_gpu: use the GPU if there is one.
 
@@ -88,7 +89,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         train: Callable[[Genotype], tuple[nn.Module, torch.optim.Optimizer]],
         operations: Sequence[str],
         blocks: int,
-        plan: RungPlan,
+        plan: Plan,
         seed: int = 1,
         blind: Sequence[int] = (),
         loss: RetrievalLoss | None = None,
@@ -96,6 +97,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         grad_clip: float = 0.0,
         budget: Budget | None = None,
         checkpoint_every: int = 0,
+        shared_folder: Path | None = None,
         amp: str = "none",
         distributed: bool = False,
         grad_sync: str = "mean",
@@ -113,11 +115,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.annealing = annealing
         self.grad_clip = grad_clip
         self.checkpoint_every = checkpoint_every
+        self.shared_folder = shared_folder
         self._resumed_from: Path | None = None  # folder of the checkpoint
-        first = plan.turn_at(0)
-        assert first is not None
-        self._build(first)
-        self.precision = MixedPrecision(amp, next(self.model.parameters()).device.type, "search.amp")
+        self.turn: Turn | None = None
+        self.precision = MixedPrecision(amp, "cuda" if self.use_gpu else "cpu", "search.amp")
 
     # -- torchreid's hooks --------------------------------------------------------------------------------------------
 
@@ -140,6 +141,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             raise UserError(
                 f"the candidates take {wanted} epochs, and train.max_epoch is {max_epoch}; set it to {wanted}"
             )
+        if self.turn is None and not self.prepare():  # a study that is complete
+            self.save_dir = Path(save_dir)
+            self._write_answer()
+            return self.genotype()
         options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
         self._run(save_dir, max_epoch, start_epoch, options)
         return self.genotype()
@@ -150,9 +155,21 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def genotype(self) -> Genotype:
         """The best genotype so far; before one has been measured, the one in training."""
-        return self.plan.answer() or self.turn.genotype
+        found = self.plan.answer()
+        return found or self._present().genotype
 
     # -- candidates ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> bool:
+        """Builds the network of the first candidate, if there is any; :meth:`run` does, unless it resumes."""
+        turn = self.plan.turn_at(0)
+        if turn is not None:
+            self._build(turn)
+        return turn is not None
+
+    def _present(self) -> Turn:
+        assert self.turn is not None, "run, prepare and resume see to that"
+        return self.turn
 
     def _build(self, turn: Turn) -> None:
         """The network of a candidate with its first weights, which depend on the seed and its index alone."""
@@ -171,8 +188,11 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             path = self._parked(turn.start.rung, turn.start.index)
             if not path.exists() and self._resumed_from is not None:  # the run goes on in another folder
                 path = self._resumed_from / _FOLDER / path.name
+            goes_on = turn.start.index == turn.index
+            if not goes_on and self.shared_folder is not None and not path.exists():
+                return  # its parent was trained where this process cannot see it
             state = load_checkpoint(path, ("state_dict", "optimizer"))
-            if turn.start.index == turn.index:
+            if goes_on:
                 load_state(self._network(), state["state_dict"], path)
                 load_optimizer(self.optimizer, state["optimizer"])
             else:
@@ -183,23 +203,30 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         """Deletes what no later turn needs."""
         if self.group.rank:
             return
-        for path in (self.save_dir / _FOLDER).glob("rung-*-candidate-*.pth"):
+        is_needed = self.plan.needed(turn)
+        for path in self._folder().glob("rung-*-candidate-*.pth"):
             rung, index = (int(word) - 1 for word in path.stem.split("-")[1::2])
-            if not self.plan.needs(rung, index, turn):
+            if not is_needed(rung, index):
                 path.unlink(missing_ok=True)
+
+    def _folder(self) -> Path:
+        return self.shared_folder or self.save_dir / _FOLDER
 
     def _parked(self, rung: int, index: int) -> Path:
         """Where the state of a candidate waits for its next rung."""
-        return self.save_dir / _FOLDER / f"rung-{rung + 1}-candidate-{index + 1}.pth"
+        return self._folder() / f"rung-{rung + 1}-candidate-{index + 1}.pth"
 
     def _begin_epoch(self) -> None:
-        if self.epoch == self.turn.end:
+        if self.epoch == self._present().end:
             turn = self.plan.turn_at(self.epoch)
-            assert turn is not None
+            assert turn is not None, "_is_complete has asked"
             self._before_turn(turn)
 
+    def _is_complete(self) -> bool:
+        return self.epoch == self._present().end and self.plan.turn_at(self.epoch) is None
+
     def _ends_turn(self) -> bool:
-        return self.epoch + 1 == self.turn.end
+        return self.epoch + 1 == self._present().end
 
     def _is_measured(self, number: int) -> bool:
         return self._ends_turn() or super()._is_measured(number)
@@ -223,9 +250,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return step_figures(parts, outputs[0], identities)
 
     def _anneal(self) -> None:
-        done = self.epoch - self.turn.first + self.batch_idx / self.num_batches
+        turn = self._present()
+        done = self.epoch - turn.first + self.batch_idx / self.num_batches
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * annealed(done / self.turn.epochs, *self.annealing)
+            group["lr"] = group["initial_lr"] * annealed(done / turn.epochs, *self.annealing)
 
     # -- what the loop asks for ---------------------------------------------------------------------------------------
 
@@ -233,7 +261,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         return self.datamanager.validation_loaders
 
     def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
-        turn, start = self.turn, self.turn.start
+        turn = self._present()
+        start = turn.start
         parent = None if start is None or start.index == turn.index else start.index + 1
         candidate = {
             "number": turn.index + 1, "rung": turn.rung + 1, "genotype": turn.genotype.to_dict(), "mAP": None,
@@ -243,7 +272,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             assert result is not None
             candidate["mAP"] = float(result.mAP)
             self.plan.tell(turn, float(result.mAP))
-            self._tell_rung()
+            line = self.plan.told(turn, self.blind)
+            if line and self.group.rank == 0:
+                _LOGGER.info("%s", line)
         share = 1.0 / (len(self.operations) - 1)
         row = [0.0 if name == "none" else share for name in self.operations]
         genotype = self.genotype()
@@ -261,32 +292,17 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             "cost": None if self.budget is None else self.budget.figures(turn.genotype, genotype),
         }
 
-    def _tell_rung(self) -> None:
-        """After the last candidate of a rung: what the best of it is worth, beside the mean of blind draws."""
-        plan, rung = self.plan, self.turn.rung
-        scores = plan.scores[rung]
-        if len(scores) < plan.rungs[rung].candidates or self.group.rank:
-            return
-        best, score = max(plan.last_scores(), key=lambda pair: pair[1])
-        line = f"rung {rung + 1} of {len(plan.rungs)}: the best of {len(scores)} is candidate {best + 1}"
-        line += f" with mAP {score:.1%}"
-        drawn = [plan.scores[0][place] for place in self.blind]
-        if len(drawn) > 1:
-            mean, half = blind_draws(drawn)
-            first = plan.scores[0][best]
-            line += (
-                f"; after the first rung it had {first:.1%}, {100 * (first - mean):+.1f} ± {100 * half:.1f} points "
-                f"from the mean of {len(drawn)} blind draws (95 % interval of that mean)"
-            )
-        _LOGGER.info("%s", line)
-
-    def _write_results(self) -> None:
+    def _write_answer(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
         if front := self.plan.front():
             text = json.dumps([one.to_dict() for one in front], indent=1)
             write_atomically(self.save_dir / "pareto.json", lambda name: Path(name).write_text(text, encoding="utf-8"))
-        if self._steps_done and self._ends_turn() and self.turn.rung + 1 < len(self.plan.rungs):
-            path = self._parked(self.turn.rung, self.turn.index)
+
+    def _write_results(self) -> None:
+        self._write_answer()
+        turn = self._present()
+        if self._steps_done and self._ends_turn() and self.plan.keeps(turn):
+            path = self._parked(turn.rung, turn.index)
             path.parent.mkdir(exist_ok=True)
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
             write_atomically(path, lambda name: torch.save(state, name))
@@ -296,12 +312,15 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "candidates": {**self.plan.state_dict(), "epoch": self.turn.first, "limits": self._limits()},
+            "candidates": {**self.plan.state_dict(), "epoch": self._present().first, "limits": self._limits()},
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def _shared(self) -> dict[str, Any]:
-        return {"genotype": json.dumps([self.genotype().to_dict(), self.turn.genotype.to_dict()]), **super()._shared()}
+        return {
+            "genotype": json.dumps([self.genotype().to_dict(), self._present().genotype.to_dict()]),
+            **super()._shared(),
+        }
 
     def _limits(self) -> dict[str, float]:
         return {} if self.budget is None else self.budget.limits

@@ -155,6 +155,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _begin_epoch(self) -> None:
         """Called before the first step of an epoch, or of what is left of it."""
 
+    def _is_complete(self) -> bool:
+        """Asked before each epoch: whether there is nothing left to train."""
+        return False
+
     def _reason_to_end(self) -> str:
         """Called once after the steps of an epoch: why the run ends with it, or nothing."""
         return ""
@@ -224,6 +228,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _loop(self, start_epoch: int, max_epoch: int) -> None:
         for self.epoch in range(start_epoch, max_epoch):
+            if self._is_complete():
+                return
             self._before_epoch()
             with self.group.together(UserError):  # an image that one process cannot read
                 batches = enumerate(self.train_loader, start=self._first_batch)

@@ -9,13 +9,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype
-from .halving import Rung, check_rungs, own_epochs, survivors
+from .halving import Rung, blind_draws, check_rungs, own_epochs, survivors
 
-__all__ = ["Evolution", "EvolutionPlan", "Measured", "RungPlan", "Start", "Turn", "front_order", "mutate", "simulate"]
+__all__ = [
+    "Evolution",
+    "EvolutionPlan",
+    "Measured",
+    "Plan",
+    "RungPlan",
+    "Start",
+    "Turn",
+    "cells",
+    "first_front",
+    "front_order",
+    "mutate",
+    "simulate",
+]
 
 _MOST_TRIES = 100
 
@@ -81,6 +94,24 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         return {"genotype": self.genotype.to_dict(), "mAP": self.score, "cost": self.cost, "rung": self.rung + 1}
+
+
+class Plan(Protocol):
+    """What an engine asks a plan; :class:`RungPlan` says what each answer means."""
+
+    cost: Callable[[Genotype], float] | None
+
+    @property
+    def total_epochs(self) -> int: ...
+    def turn_at(self, epoch: int) -> Turn | None: ...
+    def tell(self, turn: Turn, score: float) -> None: ...
+    def told(self, turn: Turn, blind: Sequence[int]) -> str: ...
+    def answer(self) -> Genotype | None: ...
+    def front(self) -> list[Measured]: ...
+    def keeps(self, turn: Turn) -> bool: ...
+    def needed(self, turn: Turn) -> Callable[[int, int], bool]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class RungPlan:
@@ -164,12 +195,39 @@ class RungPlan:
         assert turn.position == len(self.scores[turn.rung])
         self.scores[turn.rung].append(float(score))
 
-    def needs(self, rung: int, index: int, turn: Turn) -> bool:
-        """Whether what a candidate was after its turn of a rung may still be needed, in this turn or later.
+    def keeps(self, turn: Turn) -> bool:
+        """Whether a later turn may begin with what a candidate is after this one."""
+        return turn.rung + 1 < len(self.rungs)
+
+    def needed(self, turn: Turn) -> Callable[[int, int], bool]:
+        """Says of ``(rung, index)`` whether what that candidate was may still be needed, in this turn or later.
 
         A run that stops may go on from the checkpoint before the last one, so the turn before this one counts too.
         """
-        return rung >= turn.rung - 1 or turn.position < 2
+        return lambda rung, _: rung >= turn.rung - 1 or turn.position < 2
+
+    def told(self, turn: Turn, blind: Sequence[int]) -> str:
+        """A line for the log, after the last candidate of a rung: what the best of it is worth.
+
+        Args:
+            turn: that has just ended.
+            blind: places in the first rung of blind draws, beside whose mean it is put.
+        """
+        scores, rung = self.scores[turn.rung], turn.rung
+        if len(scores) < self.rungs[rung].candidates:
+            return ""
+        best, score = max(self.last_scores(), key=lambda pair: pair[1])
+        line = f"rung {rung + 1} of {len(self.rungs)}: the best of {len(scores)} is candidate {best + 1}"
+        line += f" with mAP {score:.1%}"
+        drawn = [self.scores[0][place] for place in blind]
+        if len(drawn) > 1:
+            mean, half = blind_draws(drawn)
+            first = self.scores[0][best]
+            line += (
+                f"; after the first rung it had {first:.1%}, {100 * (first - mean):+.1f} ± {100 * half:.1f} points "
+                f"from the mean of {len(drawn)} blind draws (95 % interval of that mean)"
+            )
+        return line
 
     def last_scores(self) -> list[tuple[int, float]]:
         """``(index, score)`` in the last rung that has scores."""
@@ -190,7 +248,7 @@ class RungPlan:
         last = max((rung for rung, scores in enumerate(self.scores) if scores), default=0)
         found = self.last_scores()
         costs = [self.cost(self.genotype_of(index)) for index, _ in found]
-        kept = _first_front([score for _, score in found], costs)
+        kept = first_front([score for _, score in found], costs)
         measured = [Measured(self.genotype_of(found[i][0]), found[i][1], costs[i], last) for i in kept]
         return sorted(measured, key=lambda one: -one.score)
 
@@ -320,12 +378,17 @@ class EvolutionPlan(RungPlan):
         """Who lives when a candidate is born."""
         return list(range(max(0, index - self.evolution.population), index))
 
-    def needs(self, rung: int, index: int, turn: Turn) -> bool:
-        if rung or turn.rung > 1:
-            return super().needs(rung, index, turn)
-        if turn.rung == 1:  # nothing is inherited any more
-            return turn.position < 2
-        return index >= turn.index - self.evolution.population - 2
+    def needed(self, turn: Turn) -> Callable[[int, int], bool]:
+        later = super().needed(turn)
+
+        def is_needed(rung: int, index: int) -> bool:
+            if rung or turn.rung > 1:
+                return later(rung, index)
+            if turn.rung == 1:  # nothing is inherited any more
+                return turn.position < 2
+            return index >= turn.index - self.evolution.population - 2
+
+        return is_needed
 
     def candidates_of(self, rung: int) -> list[int]:
         if rung != 1:
@@ -343,7 +406,7 @@ class EvolutionPlan(RungPlan):
             self.genotype_of(index)
 
 
-def simulate(plan: Any, measure: Callable[[Turn], float]) -> Genotype:
+def simulate(plan: Plan, measure: Callable[[Turn], float]) -> Genotype:
     """Runs a plan to its end with a function in the place of training; returns its answer.
 
     >>> plan = RungPlan([Rung(3, 1)], lambda n: list(Genotype.presets().values())[n])
@@ -430,14 +493,14 @@ def front_order(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
     """
     left, order = list(range(len(scores))), []
     while left:
-        front = [left[i] for i in _first_front([scores[i] for i in left], [costs[i] for i in left])]
+        front = [left[i] for i in first_front([scores[i] for i in left], [costs[i] for i in left])]
         crowding = _crowding([scores[i] for i in front], [costs[i] for i in front])
         order += sorted(front, key=lambda i: (-crowding[front.index(i)], -scores[i], i))
         left = [i for i in left if i not in front]
     return order
 
 
-def _first_front(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
+def first_front(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
     def is_beaten(one: int) -> bool:
         return any(
             scores[other] >= scores[one] and costs[other] <= costs[one]
