@@ -401,16 +401,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(images, c
     assert_one_line(done, "epoch 1", "step", "train.lr")
 
 
-@pytest.mark.slow
-def test_a_half_with_one_camera_cannot_be_evaluated(config, tmp_path):
-    folder = draw_people(tmp_path / "images")
-    for path in sorted((folder / "train").iterdir()):
-        if "_c2" in path.name:
-            path.unlink()
-    done = search("--config-file", config, "--root", folder, "data.save_dir", tmp_path / "log", "train.batch_size", 4)
-    assert_one_line(done, "two cameras")
-
-
 def test_help_teaches():
     done = search("--help")
     assert done.returncode == 0

@@ -163,6 +163,18 @@ def test_names_that_are_no_utf8(tmp_path):
     assert dataset.query[0][1] in {pid for _, pid, _, _ in dataset.gallery}
 
 
+def test_names_without_cameras_are_read_without_them(tmp_path, caplog):
+    for part, names in {
+        "train": ["alice/IMG_0001.jpg", "alice/0002.jpg", "bob/x.jpg"],
+        "query": ["carl/1.jpg"], "gallery": ["carl/a b.jpg"],
+    }.items():  # fmt: skip
+        write_images(tmp_path / part, names)
+    dataset = load(tmp_path)
+    assert [(pid, camid) for _, pid, camid, _ in dataset.train] == [(0, 0), (0, 0), (1, 0)]
+    assert [(pid, camid) for _, pid, camid, _ in dataset.query + dataset.gallery] == [(3, 0), (3, 0)]
+    assert "the 5 images are read without cameras" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["0001.jpg", "7.png", "000451.JPG"])
 def test_a_number_alone_is_no_camera(tmp_path, name):
     write_images(folders(tmp_path) / "train", [f"alice/{name}"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchreid
 from image_files import market_names, write_folder_dataset, write_images
+from PIL import Image
 
 from torchreid_autoreid.data import SearchDataManager, TrainDataManager, dataset_names
 from torchreid_autoreid.data.manager import ReadableDataManager
@@ -179,21 +180,30 @@ def train(root, **options):
     return TrainDataManager(str(root), "folder", **({"batch_size_train": 8, "workers": 0, "use_gpu": False} | options))
 
 
-def test_a_test_set_of_one_camera_is_told_before_a_training(tmp_path):
+def test_a_test_set_without_a_true_match_is_told_before_a_training(tmp_path):
     write_folder_dataset(tmp_path, [4] * 8)
-    (tmp_path / "gallery" / "0900_c2s1_000000_00.jpg").rename(tmp_path / "gallery" / "0900_c1s1_000001_00.jpg")
+    shown = tmp_path / "gallery" / "0900_c2s1_000000_00.jpg"
+    alone = shown.rename(tmp_path / "gallery" / "0900_c1s1_000001_00.jpg")
+    Image.new("RGB", (16, 32)).save(tmp_path / "gallery" / "0901_c2s1_000000_00.jpg")
     for options in ({}, {"held_out": 0.5}):  # the test after the last epoch is of the target in both cases
-        with pytest.raises(UserError, match=r"none of the 1 queries of folder has a true match .*\(1 camera in all\)"):
+        with pytest.raises(UserError, match=r"none of the 1 queries of folder has a true match .*\(2 cameras in all\)"):
             train(tmp_path, **options)
     make(tmp_path)  # a search tests on its own half
+    (tmp_path / "gallery" / "0901_c2s1_000000_00.jpg").unlink()
+    train(tmp_path)  # by one camera in all, no image is left out
+    alone.rename(tmp_path / "gallery" / "0902_c1s1_000001_00.jpg")
+    with pytest.raises(UserError, match="none of the 1 queries of folder has a true match in its gallery"):
+        train(tmp_path)
 
 
 def test_messages_of_a_training_speak_of_its_own_keys(tmp_path):
     write_folder_dataset(tmp_path, [4] * 8, cameras=1)
+    for path in sorted((tmp_path / "train").iterdir())[:4]:  # one person alone is seen by another camera
+        path.rename(path.with_name(path.name.replace("_c1", "_c2")))
     with pytest.raises(
         UserError, match=r"no identity of those held out is seen by two cameras.*recipe\.held_out"
     ) as caught:
-        train(tmp_path, held_out=0.5)
+        train(tmp_path, held_out=0.9)
     assert "search." not in str(caught.value)
     write_folder_dataset(tmp_path, [4] * 8)
     with pytest.raises(UserError, match="the training set has 4 identities") as caught:
@@ -293,10 +303,12 @@ def test_a_dataset_of_ones_own_looks_for_its_own_data(tmp_path):
         del table["mine"]
 
 
-def test_one_camera_cannot_be_held_out(tmp_path):
+def test_of_one_camera_every_identity_with_two_images_has_a_query(tmp_path):
     write_folder_dataset(tmp_path, [4] * 8, cameras=1)
-    with pytest.raises(UserError, match="two cameras"):
-        make(tmp_path)
+    held_out = make(tmp_path).held_out_loaders
+    query, gallery = (held_out[part].dataset.data for part in ("query", "gallery"))
+    assert sorted(pid for _, pid, _, _ in query) == list(range(8))
+    assert {pid for _, pid, _, _ in gallery} == set(range(8))
 
 
 def test_single_images_leave_no_alpha_half(tmp_path):

@@ -124,6 +124,15 @@ def test_two_images_by_two_cameras_make_one_query():
     assert (len(query), len(gallery)) == (1, 1)
 
 
+def test_of_one_camera_an_identity_of_two_images_has_one_query():
+    items = [(f"{i}.jpg", i // 3, 4, 0) for i in range(7)]  # the last identity has one image
+    query, gallery = held_out_retrieval(items, 1)
+    assert [pid for _, pid, _, _ in query] == [0, 1]
+    assert sorted(query + gallery) == items
+    with pytest.raises(UserError, match="no identity of the alpha half has two images"):
+        held_out_retrieval([("a.jpg", 0, 0, 0), ("b.jpg", 1, 0, 0)], 1)
+
+
 def test_without_a_second_camera_there_is_no_task():
     with pytest.raises(UserError, match="two cameras"):
         held_out_retrieval([("a.jpg", 0, 0, 0), ("b.jpg", 0, 0, 0), ("c.jpg", 1, 1, 0)], 1)

@@ -246,3 +246,24 @@ def test_these_tests_pass_with_the_toolboxs_own_release():
     }
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_images_by_one_camera_are_evaluated_without_leaving_any_out(root, tmp_path):
+    for part in ("train", "query", "gallery"):
+        for path in (root / part).iterdir():
+            pid, _, number, _ = path.stem.split("_")
+            copy = tmp_path / part / pid / f"image {number}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    engine = with_faiss_evaluation(make_engine(tmp_path))
+    loaders = engine.test_loader["folder"]
+    query, gallery = engine.extract_test_set(loaders["query"], loaders["gallery"])
+    assert not query.knows("camids")
+    _, mean_ap = engine._evaluate(**arguments(engine))
+    distances = np.linalg.norm(query.features[:, None] - gallery.features[None], axis=2)
+    expected = []
+    for row, pid in zip(distances, query.pids, strict=True):
+        matches = gallery.pids[np.argsort(row, kind="stable")] == pid
+        ranks = np.flatnonzero(matches) + 1
+        expected.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+    assert mean_ap == pytest.approx(np.mean(expected), abs=1e-6)

@@ -113,13 +113,15 @@ def literal_root(root: str) -> Iterator[None]:
 class FolderDataset(torchreid.data.ImageDataset):
     """A user's own images: ``-s folder -t folder --root DIR`` with ``DIR/train``, ``DIR/query`` and ``DIR/gallery``.
 
-    Identity and camera are read in one of three ways, the same in all three folders:
+    Identity and camera are read in one of four ways, the same in all three folders:
 
     - from Market-style names: ``train/0002_c1s1_000451_03.jpg`` is identity 2 by camera 1. Identity ``-1`` is junk and
       left out; identity ``0`` is a distractor, kept in query and gallery;
     - from such names in a folder an identity: ``train/0002/0002_c1s1_000451_03.jpg``;
     - from a folder an identity, whose name may be any text, and file names that begin with the camera:
-      ``train/alice/c1_0001.jpg``, ``train/alice/2_0001.png``, ``train/alice/cam03_x.jpg``.
+      ``train/alice/c1_0001.jpg``, ``train/alice/2_0001.png``, ``train/alice/cam03_x.jpg``;
+    - from a folder an identity alone, if no file name begins with a camera: ``train/alice/IMG_0001.jpg``. All images
+      then count as by one camera, which a warning says, and retrieval is measured without leaving out any.
 
     Images end in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .ppm or .pgm, in any case, and are read by
     :func:`~torchreid_autoreid.data.images.read_image`. Hidden files are passed over. What else is left out is counted
@@ -248,7 +250,15 @@ def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:
         )
     if flat:
         return _read_market_name
-    return _read_market_name_in_folder if _read_market_name_in_folder(nested[0]) else _FolderNames()
+    if _read_market_name_in_folder(nested[0]):
+        return _read_market_name_in_folder
+    if not any(_names_camera(path) for path in nested):
+        _warn_once(
+            f"no file name in {folder} begins with a camera, such as c1_0001.jpg: the {len(nested)} images are read "
+            "without cameras"
+        )
+        return _FolderNames(without_cameras=True)
+    return _FolderNames()
 
 
 def _labelled(paths: Sequence[Path], read: Read) -> Labelled:
@@ -275,16 +285,23 @@ def _read_market_name_in_folder(path: Path) -> tuple[int, int] | None:
 class _FolderNames:
     """Numbers identities from 1 by the names of their folders; query and gallery share the numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, without_cameras: bool = False) -> None:
         self.numbers: dict[str, int] = {}
+        self.without_cameras = without_cameras
 
     def __call__(self, path: Path) -> tuple[int, int] | None:
-        match = _CAMERA_NAME.match(path.stem)
-        if not match or _MARKET_NAME.match(path.name):  # 0002_c1s1_1.jpg would be read as camera 2
+        match = _names_camera(path)
+        if not match and not self.without_cameras:
             return None
         # A letter with an accent is one code point or two, as the system likes (NFC, NFD).
         name = unicodedata.normalize("NFC", path.parent.name)
-        return self.numbers.setdefault(name, len(self.numbers) + 1), int(match[1] or match[2])
+        return self.numbers.setdefault(name, len(self.numbers) + 1), int(match[1] or match[2]) if match else 0
+
+
+def _names_camera(path: Path) -> re.Match[str] | None:
+    """The beginning of a file name that is a camera."""
+    # 0002_c1s1_1.jpg would be read as camera 2
+    return None if _MARKET_NAME.match(path.name) else _CAMERA_NAME.match(path.stem)
 
 
 def _numbered(parts: list[Labelled]) -> list[Labelled]:

@@ -15,7 +15,7 @@ import torchreid
 from ..errors import UserError, line_of_the_machine
 from .datasets import check_dataset, literal_root
 from .loader import InOrderLoader, Item, ReadableImages, SearchLoader
-from .split import held_out_retrieval, split_by_identity, split_by_image
+from .split import held_out_retrieval, knows_cameras, split_by_identity, split_by_image
 
 __all__ = ["ReadableDataManager", "SearchDataManager", "TrainDataManager"]
 
@@ -81,13 +81,24 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
         """Makes sure that retrieval can be measured on every target, before anything is computed.
 
         Raises:
-            UserError: if no query of a target has a true match by another camera in the gallery.
+            UserError: if no query of a target has a true match in the gallery: by another camera, if there are several.
         """
         for name, loaders in self.test_loader.items():
             cameras: dict[int, set[int]] = defaultdict(set)
             for _, pid, camid, _ in loaders["gallery"].dataset.data:
                 cameras[pid].add(camid)
             query = loaders["query"].dataset.data
+            if not knows_cameras(query, loaders["gallery"].dataset.data):
+                if not any(pid in cameras for _, pid, _, _ in query):
+                    raise UserError(
+                        f"none of the {len(query)} queries of {name} has a true match in its gallery, so retrieval "
+                        "cannot be measured; give images of the same identities, or another dataset with --targets"
+                    )
+                _LOGGER.info(
+                    "the test images of %s are by one camera, or by unknown ones: no gallery image is left out",
+                    name,
+                )
+                continue
             if not any(cameras[pid] - {camid} for _, pid, camid, _ in query):
                 seen = len({camid for _, _, camid, _ in query}.union(*cameras.values()))
                 raise UserError(

@@ -9,9 +9,18 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["held_out_retrieval", "split_by_identity", "split_by_image"]
+__all__ = ["held_out_retrieval", "knows_cameras", "split_by_identity", "split_by_image"]
 
 Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
+
+
+def knows_cameras(*parts: Sequence[Item]) -> bool:
+    """Whether images are told apart by camera; where all are by one, the camera is unknown or means nothing.
+
+    >>> knows_cameras([("a.jpg", 7, 0, 0)], [("b.jpg", 7, 0, 0)])
+    False
+    """
+    return len({camid for items in parts for _, _, camid, _ in items}) > 1
 
 
 def split_by_image(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
@@ -68,7 +77,8 @@ def held_out_retrieval(
     """Draws queries by camera: at most one an identity and camera; the rest is the gallery.
 
     An image becomes a query only while every query of its identity keeps a true match by another camera in the gallery,
-    so each query counts. Identities seen by one camera only are distractors in the gallery.
+    so each query counts. Identities seen by one camera only are distractors in the gallery. Where all images are by one
+    camera, every identity with two images has one query.
 
     Args:
         items: ``(path, pid, camid, dsetid)`` each, in any order.
@@ -79,7 +89,7 @@ def held_out_retrieval(
         Query and gallery, sorted.
 
     Raises:
-        UserError: if no query is possible, since no identity is seen by two cameras.
+        UserError: if no query is possible, since no identity is seen by two cameras, or has two images.
 
     >>> items = [(f"{i}.jpg", 7, i % 2, 0) for i in range(4)] + [("other.jpg", 8, 0, 0)]
     >>> query, gallery = held_out_retrieval(items, seed=1)
@@ -89,18 +99,27 @@ def held_out_retrieval(
     rng = random.Random(f"{seed} held-out retrieval")
     query: list[Item] = []
     gallery: list[Item] = []
+    if not knows_cameras(items):
+        for images in _grouped(items, key=1):
+            shuffled = _shuffled(images, rng)
+            asking = int(len(images) > 1)
+            query += shuffled[:asking]
+            gallery += shuffled[asking:]
+        if not query:
+            raise UserError(f"no identity of {what} has two images, so retrieval cannot be measured on it; give some")
+        return sorted(query), sorted(gallery)
     for images in _grouped(items, key=1):
         cameras = _shuffled([_shuffled(camera, rng) for camera in _grouped(images, key=2)], rng)
         left = [len(camera) for camera in cameras]
-        asking: set[int] = set()
+        of_cameras: set[int] = set()
         for index in range(len(cameras)):
             left[index] -= 1
-            if all(sum(left) - left[camera] > 0 for camera in asking | {index}):
-                asking.add(index)
+            if all(sum(left) - left[camera] > 0 for camera in of_cameras | {index}):
+                of_cameras.add(index)
             else:
                 left[index] += 1
         for index, camera in enumerate(cameras):
-            queries = 1 if index in asking else 0
+            queries = 1 if index in of_cameras else 0
             query += camera[:queries]
             gallery += camera[queries:]
     if not query:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from ..data.loader import InOrderLoader
+from ..data.split import knows_cameras
 from ..deploy.fusion import fuse
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
@@ -100,6 +101,9 @@ class FaissEvaluationMixin:
     ) -> tuple[Embeddings, Embeddings]:
         """Embeddings of a query and a gallery; if ``distributed``, the gallery's are this process's part.
 
+        Images that are all by one camera have no camera labels in the result: a protocol that leaves out what the
+        query's own camera has seen would leave nothing.
+
         Raises:
             UserError: if a part is empty, or a gallery has fewer images than there are processes.
         """
@@ -116,7 +120,9 @@ class FaissEvaluationMixin:
             )
         if not query_alone:
             query = Embeddings(*(world.concatenate(part) for part in (query.features, query.pids, query.camids)))
-        return query, gallery
+        if knows_cameras(query_loader.dataset.data, gallery_loader.dataset.data):
+            return query, gallery
+        return Embeddings(query.features, query.pids), Embeddings(gallery.features, gallery.pids)
 
     def retrieve(
         self,
