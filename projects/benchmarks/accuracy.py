@@ -1,28 +1,34 @@
 """What the strategies find: each with the same time to search, its network trained and tested in the same way.
 
     python projects/benchmarks/accuracy.py --root DIR --output log/accuracy
-    python projects/benchmarks/accuracy.py --root DIR --output log/accuracy --contestant gdas --contestant random
+    python projects/benchmarks/accuracy.py --root DIR --output log/accuracy --contestant halving --contestant random
+    python projects/benchmarks/accuracy.py --output log/accuracy --table
 
 Market-1501, or a subset of it, is expected in DIR/market1501/Market-1501-v15.09.15. The contestants are the strategies,
-the second order, `darts` as published (the loss of the alphas on raw features, a rate and a memory that do not fit the
-length of the search, no warm-up), the search in the space without the part-aware operation, the alphas' proposals in a
-selection by halving, and the first genotype that a seed draws. Each of them
+`darts` as published (the loss of the alphas on raw features, a rate and a memory that do not fit the length of the
+search, no warm-up), what its alphas propose in a selection by halving, and the first genotype that a seed draws. Each
+of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
-   `--seconds`;
-2. searches with every seed (search.py; the held-out half is looked at after the last epoch only, by `random` after each
-   candidate, which it chooses by);
-3. has each network that it finds trained on the whole training set for `--train-epochs` and tested (train.py).
+   `--seconds`; those that go by rungs have rungs of about that length;
+2. searches with every seed (search.py; the held-out half is looked at after the last epoch only, by those that train
+   candidates after each of them);
+3. has each network that it finds trained on the whole training set for `--train-epochs`, `--trainings` times with other
+   seeds, and tested (train.py).
 
-A network is as wide and as deep as its search network. `OUTPUT/results.jsonl` gets a line when a network has been
-tested, and the same command again goes on where it was stopped. The table gives means and standard deviations over the
-seeds. Time is that of the processor with start-up and evaluation, memory the highest resident size of the search.
+A network is as wide and as deep as its search network. Networks that nobody searched (`--network`, with `--seeds`
+trainings each) are trained by the same recipe. `OUTPUT/results.jsonl` gets a line when a network has been tested, and
+the same command again goes on where it was stopped. `--table` prints means and standard deviations over the seeds, and
+differences between contestants of the same seed: their mean with its 95 % interval (Student's t), and the p-value of
+Wilcoxon's signed-rank test, by Holm's method over all pairs shown. Time is that of the processor with start-up and
+evaluation, memory the highest resident size of the search.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import shutil
@@ -36,17 +42,28 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+import torchreid  # noqa: E402
+
 from torchreid_autoreid.commands.console import run  # noqa: E402
+from torchreid_autoreid.deploy.fusion import fuse  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype  # noqa: E402
+from torchreid_autoreid.search.cost import count_macs, count_parameters  # noqa: E402
+from torchreid_autoreid.search.halving import blind_draws  # noqa: E402
+from torchreid_autoreid.space.networks import AutoReIDNetwork  # noqa: E402
 
 CANDIDATE_EPOCHS = 2
 #: a rung has a third of the candidates of the one before, each trained three times as long
-RUNGS = {"search.rung_candidates": [9, 3, 1], "search.rung_epochs": [1, 3, 9]}
+RUNGS = {"search.rung_candidates": [9, 3], "search.rung_epochs": [3, 9]}
 PUBLISHED = {
     "search.alpha_loss": "published", "search.alpha_lr": 0.02, "search.alpha_betas": [0.5, 0.999],
     "search.warmup_epochs": 0,
 }  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {
+    "published cells": {"model.name": "autoreid", "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]},
+    **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
+}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
@@ -55,13 +72,28 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "drnas": {"search.strategy": "drnas"},
     "darts, as published": {"search.strategy": "darts", **PUBLISHED},
     "darts, selection halving": {"search.strategy": "darts", "search.selection": "halving", **RUNGS},
-    "halving": {"search.strategy": "halving", "train.max_epoch": 21, **RUNGS},
+    "halving": {
+        "search.strategy": "halving",
+        "train.max_epoch": 72,
+        "search.rung_candidates": [16, 4],
+        "search.rung_epochs": [3, 9],
+    },
+    "evolution": {
+        "search.strategy": "evolution",
+        "search.evolution_candidates": 40,
+        "search.population": 10,
+        "search.tournament": 5,
+        "search.rung_candidates": [6, 2],
+        "search.rung_epochs": [3, 9],
+        "train.max_epoch": 70,
+    },
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
     "one random genotype": {"search.strategy": "random", "train.max_epoch": 1},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
 }
-#: of both: the images and the network
-SHARED = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "autoreid.channels": 16, "test.eval_freq": -1}
+IMAGES = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "test.eval_freq": -1}
+#: of a search and of the network that it finds
+SHARED = IMAGES | {"autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]}
 
 
 def execute(
@@ -71,7 +103,7 @@ def execute(
     command = [sys.executable, str(ROOT / f"projects/autoreid/{script}.py")]
     command += ["--config-file", str(ROOT / f"configs/autoreid_{script}.yaml"), "--root", str(options.root)]
     command += ["-s", "market1501", *more, "data.save_dir", str(folder), "train.print_freq", "1000"]
-    command += [str(item) for pair in (SHARED | settings).items() for item in pair]
+    command += [str(item) for pair in settings.items() for item in pair]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.txt", "w", encoding="utf-8") as output:
@@ -107,7 +139,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
             own = {
                 key: value for key, value in CONTESTANTS[name].items() if key != "search.selection" and key not in RUNGS
             }
-            running = pool.submit(execute, "search", options, folder, own | every_step_alike)
+            running = pool.submit(execute, "search", options, folder, SHARED | own | every_step_alike)
             ends: list[float] = []  # when an epoch's line appeared
             history = folder / "history.jsonl"
             while not running.done():
@@ -125,42 +157,123 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
 def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> dict[str, Any]:
     """Searches, trains what was found, and tests it."""
     folder = options.output / f"{folder_name(name)}-{seed}"
-    seeded = {"train.seed": seed}
-    used = execute("search", options, folder / "search", CONTESTANTS[name] | seeded | {"train.max_epoch": epochs})
+    used = execute(
+        "search",
+        options,
+        folder / "search",
+        SHARED | CONTESTANTS[name] | {"train.seed": seed, "train.max_epoch": epochs},
+    )
     found = folder / "search" / "genotype.json"
-    execute(
-        "train", options, folder / "train", seeded | {"train.max_epoch": options.train_epochs},
-        "--genotype", str(found),
-    )  # fmt: skip
+    tested = [
+        train(SHARED, seed + 1000 * number, folder / f"train-{number}", options, "--genotype", str(found))
+        for number in range(options.trainings)
+    ]
     genotype = Genotype.load(found)
-    (result,) = json.loads((folder / "train" / "results.json").read_text()).values()
-    last = json.loads((folder / "search" / "history.jsonl").read_text().splitlines()[-1])
     edges = [operation for cell in (genotype.normal, genotype.reduce) for block in cell for operation, _ in block]
     return {
         "contestant": name, "seed": seed, "epochs": epochs, **used,
-        "held_out_mAP": last["retrieval"]["mAP"] if last["retrieval"] and name != "random" else None,
-        "mAP": result["mAP"], "rank1": result["rank1"], "skips": genotype.count("skip_connect"),
+        "mAP": statistics.fmean(result["mAP"] for result in tested),
+        "rank1": statistics.fmean(result["rank1"] for result in tested),
+        "trainings": [result["mAP"] for result in tested], "skips": genotype.count("skip_connect"),
         "part_aware": edges.count("part_aware") / len(edges), "genotype": genotype.to_dict(),
     }  # fmt: skip
 
 
+def train(
+    settings: dict[str, Any], seed: int, folder: Path, options: argparse.Namespace, *more: str
+) -> dict[str, float]:
+    """The figures of a network on the test set."""
+    own = settings | {"train.seed": seed, "train.max_epoch": options.train_epochs}
+    execute("train", options, folder, own, *more)
+    (result,) = json.loads((folder / "results.json").read_text()).values()
+    return {key: float(result[key]) for key in ("mAP", "rank1")}
+
+
+def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """A network that nobody searched."""
+    folder = options.output / f"{name.replace(' ', '_')}-{seed}"
+    return {"network": name, "seed": seed, **train(IMAGES | NETWORKS[name], seed, folder, options)}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each contestant, as Markdown."""
+    """Markdown: a line for each contestant, then for each pair, then for each network."""
     lines = [
-        "| contestant | epochs | search, CPU s | MB | skips normal / reduce | part-aware edges | rank-1 | mAP |",
-        "|---|---|---|---|---|---|---|---|",
+        "| contestant | seeds | epochs | search, CPU s | MB | skips, normal / reduce | part-aware | rank-1 | mAP |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    found: dict[str, dict[int, float]] = {}
     for name in CONTESTANTS:
-        own = [row for row in rows if row["contestant"] == name]
+        own = [row for row in rows if row.get("contestant") == name]
         if not own:
             continue
+        found[name] = {row["seed"]: 100 * row["mAP"] for row in own}
         skips = " / ".join(f"{statistics.mean(row['skips'][kind] for row in own):.1f}" for kind in ("normal", "reduce"))
         part_aware, rank1, mean_ap = (spread([100 * row[key] for row in own]) for key in ("part_aware", "rank1", "mAP"))
         lines.append(
-            f"| {name} | {own[0]['epochs']} | {statistics.mean(row['seconds'] for row in own):.0f} "
+            f"| {name} | {len(own)} | {own[0]['epochs']} | {statistics.mean(row['seconds'] for row in own):.0f} "
             f"| {max(row['memory'] for row in own):.0f} | {skips} | {part_aware} % | {rank1} % | {mean_ap} % |"
         )
+    lines = lines if found else []
+    networks = [(name, [row for row in rows if row.get("network") == name]) for name in NETWORKS]
+    if any(own for _, own in networks):
+        lines += ["", "| network | seeds | parameters | MACs | images/s, one thread | rank-1 | mAP |"]
+        lines.append("|---|---|---|---|---|---|---|")
+    for name, own in networks:
+        if own:
+            rank1, mean_ap = (spread([100 * row[key] for row in own]) for key in ("rank1", "mAP"))
+            lines.append(f"| {name} | {len(own)} | {' | '.join(costs(name))} | {rank1} % | {mean_ap} % |")
+    lines += pairs(found)
     return "\n".join(lines)
+
+
+def costs(name: str) -> tuple[str, str, str]:
+    """Parameters and MACs without the classifier, and images of the benchmark's size in a second."""
+    own, size = NETWORKS[name], (IMAGES["data.height"], IMAGES["data.width"])
+    shape = {key.rpartition(".")[2]: value for key, value in own.items() if key.startswith("autoreid.")}
+    name = own["model.name"]
+    model = AutoReIDNetwork(1, **shape) if shape else torchreid.models.build_model(name, 1, pretrained=False)
+    parameters, macs = count_parameters(model), count_macs(model, (3, *size))
+    torch.set_num_threads(1)
+    fast, images = fuse(model.eval()), torch.randn(32, 3, *size)
+    taken = []
+    with torch.no_grad():
+        for _ in range(10):
+            began = time.perf_counter()
+            fast(images)
+            taken.append(time.perf_counter() - began)
+    return f"{parameters / 1e6:.2f} M", f"{macs / 1e6:.0f} M", f"{32 / min(taken):.0f}"
+
+
+def pairs(found: dict[str, dict[int, float]]) -> list[str]:
+    """Differences of the mAP between contestants, by seed; those with fewer than three seeds in common are left out."""
+    from scipy.stats import wilcoxon
+
+    compared = []
+    for one, other in itertools.combinations(found, 2):
+        seeds = sorted(found[one].keys() & found[other].keys())
+        differences = [found[one][seed] - found[other][seed] for seed in seeds]
+        if len(seeds) >= 3 and any(differences):
+            mean, half = blind_draws(differences)
+            compared.append((one, other, len(seeds), mean, half, float(wilcoxon(differences).pvalue)))
+    adjusted = holm([p for *_, p in compared])
+    lines = ["", "| difference of mAP | seeds | points, 95 % interval | p (Wilcoxon, Holm) |", "|---|---|---|---|"]
+    for (one, other, seeds, mean, half, _), p in zip(compared, adjusted, strict=True):
+        lines.append(f"| {one} − {other} | {seeds} | {mean:+.1f} ± {half:.1f} | {p:.3f} |")
+    return lines if compared else []
+
+
+def holm(values: list[float]) -> list[float]:
+    """p-values by Holm's step-down method (1979): the family-wise error is at most that of one test.
+
+    >>> holm([0.04, 0.01, 0.5])
+    [0.08, 0.03, 0.5]
+    """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    found, least = [0.0] * len(values), 0.0
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, (len(values) - place) * values[i]))
+        found[i] = least
+    return found
 
 
 def spread(values: list[float]) -> str:
@@ -170,10 +283,15 @@ def spread(values: list[float]) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="of the dataset")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="of the dataset")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="results, and all log folders")
     parser.add_argument("--contestant", action="append", choices=tuple(CONTESTANTS), help="may be repeated (all)")
-    parser.add_argument("--seeds", type=int, default=3, help="of each contestant: 1, 2, …")
+    parser.add_argument(
+        "--network", action="append", choices=tuple(NETWORKS), default=[], help="may be repeated (none)"
+    )
+    parser.add_argument("--seeds", type=int, default=8, help="of each contestant: 1, 2, …")
+    parser.add_argument("--trainings", type=int, default=2, help="of each network that a search has found")
+    parser.add_argument("--table", action="store_true", help="print what has been measured so far, and end")
     parser.add_argument("--seconds", type=float, default=210.0, help="of a search")
     parser.add_argument("--train-epochs", type=int, default=25)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
@@ -181,38 +299,54 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(options: argparse.Namespace) -> None:
-    names = [name for name in CONTESTANTS if name in (options.contestant or CONTESTANTS)]
+def results_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     results = options.output / "results.jsonl"
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def compare(options: argparse.Namespace) -> None:
+    names = [name for name in CONTESTANTS if name in (options.contestant or ([] if options.network else CONTESTANTS))]
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(row["contestant"], row["seed"]) for row in rows}
+    done = {(row.get("contestant") or row["network"], row["seed"]) for row in results_of(options)}
+    seeds = range(1, options.seeds + 1)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         epochs = dict(zip(names, pool.map(lambda name: calibrate(name, options), names), strict=True))
         print(f"{options.seconds:.0f} s are enough for these epochs: {epochs}", flush=True)
-        waiting = [(name, seed) for seed in range(1, options.seeds + 1) for name in names if (name, seed) not in done]
-        running = [pool.submit(compete, name, seed, epochs[name], options) for name, seed in waiting]
+        running = [
+            pool.submit(compete, name, seed, epochs[name], options)
+            for seed in seeds
+            for name in names
+            if (name, seed) not in done
+        ]
+        running += [
+            pool.submit(train_network, name, seed, options)
+            for seed in seeds
+            for name in options.network
+            if (name, seed) not in done
+        ]
         try:
             for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
                 row = future.result()
-                with open(results, "a", encoding="utf-8") as file:
+                with open(options.output / "results.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-                rows.append(row)
-                who = f"{row['contestant']}, seed {row['seed']}"
+                who = f"{row.get('contestant') or row['network']}, seed {row['seed']}"
                 print(f"{number} of {len(running)}: {who}: mAP {row['mAP']:.1%}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or all that is waiting would still run
             raise
-    print(table([row for row in rows if row["contestant"] in names]))
 
 
 def main() -> None:
     options = parse()
-    if min(options.seeds, options.jobs, options.threads) < 1 or options.seconds <= 0:
-        raise UserError("--seeds, --jobs, --threads and --seconds must be positive")
-    if options.train_epochs <= 5:
-        raise UserError("--train-epochs must be above 5, the epochs of the warm-up")
-    compare(options)
+    if not options.table:
+        if options.root is None:
+            raise UserError("give --root DIR, the folder that holds market1501/Market-1501-v15.09.15")
+        if min(options.seeds, options.trainings, options.jobs, options.threads) < 1 or options.seconds <= 0:
+            raise UserError("--seeds, --trainings, --jobs, --threads and --seconds must be positive")
+        if options.train_epochs <= 5:
+            raise UserError("--train-epochs must be above 5, the epochs of the warm-up")
+        compare(options)
+    print(table(results_of(options)))
 
 
 if __name__ == "__main__":
