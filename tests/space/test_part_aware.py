@@ -1,11 +1,15 @@
 """The part-aware operation against a spelt-out form of the paper's five steps."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.space.networks import AutoReIDNetwork
+from torchreid_autoreid.space.operations import part_aware
 from torchreid_autoreid.space.operations.part_aware import PartAware, stripe_bounds, stripe_means
 
 
@@ -28,7 +32,7 @@ def spelt_out(op, x):
         mixed = []
         for m in range(stripes):
             scores = torch.stack([op.query(body[m]) @ op.key(body[n]) for n in range(stripes)])
-            mixed.append(sum(a * v for a, v in zip(scores.softmax(0), body, strict=True)))
+            mixed.append(sum(a * v for a, v in zip((scores / hidden**0.5).softmax(0), body, strict=True)))
         rows = [mixed[m] for m in range(stripes) for _ in range(bounds[m + 1] - bounds[m])]
         maps.append(torch.stack(rows, dim=1).unsqueeze(2).expand(-1, -1, width))
     joined = F.relu(torch.cat([x, torch.stack(maps)], dim=1))
@@ -187,3 +191,34 @@ def test_a_quarter_of_sixteen_channels_still_tells_parts_apart():
         means = torch.randn(16, 4, 4).abs()
         found.append(share(op.attend(op.transform_parts(means)).detach()))
     assert sorted(found)[len(found) // 2] > 0.1, found
+
+
+def test_the_attention_stays_soft_while_a_network_learns(monkeypatch):
+    """By SGD at the recipe's rate. Scores that grow with the features make it a hard choice, and learning stops."""
+    cell = [[("part_aware", 0), ("avg_pool_3x3", 1)], [("part_aware", 1), ("part_aware", 2)]]
+    entropies = []
+
+    def ends_with(attention):
+        monkeypatch.setattr(part_aware, "attention", attention)
+        torch.manual_seed(0)
+        network = AutoReIDNetwork(8, "triplet", Genotype("parts", cell, cell), channels=8, layers=(1, 1, 1, 1)).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        people = torch.randn(8, 3, 64, 32)
+        for _ in range(40):
+            identities = torch.randint(8, (16,))
+            logits, _ = network(people[identities] + torch.randn(16, 3, 64, 32))
+            optimizer.zero_grad()
+            F.cross_entropy(logits, identities).backward()
+            optimizer.step()
+        operations = sum(isinstance(module, PartAware) for module in network.modules())
+        return sum(entropies[-operations:]) / operations
+
+    own = part_aware.attention
+
+    def recorded(scores, features):
+        weights = own(scores, features)
+        entropies.append(float(torch.special.entr(weights.detach()).sum(2).mean()) / math.log(4))
+        return weights
+
+    assert ends_with(recorded) > 0.6
+    assert ends_with(lambda scores, features: recorded(scores * features**0.5, features)) < 0.5  # unscaled

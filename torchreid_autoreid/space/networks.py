@@ -384,7 +384,7 @@ def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: i
 
 
 def _initialise_convolution(module: nn.Module) -> None:
-    """He for 2-D convolutions, as torchreid's own models; query and key of the part-aware operation stay as they are.
+    """He for 2-D convolutions, as torchreid's own models; linear layers stay as they are.
 
     By fan-in, where torchreid takes fan-out: PyTorch's fan-out ignores groups, and makes depth-wise weights too small.
     """

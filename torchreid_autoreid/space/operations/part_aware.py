@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,10 +48,13 @@ class PartAware(nn.Module):
     is repeated over the stripe's own area and joined to the input; ReLU, 1x1 convolution and batch norm give the output
     (factorised at stride 2, as in DARTS).
 
-    This is the author's published operation (D-X-Y/AutoDL-Projects, ``cell_operations.py``, ``PartAwareOp``). Query and
-    key keep PyTorch's own initialisation and the body vectors are normalised: with small scores the attention is
-    uniform, every part gets one and the same vector, and the operation is no more than global context. Deviations:
+    This is the author's published operation (D-X-Y/AutoDL-Projects, ``cell_operations.py``, ``PartAwareOp``) with these
+    deviations:
 
+    - The scores are divided by ``sqrt(C')``, as in Vaswani et al. (NeurIPS 2017, section 3.2.1), and query and key
+      begin by Glorot's initialisation. The author's scores grow with ``C'``: the attention becomes a hard choice within
+      some steps of SGD, and a network with such operations in its reduction cell does not fit its training set (README,
+      Results). Small scores would be as bad: the attention would be uniform, and all parts would get one vector.
     - ``C'`` is at least 4, or C if that is less: with one feature, as for a quarter of 16 channels, no part can be told
       from another.
     - The transforms have no bias, which the batch norm would take away.
@@ -92,6 +96,9 @@ class PartAware(nn.Module):
         self.norm = nn.BatchNorm1d(parts * hidden)
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
+        for linear in (self.query, self.key):
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
         self.fuse = ReluConvNorm(in_channels + hidden, out_channels, stride, affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +122,12 @@ class PartAware(nn.Module):
     def attend(self, body: Tensor) -> Tensor:
         """Self-attention across the parts: (B, M, C') to (B, M, C'), softmax over parts of query times key."""
         scores = self.query(body) @ self.key(body).transpose(1, 2)  # (B, M, M)
-        return scores.softmax(dim=2) @ body
+        return attention(scores, body.shape[2]) @ body
+
+
+def attention(scores: Tensor, features: int) -> Tensor:
+    """The weights of the parts, by scores of vectors of so many features."""
+    return (scores / math.sqrt(features)).softmax(dim=-1)
 
 
 def norm_bodies(norms: Sequence[Any], bodies: Tensor) -> Tensor:
@@ -223,7 +235,7 @@ def _attend(modules: Sequence[Any], means: Tensor) -> Tensor:
         return body @ kernels.transpose(1, 2).unsqueeze(1) + biases[:, None, None]
 
     scores = linear("query") @ linear("key").transpose(2, 3)  # (n, B, M, M)
-    return scores.softmax(dim=3) @ body
+    return attention(scores, hidden) @ body
 
 
 class FusedPartAware(FusedOperation):
