@@ -158,7 +158,7 @@ def test_second_order_of_the_search_network_agrees_with_exact_autograd():
 @pytest.mark.parametrize("strategy", ["pc_darts", "drnas"])
 def test_second_order_of_a_strategy_agrees_with_exact_autograd(strategy):
     """DrNAS draws: w' depends on alpha through the draw of the first pass, so the displaced passes must repeat it."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # no kink within the displacement
     options = {"channels": 4, "layers": (1, 1, 1, 1), "blocks": 1, "strategy": strategy}
     network = AutoReIDSearchNetwork(3, **options).double()
     for alpha in network.alphas():
