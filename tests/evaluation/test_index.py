@@ -79,7 +79,7 @@ def test_matches_that_were_not_retrieved_count_as_misses():
         expected.append((np.arange(1, len(hits) + 1) / hits).sum() / total)
         penalties.append(total / hits[-1] if len(hits) == total else 0)
     np.testing.assert_allclose(result.average_precision, expected, atol=1e-12)
-    np.testing.assert_allclose(result.inverse_negative_penalty, penalties, atol=1e-12)
+    np.testing.assert_allclose(result.per_query["mINP"], penalties, atol=1e-12)
     assert result.mAP < evaluate(QUERY, GALLERY).mAP
 
 

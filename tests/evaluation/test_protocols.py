@@ -42,7 +42,7 @@ def assert_agrees(result, distances, match, ignored):
     expected = average_precisions(distances, match, ignored)
     np.testing.assert_allclose(result.average_precision, expected[0], atol=1e-9)
     np.testing.assert_array_equal(result.first_match, expected[1])
-    np.testing.assert_allclose(result.trapezoid_mAP, np.nanmean(expected[2]), atol=1e-9)
+    np.testing.assert_allclose(result.figures["trapezoid_mAP"], np.nanmean(expected[2]), atol=1e-9)
     counted = expected[1][expected[1] > 0]
     np.testing.assert_allclose(result.cmc, [np.mean(counted <= r) for r in range(1, len(result.cmc) + 1)])
 

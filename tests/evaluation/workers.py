@@ -53,7 +53,7 @@ def shard(gallery, rank, size):
 
 def summary(result):
     """Everything in a result, as JSON values."""
-    arrays = ("average_precision", "inverse_negative_penalty", "first_match", "topk_indices", "topk_distances")
+    arrays = ("average_precision", "first_match", "topk_indices", "topk_distances")
     values = {name: getattr(result, name) for name in arrays}
     return result.to_dict() | {name: None if x is None else x.tolist() for name, x in values.items()}
 

@@ -467,8 +467,7 @@ class Bar:
 def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, seconds: float, kind: str) -> str:
     suffix = "" if result.exact else " on what was retrieved"
     rows = [
-        (f"mAP{suffix}", f"{result.mAP:.2%}"),
-        (f"mINP{suffix}", f"{result.mINP:.2%}"),
+        *((f"{label}{suffix}", f"{value:.2%}") for label, value in result.shown().items()),
         *((f"rank-{rank}", f"{result.rank(rank):.2%}") for rank in (1, 5, 10, 20) if rank <= len(result.cmc)),
         *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in result.recall.items()),
     ]

@@ -184,8 +184,7 @@ class FaissEvaluationMixin:
         lines = [
             f"** Results{f' on {dataset_name}' if dataset_name else ''} "
             f"({dist_metric}{', re-ranked' if rerank else ''}, {time.monotonic() - started:.1f} s) **",
-            f"mAP: {result.mAP:.1%}",
-            f"mINP: {result.mINP:.1%}",
+            *(f"{label}: {value:.1%}" for label, value in result.shown().items()),
             "CMC curve",
             *(f"Rank-{rank:<3}: {result.rank(rank):.1%}" for rank in ranks),
         ]

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..checkpoint import LATEST, PREVIOUS, forget_torn, load_checkpoint, load_state, save_checkpoint
 from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
+from ..evaluation.figures import FIGURES
 from ..files import forget_half_written, write_atomically
 from ..parallel.batch_norm import unsynchronised_buffers
 from ..parallel.group import group
@@ -564,9 +565,5 @@ def classification_figures(logits: Tensor, identities: Tensor, ranks: Iterable[i
 def retrieval_figures(result: RetrievalResult) -> dict[str, float | int]:
     """The figures of the history; a gallery smaller than ten repeats its last rank."""
     ranks = {f"rank{k}": float(result.cmc[min(k, len(result.cmc)) - 1]) for k in (1, 5, 10)}
-    return {
-        "mAP": float(result.mAP),
-        **ranks,
-        "mINP": float(result.mINP),
-        "num_valid_queries": int(result.num_valid_queries),
-    }
+    shown = {name: value for name, value in result.figures.items() if FIGURES[name].label}
+    return {**shown, **ranks, "num_valid_queries": int(result.num_valid_queries)}

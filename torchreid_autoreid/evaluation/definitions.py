@@ -80,5 +80,5 @@ def figures_by_definition(query: Embeddings, gallery: Embeddings, **options: Any
             result = evaluate(query, gallery, **options, **extra, rerank_junk=junk)
             name = ranking if junk else f"{ranking}, junk left out of the neighbours"
             found.append(Figure(name, STANDARD, standard, result.mAP, result.rank1))
-            found.append(Figure(name, TRAPEZOID, trapezoid, result.trapezoid_mAP, result.rank1))
+            found.append(Figure(name, TRAPEZOID, trapezoid, result.figures["trapezoid_mAP"], result.rank1))
     return found

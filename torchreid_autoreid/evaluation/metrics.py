@@ -12,33 +12,11 @@ from ..errors import UserError
 from ..parallel.launch import OneProcess
 from .blocks import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
 from .embeddings import as_labels, check_count
+from .figures import MatchRanks, first_matches, per_query
 from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
-from .result import RetrievalResult
+from .result import RetrievalResult, means
 
 DRAWN_AT_ONCE = 1 << 20
-
-
-def per_query(matches: Matches, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(AP, INP, rank of the first match, trapezoid AP) of each query; NaN, NaN, 0, NaN for one without a true match.
-
-    AP is the mean over the true matches of the precision at each; INP is their number over the rank of the last. The
-    trapezoid AP averages the precision at each match and just before it, 1 before the first item (Market-1501's own).
-    """
-    counts = np.diff(matches.offsets)
-    valid = counts > 0
-    found = np.arange(1, len(ranks) + 1) - matches.offsets[matches.rows]
-    sums = np.bincount(matches.rows, weights=found / ranks, minlength=len(counts))
-    with np.errstate(invalid="ignore"):
-        average_precision = np.where(valid, sums / counts, np.nan)
-    before = np.where(ranks > 1, (found - 1) / np.maximum(ranks - 1, 1), 1)
-    halves = np.bincount(matches.rows, weights=(before + found / ranks) / 2, minlength=len(counts))
-    with np.errstate(invalid="ignore"):
-        trapezoid = np.where(valid, halves / counts, np.nan)
-    penalty = np.full(len(counts), np.nan)
-    penalty[valid] = counts[valid] / ranks[matches.offsets[1:][valid] - 1]
-    first = np.zeros(len(counts), dtype=np.int64)
-    first[valid] = ranks[matches.offsets[:-1][valid]]
-    return average_precision, penalty, first, trapezoid
 
 
 def cmc_curve(first: np.ndarray, length: int) -> np.ndarray:
@@ -58,11 +36,13 @@ def no_match_error() -> UserError:
 class Ranked(NamedTuple):
     """What one pass over the distances gives."""
 
-    average_precision: np.ndarray
-    penalty: np.ndarray
+    figures: dict[str, np.ndarray]  # (Nq,) each
     first: np.ndarray
-    trapezoid: np.ndarray
     topk: tuple[np.ndarray, np.ndarray] | None
+
+    @classmethod
+    def of(cls, matches: MatchRanks, topk: tuple[np.ndarray, np.ndarray] | None) -> Ranked:
+        return cls(per_query(matches), first_matches(matches), topk)
 
 
 def rank_queries(
@@ -94,11 +74,11 @@ def rank_queries(
     ranks = counter.ranks(world)
     if rounded and isinstance(distances, MatrixDistances):
         recount(ranks, matches, np.flatnonzero(counter.tied), distances.matrix, pairs)
-    figures = per_query(matches, ranks)
+    own = MatchRanks(matches.rows, ranks, np.diff(matches.offsets))
     if nearest is None:
-        return Ranked(*figures, None)
+        return Ranked.of(own, None)
     nearest.merge_processes(world)
-    return Ranked(*figures, nearest.result())
+    return Ranked.of(own, nearest.result())
 
 
 def recount(ranks: np.ndarray, matches: Matches, queries: np.ndarray, matrix: np.ndarray, pairs: OwnPairs) -> None:
@@ -134,18 +114,6 @@ def rank_retrieved(
         kept &= ~world.concatenate(labels.ignored)[positions]
     match &= kept
     ranks = np.cumsum(kept, axis=1)
-    found = np.cumsum(match, axis=1)
-    valid = num_matches > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sums = np.where(match, found / ranks, 0).sum(axis=1)
-        average_precision = np.where(valid, sums / num_matches, np.nan)
-        last = np.where(match, ranks, 0).max(axis=1)
-        penalty = np.where(found[:, -1] == num_matches, num_matches / last, 0)
-    penalty[~valid] = np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        before = np.where(ranks > 1, (found - 1) / (ranks - 1), 1)
-        trapezoid = np.where(valid, np.where(match, (before + found / ranks) / 2, 0).sum(axis=1) / num_matches, np.nan)
-    first = np.where(match.any(axis=1), np.take_along_axis(ranks, match.argmax(axis=1)[:, None], 1)[:, 0], 0)
     top = None
     if topk:
         order = np.argsort(~kept, axis=1, kind="stable")[:, :topk]
@@ -154,19 +122,19 @@ def rank_retrieved(
             np.where(gone, -1, np.take_along_axis(positions, order, 1)),
             np.where(gone, np.float32(np.inf), np.take_along_axis(distances, order, 1)),
         )
-    return Ranked(average_precision, penalty, first, trapezoid, top)
+    rows, columns = np.nonzero(match)
+    return Ranked.of(MatchRanks(rows, ranks[rows, columns], num_matches), top)
 
 
 def join_ranked(parts: list[Ranked]) -> Ranked:
     """The figures of consecutive parts of the queries as one."""
     if len(parts) == 1:
         return parts[0]
-    average_precision, penalty, first, trapezoid = (
-        np.concatenate(values) for values in zip(*(part[:4] for part in parts), strict=True)
-    )
+    figures = {name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures}
+    first = np.concatenate([part.first for part in parts])
     tops = [part.topk for part in parts if part.topk is not None]
     top = (np.concatenate([t[0] for t in tops]), np.concatenate([t[1] for t in tops])) if tops else None
-    return Ranked(average_precision, penalty, first, trapezoid, top)
+    return Ranked(figures, first, top)
 
 
 def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndarray | None = None) -> RetrievalResult:
@@ -174,18 +142,15 @@ def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndar
 
     `num_candidates`, the gallery items or identities that can be ranked, bounds the length of the curve.
     """
-    valid = ~np.isnan(ranked.average_precision)
+    valid = ~np.isnan(ranked.figures["mAP"])
     if not valid.any():
         raise no_match_error()
     return RetrievalResult(
-        mAP=float(ranked.average_precision[valid].mean()),
+        figures=means(ranked.figures),
         cmc=cmc_curve(ranked.first[valid] if shots is None else shots.ravel(), min(max_rank, num_candidates)),
-        mINP=float(ranked.penalty[valid].mean()),
         num_valid_queries=int(valid.sum()),
-        average_precision=ranked.average_precision,
-        inverse_negative_penalty=ranked.penalty,
+        per_query=ranked.figures,
         first_match=ranked.first,
-        trapezoid_mAP=float(ranked.trapezoid[valid].mean()),
         topk_indices=None if ranked.topk is None else ranked.topk[0],
         topk_distances=None if ranked.topk is None else ranked.topk[1],
     )

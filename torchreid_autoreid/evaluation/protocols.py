@@ -16,7 +16,7 @@ from ..errors import UserError
 from .embeddings import LABELS, Embeddings, as_labels
 from .metrics import cmc_curve
 from .ranking import Labels
-from .result import RetrievalResult
+from .result import RetrievalResult, means
 from .space import unit64
 
 LEAVE_OUT = {"camera": "camids", "clothes": "clothids"}
@@ -207,20 +207,13 @@ def _draw_vehicles(
 
 def _join(parts: list[RetrievalResult]) -> RetrievalResult:
     """The figures of parts of the queries as one; the curve is the first part's."""
-    average_precision, penalty, first = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("average_precision", "inverse_negative_penalty", "first_match")
-    )
-    counts = np.array([part.num_valid_queries for part in parts])
+    per_query = {name: np.concatenate([part.per_query[name] for part in parts]) for name in parts[0].per_query}
     return replace(
         parts[0],
-        mAP=float(np.nanmean(average_precision)),
-        mINP=float(np.nanmean(penalty)),
-        trapezoid_mAP=float(np.average([part.trapezoid_mAP for part in parts], weights=counts)),
-        num_valid_queries=int(counts.sum()),
-        average_precision=average_precision,
-        inverse_negative_penalty=penalty,
-        first_match=first,
+        figures=means(per_query),
+        num_valid_queries=sum(part.num_valid_queries for part in parts),
+        per_query=per_query,
+        first_match=np.concatenate([part.first_match for part in parts]),
     )
 
 
@@ -228,8 +221,6 @@ def _mean(draws: list[RetrievalResult]) -> RetrievalResult:
     length = min(len(draw.cmc) for draw in draws)
     return replace(
         _join(draws),
-        mAP=float(np.mean([draw.mAP for draw in draws])),
-        mINP=float(np.mean([draw.mINP for draw in draws])),
-        trapezoid_mAP=float(np.mean([draw.trapezoid_mAP for draw in draws])),
+        figures={name: float(np.mean([draw.figures[name] for draw in draws])) for name in draws[0].figures},
         cmc=np.mean([draw.cmc[:length] for draw in draws], axis=0),
     )

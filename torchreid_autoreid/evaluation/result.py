@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .embeddings import check_count
+from .figures import FIGURES
 
 
 @dataclass(frozen=True)
@@ -14,16 +15,13 @@ class RetrievalResult:
     """Figures of one evaluation; accuracies are fractions 0..1.
 
     Attributes:
-        mAP: mean average precision over the counted queries. With an approximate index it is the mAP on what was
-            retrieved (a true match that the index did not return counts as precision 0); `exact` is then False and
-            `to_dict()` names the figure `mAP_on_retrieved`.
+        figures: means over the counted queries, by the names of :data:`~.figures.FIGURES`. With an approximate index
+            they are those on what was retrieved (a true match that the index did not return counts as precision 0);
+            `exact` is then False and `to_dict()` says `mAP_on_retrieved`.
         cmc: (max_rank,) float64; cmc[r - 1] is the rank-r accuracy. Shorter when the gallery is smaller.
-        mINP: mean inverse negative penalty (Ye et al., "Deep Learning for Person Re-identification", Eq. 19).
         num_valid_queries: queries with at least one true match; only these are counted.
-        average_precision: (Nq,) AP of each query, NaN where the query is not counted.
-        inverse_negative_penalty: (Nq,) number of true matches / rank of the last one, NaN where not counted.
+        per_query: (Nq,) of each figure, NaN where the query is not counted.
         first_match: (Nq,) rank (from 1) of the first true match, 0 where not counted or not retrieved.
-        trapezoid_mAP: the mAP of Market-1501's own code, which averages the precision at each match and just before it.
         topk_indices: (Nq, topk) gallery positions, nearest first, the query's own identity and camera removed; -1 where
             there are fewer. None unless `topk` was asked for.
         topk_distances: (Nq, topk) float32 distances of those, infinite where there are fewer.
@@ -40,20 +38,36 @@ class RetrievalResult:
         1.0
     """
 
-    mAP: float
+    figures: dict[str, float]
     cmc: np.ndarray
-    mINP: float
     num_valid_queries: int
-    average_precision: np.ndarray
-    inverse_negative_penalty: np.ndarray
+    per_query: dict[str, np.ndarray]
     first_match: np.ndarray
-    trapezoid_mAP: float = float("nan")
     topk_indices: np.ndarray | None = None
     topk_distances: np.ndarray | None = None
     exact: bool = True
     index: str = "Flat"
     num_retrieved: int | None = None
     recall: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def mAP(self) -> float:
+        """Mean average precision."""
+        return self.figures["mAP"]
+
+    @property
+    def mINP(self) -> float:
+        """Mean inverse negative penalty."""
+        return self.figures["mINP"]
+
+    @property
+    def average_precision(self) -> np.ndarray:
+        """(Nq,) AP of each query, NaN where the query is not counted."""
+        return self.per_query["mAP"]
+
+    def shown(self) -> dict[str, float]:
+        """The figures that people look at, by their labels."""
+        return {FIGURES[name].label: value for name, value in self.figures.items() if FIGURES[name].label}
 
     @property
     def rank1(self) -> float:
@@ -72,8 +86,7 @@ class RetrievalResult:
     def __str__(self) -> str:
         """The figures as a table."""
         rows = [
-            ("mAP", f"{self.mAP:.2%}"),
-            ("mINP", f"{self.mINP:.2%}"),
+            *((label, f"{value:.2%}") for label, value in self.shown().items()),
             *((f"rank-{r}", f"{self.rank(r):.2%}") for r in (1, 5, 10, 20) if r <= len(self.cmc)),
             *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in self.recall.items()),
             ("queries with a true match", f"{self.num_valid_queries} of {len(self.average_precision)}"),
@@ -86,8 +99,7 @@ class RetrievalResult:
         """All summary figures as plain JSON values; per-query arrays are left out."""
         suffix = "" if self.exact else "_on_retrieved"
         return {
-            f"mAP{suffix}": self.mAP,
-            f"mINP{suffix}": self.mINP,
+            **{f"{name}{suffix}": value for name, value in self.figures.items() if FIGURES[name].label},
             **{f"rank{r}": self.rank(r) for r in (1, 5, 10, 20) if r <= len(self.cmc)},
             "cmc": self.cmc.tolist(),
             "num_queries": len(self.average_precision),
@@ -97,3 +109,8 @@ class RetrievalResult:
             "num_retrieved": self.num_retrieved,
             "recall": {str(k): value for k, value in self.recall.items()},
         }
+
+
+def means(per_query: dict[str, np.ndarray]) -> dict[str, float]:
+    """Of (Nq,) figures, over the queries that count."""
+    return {name: float(values[~np.isnan(values)].mean()) for name, values in per_query.items()}
