@@ -334,12 +334,30 @@ def on_disk(path, vectors, there):
         path.with_name("elsewhere").unlink()
 
 
+def on_disk_inside(path, vectors, wrap):
+    """The same as a part of another index, of which only the outermost was looked at once."""
+    on_disk(path, vectors, there=True)
+    inner = faiss.read_index(str(path))
+    faiss.write_index(wrap(inner, vectors), str(path))
+
+
+def as_quantizer(inner, vectors):
+    index = faiss.IndexIVFFlat(inner, 8, inner.ntotal, faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors)
+    return index
+
+
 def altered(path, vectors, factory, place, number):
     """An index with one number of its file changed."""
     RetrievalIndex.build(vectors, factory).save(path)
     content = bytearray(path.read_bytes())
     content[place : place + 8] = struct.pack("<q", number)
     path.write_bytes(content)
+
+
+def with_ef_search(index, candidates):
+    index.hnsw.efSearch = candidates
+    return index
 
 
 INDEXES = {
@@ -351,6 +369,16 @@ INDEXES = {
     "a billion lists": lambda path, vectors, mark: altered(path, vectors, "IVF4,Flat", 37, 10**9),
     "another file": lambda path, vectors, mark: on_disk(path, vectors, there=True),
     "another file that is not there": lambda path, vectors, mark: on_disk(path, vectors, there=False),
+    "another file of the coarse quantizer": lambda path, vectors, mark: on_disk_inside(path, vectors, as_quantizer),
+    "another file below a map": lambda path, vectors, mark: on_disk_inside(
+        path, vectors, lambda inner, _: faiss.IndexPreTransform(inner)
+    ),
+    "another file below a refinement": lambda path, vectors, mark: on_disk_inside(
+        path, vectors, lambda inner, vectors: faiss.IndexRefineFlat(inner, faiss.swig_ptr(vectors))
+    ),
+    "an efSearch of two billion": lambda path, vectors, mark: faiss.write_index(
+        with_ef_search(RetrievalIndex.build(vectors, "HNSW4").index, 2 * 10**9), str(path)
+    ),
     "torn": lambda path, vectors, mark: (
         RetrievalIndex.build(vectors, "IVF4,Flat").save(path),
         path.write_bytes(path.read_bytes()[:-100]),

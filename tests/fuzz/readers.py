@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from torchreid_autoreid.checkpoint import load_checkpoint
 from torchreid_autoreid.config.check import check_search_config, check_train_config
 from torchreid_autoreid.config.read import load_config
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import RetrievalIndex, load_embeddings
+from torchreid_autoreid.evaluation import load_embeddings
+from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index, read_limited
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.report.history import read_history
 from torchreid_autoreid.spec import Description
@@ -32,6 +35,19 @@ def read_checkpoint(path):
     Description.of_checkpoint(path)
 
 
+def read_index(path):
+    """What the process does that tries an index, and then all that a user can: visit every list."""
+    try:
+        index = read_limited(path)
+        check_index(index)
+        queries = np.random.default_rng(0).standard_normal((5, index.d)).astype(np.float32)
+        _, near = index.search(queries, index.ntotal)
+    except (RuntimeError, MemoryError, BadIndexError):
+        return
+    assert near.min() >= -1
+    assert near.max() < index.ntotal
+
+
 READERS = {
     "genotype": Genotype.load,
     "config": read_config,
@@ -39,7 +55,7 @@ READERS = {
     "npz": load_embeddings,
     "history": read_history,
     "checkpoint": read_checkpoint,
-    "index": RetrievalIndex.load,
+    "index": read_index,
 }
 
 

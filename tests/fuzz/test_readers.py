@@ -191,12 +191,17 @@ def test_checkpoints(tmp_path_factory, state, patch, place):
     read("checkpoint", bytes(content), tmp_path_factory.getbasetemp() / "checkpoint.pth")
 
 
-@pytest.fixture(scope="module", params=["Flat", "IVF4,Flat", "HNSW4", "IVF4,SQ8"])
+@pytest.fixture(
+    scope="module", params=["Flat", "IVF4,Flat", "HNSW4", "IVF4,SQ8", "PCA4,IVF4,PQ2x4,RFlat", "IDMap2,HNSW4,SQ8"]
+)
 def index(request):
     vectors = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
     made = faiss.index_factory(8, request.param, faiss.METRIC_INNER_PRODUCT)
     made.train(vectors)
-    made.add(vectors)
+    if request.param.startswith("IDMap"):
+        made.add_with_ids(vectors, np.arange(200))
+    else:
+        made.add(vectors)
     return faiss.serialize_index(made).tobytes()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 import faiss
@@ -16,13 +15,13 @@ from .blocks import Progress, ranges
 from .distances import check_metric, find_devices
 from .embeddings import as_features, check_count, release
 from .gpus import GpuPlan, plan_gpus
+from .index_file import BadIndexError, check_search_length, in_a_process, read_limited, reason, uncheckable
 from .space import CPU, Space, index_space
 
 _LOGGER = logging.getLogger(__name__)
 
 TRAINING_VECTORS = 1 << 18
 TRAINING_PER_CLUSTER = 64
-_SEARCH_LENGTH = 1024  # candidates of a query that a file may ask for whatever its size
 ADDED_AT_ONCE = 1 << 14
 QUERIES_AT_ONCE = 1 << 8
 FAISS_METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}
@@ -89,7 +88,7 @@ class RetrievalIndex:
                 index.train(_ready(sample, space))
             except RuntimeError as error:
                 raise UserError(
-                    f"the gallery of {len(features)} is too small for the index {factory!r} ({_reason(error)}); "
+                    f"the gallery of {len(features)} is too small for the index {factory!r} ({reason(error)}); "
                     "use fewer clusters or bits, or 'Flat'"
                 ) from error
             if progress is not None:
@@ -102,7 +101,7 @@ class RetrievalIndex:
                 else:
                     index.add(vectors)
             except RuntimeError as error:
-                raise UserError(f"the index {factory!r} takes no vectors ({_reason(error)}); use another") from error
+                raise UserError(f"the index {factory!r} takes no vectors ({reason(error)}); use another") from error
             release(features)
             if progress is not None:
                 progress("adding", stop, len(features))
@@ -116,7 +115,7 @@ class RetrievalIndex:
     ) -> RetrievalIndex:
         """An index that `save` or faiss wrote.
 
-        The file is not trusted: see `_read`.
+        The file is not trusted: see `index_file`.
 
         Args:
             path: the file.
@@ -125,8 +124,8 @@ class RetrievalIndex:
             device: 'cpu' or 'cuda'.
 
         Raises:
-            UserError: no such file, not a faiss index, sizes that the file cannot hold, vectors kept in another file,
-                another dimension or metric.
+            UserError: no such file, not a faiss index, of a kind that is not read from files, numbers that do not fit
+                one another, vectors kept in another file, another dimension or metric.
         """
         check_metric(metric)
         path = Path(path)
@@ -151,8 +150,14 @@ class RetrievalIndex:
         """Write the index as a plain faiss file.
 
         Raises:
-            UserError: an index for cosine that faiss has for euclidean distances only; its file would not tell.
+            UserError: an index for cosine that faiss has for euclidean distances only; its file would not tell. One of
+                a kind that is not read from files.
         """
+        if name := uncheckable(self.index):
+            raise UserError(
+                f"an {name} is not read from files, since faiss does not show all that would have to be checked; use "
+                "another index, such as IVF1024,Flat or HNSW32, or build this one each time"
+            )
         index, centre = self.index, self.space.centre
         if centre is not None and (self.metric == "cosine" or (centre != centre.astype(np.float32)).any()):
             raise UserError(
@@ -185,9 +190,10 @@ class RetrievalIndex:
             faiss.ParameterSpace().set_index_parameters(self.index, parameters)  # a file keeps these
             if self.searcher is not self.index and not self._stay(self._plan()):
                 faiss.GpuParameterSpace().set_index_parameters(self.searcher, parameters)
-        except RuntimeError as error:
+            check_search_length(self.index)
+        except (RuntimeError, BadIndexError) as error:
             raise UserError(
-                f"the index {self.factory!r} does not take the search parameters {parameters!r} ({_reason(error)})"
+                f"the index {self.factory!r} does not take the search parameters {parameters!r} ({reason(error)})"
             ) from error
 
     def visit_more_lists(self) -> None:
@@ -220,7 +226,7 @@ class RetrievalIndex:
             )
         except RuntimeError as error:
             raise UserError(
-                f"faiss cannot search {self.factory!r} on GPUs ({_reason(error)}); use device='cpu'"
+                f"faiss cannot search {self.factory!r} on GPUs ({reason(error)}); use device='cpu'"
             ) from error
 
     def _plan(self) -> GpuPlan:
@@ -264,7 +270,7 @@ class RetrievalIndex:
             try:
                 found, near = searcher.search(_ready(queries[start:stop], self.space), k)
             except RuntimeError as error:  # a GPU's limits, for instance
-                raise UserError(f"faiss finds no {k} nearest in {self.factory!r} ({_reason(error)})") from error
+                raise UserError(f"faiss finds no {k} nearest in {self.factory!r} ({reason(error)})") from error
             if near.min() < -1 or near.max() >= len(self):
                 raise UserError(f"the index {self.factory!r} names items that it does not hold; build it anew")
             far = np.where(near < 0, np.float32(np.inf), self._distances(found))
@@ -295,7 +301,7 @@ def _make(dimension: int, factory: str, metric: str) -> faiss.Index:
         return faiss.index_factory(dimension, factory, faiss.METRIC_L2) if euclidean_only else index
     except (RuntimeError, TypeError) as error:
         raise UserError(
-            f"faiss makes no index of {dimension} dimensions from {factory!r} ({_reason(error)}); "
+            f"faiss makes no index of {dimension} dimensions from {factory!r} ({reason(error)}); "
             "try 'Flat', 'IVF1024,Flat', 'HNSW32' or 'IVF1024,SQ8'"
         ) from error
 
@@ -310,42 +316,13 @@ def is_factory(text: str, dimension: int, metric: str) -> bool:
 
 
 def _read(path: Path) -> faiss.Index:
-    """An index file from elsewhere, with faiss's own checks made as tight as the file allows.
-
-    faiss (1.14.3 and later) checks the numbers of a header against one another and against limits, which by default let
-    a file of a hundred bytes claim a terabyte. No vector can be longer than the file, and no loop over items of it can
-    have more rounds than it has bytes. An index may also name another file to map into memory, which is not followed.
-    """
-    size = max(1, path.stat().st_size)
-    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-    faiss.set_deserialization_vector_byte_limit(min(limits[0], size + 1))  # the limit itself is refused
-    faiss.set_deserialization_loop_limit(size)
+    """An index file from elsewhere, once another process has read, checked and searched it."""
+    if wrong := in_a_process(path):
+        raise UserError(f"{path} {wrong}; give a file that RetrievalIndex.save wrote, or build the index anew")
     try:
-        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"{path} is not a faiss index ({_reason(error)[:160]}); give a file that RetrievalIndex.save wrote"
-        ) from error
-    finally:
-        faiss.set_deserialization_vector_byte_limit(limits[0])
-        faiss.set_deserialization_loop_limit(limits[1])
-    inner = _innermost(index)
-    if isinstance(inner, faiss.IndexIVF) and isinstance(
-        faiss.downcast_InvertedLists(inner.invlists), faiss.OnDiskInvertedLists
-    ):
-        raise UserError(
-            f"{path} keeps its vectors in another file, which is not read; write the index with faiss.write_index"
-        )
-    graph = inner.nsg.search_L if isinstance(inner, faiss.IndexNSG) else 0
-    if graph > max(_SEARCH_LENGTH, index.ntotal):
-        raise UserError(f"{path} asks for {graph} candidates of each query, more than it holds; build the index anew")
-    return index
-
-
-def _reason(error: Exception) -> str:
-    """The last words of a faiss exception, without its C++ location."""
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return re.split(r"Error: |\.(?:cpp|h|cu):\d+: ", last)[-1].strip() or type(error).__name__
+        return read_limited(path)
+    except (RuntimeError, MemoryError) as error:  # it has changed meanwhile
+        raise UserError(f"{path} is not a faiss index ({reason(error)[:160]})") from error
 
 
 def _ready(features: np.ndarray, space: Space) -> np.ndarray:
