@@ -84,7 +84,7 @@ def train(index: int, seed: int, layers: tuple[int, ...], options: argparse.Name
     with tempfile.TemporaryDirectory() as folder:
         names = ("print_freq", "eval_freq", "dist_metric", "normalize_feature")
         engine.run(save_dir=folder, max_epoch=options.epochs, **{name: wanted[name] for name in names})
-    found, network = records[-1]["retrieval"], engine.model
+    found, network = records[-1].retrieval, engine.model
     return {
         "index": index, "seed": seed, "layers": list(layers), "genotype": genotype.to_dict(),
         **{name: round(float(found[name]), 6) for name in ("mAP", "rank1", "mINP")},

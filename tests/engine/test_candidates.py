@@ -102,7 +102,7 @@ def test_the_rate_is_annealed_by_step_within_the_turn_of_a_candidate(datamanager
 
 def test_the_answer_of_a_worse_second_candidate_is_the_first(datamanager, tmp_path):
     engine = build(datamanager)
-    engine.on_epoch = lambda record: engine.plan.scores[0].__setitem__(0, 2.0) if record["epoch"] == 2 else None
+    engine.on_epoch = lambda record: engine.plan.scores[0].__setitem__(0, 2.0) if record.epoch == 2 else None
     assert run(engine, tmp_path).name == "random_0"
 
 
@@ -113,7 +113,7 @@ def test_halving_trains_the_better_ones_on(datamanager, tmp_path, caplog):
     caplog.set_level("INFO")
     engine, moved = build(datamanager, rungs=RUNGS), []
     engine.on_epoch = lambda record: moved.append(
-        (record["candidate"]["number"], record["candidate"]["rung"], engine.model.state_dict()["stem.0.weight"].clone())
+        (record.candidate.number, record.candidate.rung, engine.model.state_dict()["stem.0.weight"].clone())
     )
     genotype = run(engine, tmp_path, max_epoch=7)
     candidates = [record["candidate"] for record in history(tmp_path)]

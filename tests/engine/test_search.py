@@ -304,11 +304,11 @@ def test_the_history_says_what_held_in_each_epoch(root, tmp_path):
     engine.on_step = lambda *_: during.append((engine.model.strategy.tau, engine.model.cells[0].skip_dropout))
     run(engine, tmp_path)
     records = history(tmp_path)
-    assert records[0]["strengths"] == {"auxiliary_skip": 1.0, "beta_weight": 0.0, "skip_dropout": 0.3, "tau": 8.0}
-    assert records[1]["strengths"] == {"auxiliary_skip": 0.0, "beta_weight": 5.0, "skip_dropout": 0.0, "tau": 2.0}
+    assert records[0]["scheduled"] == {"auxiliary_skip": 1.0, "beta_weight": 0.0, "skip_dropout": 0.3, "tau": 8.0}
+    assert records[1]["scheduled"] == {"auxiliary_skip": 0.0, "beta_weight": 5.0, "skip_dropout": 0.0, "tau": 2.0}
     assert set(during) == {(8.0, 0.3), (2.0, 0.0)}
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [event.value for event in events.Scalars("Search/strengths/tau")] == [8.0, 2.0]
+    assert [event.value for event in events.Scalars("Search/scheduled/tau")] == [8.0, 2.0]
     assert "penalty" not in records[0]["alpha"]
     assert records[1]["alpha"]["penalty"] > 0
 
@@ -344,7 +344,7 @@ def collapse(engine, at):
 def test_skip_connections_end_a_search_with_the_genotype_before_the_collapse(root, tmp_path, caplog):
     engine = build(root, stop_at_skips=2, skip_cap=1)
     kept = []
-    engine.on_epoch = lambda record: kept.append(Genotype.from_dict(record["genotype"]))
+    engine.on_epoch = lambda record: kept.append(record.genotype)
     collapse(engine, at=2)
     with caplog.at_level("INFO"):
         genotype = run(engine, tmp_path, max_epoch=6, eval_freq=-1)
@@ -402,7 +402,7 @@ def test_a_selection_that_is_interrupted_begins_again(root, tmp_path):
     options = {"network": {"blocks": 1}, "selection": "perturbation"}
     options |= {"perturbation_batches": 1, "perturbation_steps": 1}
     engine = build(root, **options)
-    engine.on_epoch = lambda record: setattr(engine, "stop_requested", record["epoch"] == EPOCHS)
+    engine.on_epoch = lambda record: setattr(engine, "stop_requested", record.epoch == EPOCHS)
     with pytest.raises(Interrupted):
         run(engine, tmp_path)
     again = build(root, **options)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
+from torchreid_autoreid.records import SearchRecord
 
 CONFIG = """
 autoreid: {channels: 16, layers: [2, 2, 2, 2]}
@@ -59,6 +60,15 @@ def _write_history(path, records):
 @pytest.fixture
 def make_record():
     return _make_record
+
+
+def _parsed(records):
+    return [SearchRecord.from_dict(record) for record in records]
+
+
+@pytest.fixture
+def parsed():
+    return _parsed
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Nothing in a history is trusted: a torn last line is forgiven, everything else is named in one line."""
 
 import json
+import re
 
 import pytest
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.genotype import SPACES
+from torchreid_autoreid.genotype import SPACES, Genotype
+from torchreid_autoreid.records import SearchRecord
 from torchreid_autoreid.report import history
 from torchreid_autoreid.report.history import read_history
 
@@ -15,13 +17,18 @@ def path(tmp_path, write_history, records):
     return write_history(tmp_path / "history.jsonl", records)
 
 
+def read(path):
+    records, torn = read_history(path)
+    return [record.to_dict() for record in records], torn
+
+
 def test_a_history_is_read_as_it_was_written(path, records):
-    assert read_history(path) == (records, False)
+    assert read(path) == (records, False)
 
 
 def test_one_block_and_the_standard_space_are_read_too(tmp_path, write_history, make_record):
     records = [make_record(epoch, 2, blocks=1, operations=SPACES["standard"]) for epoch in (1, 2)]
-    assert read_history(write_history(tmp_path / "history.jsonl", records)) == (records, False)
+    assert read(write_history(tmp_path / "history.jsonl", records)) == (records, False)
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_tore(path, records):
@@ -29,11 +36,11 @@ def test_a_torn_last_line_is_left_out_wherever_it_tore(path, records):
     start = whole.rindex(b"\n", 0, -1) + 1
     for end in (start + 1, start + 20, (start + len(whole)) // 2, len(whole) - 2):
         path.write_bytes(whole[:end])
-        assert read_history(path) == (records[:-1], True)
+        assert read(path) == (records[:-1], True)
     path.write_bytes(whole[:-1])  # nothing but its line feed is missing
-    assert read_history(path) == (records, False)
+    assert read(path) == (records, False)
     path.write_bytes(whole[:start] + b"\0" * 500)  # what a power failure may leave
-    assert read_history(path) == (records[:-1], True)
+    assert read(path) == (records[:-1], True)
 
 
 def test_a_torn_line_elsewhere_is_named(path):
@@ -120,6 +127,47 @@ WRONG = [
 ]
 
 
+CANDIDATE = {
+    "number": 2,
+    "rung": 1,
+    "genotype": Genotype.load("baseline").to_dict(),
+    "mAP": 0.5,
+    "parent": 1,
+    "cost": 2.5,
+}
+DIAGNOSIS = {"alpha_gradient": {"triplet": 0.5}, "entropy": {"normal": 0.9, "reduce": 1.0}, "changed_edges": None}
+OPTIONAL = {"scheduled": {"tau": 0.1}, "diagnosis": DIAGNOSIS, "candidate": CANDIDATE, "ended": "enough"}
+WRONG_OPTIONAL = [
+    ("scheduled", [], "scheduled is [], not by name"),
+    ("scheduled", {"tau": "hot"}, "scheduled.'tau' is 'hot', not a number"),
+    ("diagnosis", 1, "diagnosis is 1, not by name"),
+    ("diagnosis", {"entropy": {}}, "diagnosis.alpha_gradient is missing"),
+    ("diagnosis", DIAGNOSIS | {"alpha_gradient": [1]}, "diagnosis.alpha_gradient is [1], not by part of the loss"),
+    ("diagnosis", DIAGNOSIS | {"alpha_gradient": {"x": None}}, "diagnosis.alpha_gradient.'x' is None, not a number"),
+    ("diagnosis", DIAGNOSIS | {"entropy": {"normal": 2.0}}, "diagnosis.entropy.normal is 2.0, not between 0 and"),
+    ("diagnosis", DIAGNOSIS | {"changed_edges": 0.5}, "diagnosis.changed_edges is 0.5, not a whole number"),
+    ("candidate", [1], "candidate.number is missing"),
+    ("candidate", CANDIDATE | {"rung": 0}, "candidate.rung is 0, not between 1"),
+    ("candidate", CANDIDATE | {"mAP": 50}, "candidate.mAP is 50, not between 0 and"),
+    ("candidate", CANDIDATE | {"parent": 1.5}, "candidate.parent is 1.5, not a whole number"),
+    ("candidate", CANDIDATE | {"genotype": None}, "genotype"),
+]
+
+
+def test_what_only_some_searches_record_is_read_as_it_was_written(make_record):
+    record = make_record(2, 4) | OPTIONAL
+    found = SearchRecord.from_dict(record)
+    assert found.to_dict() == record
+    assert found.candidate.genotype == Genotype.load("baseline")
+    assert not set(OPTIONAL) & set(SearchRecord.from_dict(make_record(2, 4)).to_dict())
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_OPTIONAL)
+def test_what_only_some_searches_record_is_checked_too(make_record, name, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SearchRecord.from_dict(make_record(2, 4) | OPTIONAL | {name: value})
+
+
 @pytest.mark.parametrize(("where", "value", "message"), WRONG)
 def test_a_value_that_is_not_of_the_schema_is_named(tmp_path, records, write_history, where, value, message):
     *outer, last = where.split(".")
@@ -150,7 +198,7 @@ def test_a_value_that_is_not_of_the_schema_is_named(tmp_path, records, write_his
     ],
 )
 def test_a_cost_that_is_not_of_the_schema_is_named(tmp_path, limited_records, write_history, where, value, message):
-    assert read_history(write_history(tmp_path / "good.jsonl", limited_records)) == (limited_records, False)
+    assert read(write_history(tmp_path / "good.jsonl", limited_records)) == (limited_records, False)
     *outer, last = where.split(".")
     target = limited_records[1]
     for key in outer:
@@ -180,7 +228,7 @@ def test_every_key_that_is_read_is_asked_for(tmp_path, make_record):
         del target[keys[-1]]
         path.write_text(json.dumps(record) + "\n")
         if keys[0] in {"alphas", "cost"}:
-            assert read_history(path) == ([record], False)
+            assert read(path) == ([{"alphas": {}, "cost": None} | record], False)
         else:
             with pytest.raises(UserError, match=keys[-1]):
                 read_history(path)

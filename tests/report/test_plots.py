@@ -203,8 +203,8 @@ def lines_of(figure, title):
     return {line.get_label(): line for line in panel.lines}
 
 
-def test_the_curves_are_the_records(records):
-    figure = draw_history(records)
+def test_the_curves_are_the_records(records, parsed):
+    figure = draw_history(parsed(records))
     panels = {axes.get_title(): axes for axes in figure.axes}
     assert len(panels) == 8
     for title, names in (("losses", ("loss", "loss_softmax", "loss_triplet")), ("accuracy", ("top1", "top5", "top10"))):
@@ -234,17 +234,17 @@ def test_the_curves_are_the_records(records):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("columns", [1, 3, 4])
-def test_a_search_of_one_epoch_without_retrieval_and_with_rates_of_zero_is_drawn(make_record, columns):
+def test_a_search_of_one_epoch_without_retrieval_and_with_rates_of_zero_is_drawn(make_record, columns, parsed):
     record = make_record(1, 1, blocks=1, operations=SPACES["standard"])
     record["lr"] = {"w": 0.0, "alpha": 0.0}
-    figure = draw_history([record], columns)
+    figure = draw_history(parsed([record]), columns)
     assert figure_to_rgb(figure).shape[0] == 3
     assert sum(axes.axison for axes in figure.axes) == 8
     assert "retrieval: not measured yet" in [axes.get_title() for axes in figure.axes]
 
 
-def test_the_curves_of_the_cost_are_the_records_and_the_limit(limited_records):
-    macs, latency = draw_costs(limited_records).axes
+def test_the_curves_of_the_cost_are_the_records_and_the_limit(limited_records, parsed):
+    macs, latency = draw_costs(parsed(limited_records)).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in macs.get_lines()}
     assert lines["expected"] == [1.75e9, 1.5e9, 1.25e9, 1e9]
     assert (lines["derived"], lines["kept"]) == ([1.2e9] * 4, [9e8] * 4)
@@ -252,12 +252,12 @@ def test_the_curves_of_the_cost_are_the_records_and_the_limit(limited_records):
     assert [line.get_label() for line in latency.get_lines()] == ["derived", "kept", "limit"]
 
 
-def test_neither_pyplot_nor_the_callers_style_is_touched_or_shows(records):
+def test_neither_pyplot_nor_the_callers_style_is_touched_or_shows(records, parsed):
     genotype = Genotype.load("retrieval")
-    pictures = [figure_to_rgb(draw_cell(genotype)), figure_to_rgb(draw_history(records))]
+    pictures = [figure_to_rgb(draw_cell(genotype)), figure_to_rgb(draw_history(parsed(records)))]
     with matplotlib.rc_context({"font.family": "monospace", "font.size": 20, "figure.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
-        again = [figure_to_rgb(draw_cell(genotype)), figure_to_rgb(draw_history(records))]
+        again = [figure_to_rgb(draw_cell(genotype)), figure_to_rgb(draw_history(parsed(records)))]
         assert dict(matplotlib.rcParams) == before
     assert not plt.get_fignums()
     for picture, other in zip(pictures, again, strict=True):

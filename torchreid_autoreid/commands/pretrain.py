@@ -6,7 +6,6 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ..genotype import Genotype
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..records import PretrainingRecord
 from ..spec import MOST_INPUT_PIXELS, Description
 from .console import StepBar, begin_log, stop_on_signals
 from .options import told_once
@@ -198,16 +198,16 @@ def build_engine(
     )
 
 
-def log_epoch(record: Mapping[str, Any]) -> None:
+def log_epoch(record: PretrainingRecord) -> None:
     _LOGGER.info(
         "epoch %d/%d took %.1f s, learning rate %.5f: loss %.4f, validation top-1 %.2f%%, top-5 %.2f%%",
-        record["epoch"],
-        record["epochs"],
-        record["seconds"],
-        record["lr"],
-        record["train"]["loss"],
-        100 * record["val"]["top1"],
-        100 * record["val"]["top5"],
+        record.epoch,
+        record.epochs,
+        record.seconds,
+        record.lr,
+        record.train["loss"],
+        100 * record.val["top1"],
+        100 * record.val["top5"],
     )
 
 

@@ -42,6 +42,7 @@ from ..genotype import KINDS, Genotype, operation_names
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..records import SearchRecord
 from ..report import amount, write_report
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
@@ -461,38 +462,37 @@ def retrieval_loss(cfg: Any, form: str = "published") -> RetrievalLoss:
     return ALPHA_LOSSES[form](cfg.search.loss_lambda, cfg.loss.triplet.margin, smoothing)
 
 
-def log_epoch(record: Mapping[str, Any]) -> None:
-    w, alpha, retrieval = record["w"], record["alpha"], record["retrieval"]
+def log_epoch(record: SearchRecord) -> None:
+    w, alpha, retrieval = record.w, record.alpha, record.retrieval
     lines = [
-        f"epoch {record['epoch']}/{record['epochs']} took {record['seconds']:.1f} s, "
-        f"learning rates {record['lr']['w']:.5f} (w) {record['lr']['alpha']:.5f} (alpha)",
+        f"epoch {record.epoch}/{record.epochs} took {record.seconds:.1f} s, "
+        f"learning rates {record.lr['w']:.5f} (w) {record.lr['alpha']:.5f} (alpha)",
         f"  w half      {_figures(w)}",
     ]
-    if "candidate" in record:
-        lines.append(
-            f"  candidate   {record['candidate']['number']} in rung {record['candidate']['rung']}, a random genotype"
-        )
+    if record.candidate is not None:
+        parent = "" if record.candidate.parent is None else f", from the weights of candidate {record.candidate.parent}"
+        lines.append(f"  candidate   {record.candidate.number} in rung {record.candidate.rung}{parent}")
     else:
         lines.append(
             f"  alpha half  {_figures(alpha)}" if alpha else "  alpha half  not used (alphas are frozen in the warm-up)"
         )
-    if record.get("strengths"):
-        lines.append("  strengths   " + ", ".join(f"{name} {value:.4g}" for name, value in record["strengths"].items()))
+    if record.scheduled:
+        lines.append("  scheduled   " + ", ".join(f"{name} {value:.4g}" for name, value in record.scheduled.items()))
     if retrieval:
         lines.append(
             f"  held out    mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
             f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
         )
-    for name, cost in (record.get("cost") or {}).items():
+    for name, cost in (record.cost or {}).items():
         figures = [f"{amount(cost['derived'])} derived", f"{amount(cost['genotype'])} in the genotype"]
         if cost["expected"] is not None:
             figures = [f"{amount(cost['expected'])} expected", *figures, f"weight {cost['weight']:.3g}"]
         lines.append(f"  budget      {', '.join(figures)}; at most {amount(cost['limit'])} {UNITS[name]}")
-    genotype = Genotype.from_dict(record["genotype"])
+    genotype = record.genotype
     for kind in KINDS:
-        none, skips = record["none_mass"][kind], record["skips"][kind]
+        none, skips = record.none_mass[kind], record.skips[kind]
         lines.append(f"  {kind:<10}  none {none:.3f}, {skips} skips: {describe(genotype, kind)}")
-        if "candidate" not in record:
+        if record.candidate is None:
             lines += [f"    edge {i:>2}: {row}" for i, row in enumerate(_softmax_rows(record, kind))]
     _LOGGER.info("%s", "\n".join(lines))
 
@@ -504,10 +504,10 @@ def _figures(part: Mapping[str, float]) -> str:
     )
 
 
-def _softmax_rows(record: Mapping[str, Any], kind: str) -> list[str]:
+def _softmax_rows(record: SearchRecord, kind: str) -> list[str]:
     return [
-        " ".join(f"{name} {value:.3f}" for name, value in zip(record["operations"], row, strict=True))
-        for row in record["probabilities"][kind]
+        " ".join(f"{name} {value:.3f}" for name, value in zip(record.operations, row, strict=True))
+        for row in record.probabilities[kind]
     ]
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..files import write_atomically
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..records import TrainingRecord
 from ..spec import Description
 from .console import Log, StepBar, begin_log, stop_on_signals
 from .options import told_once
@@ -232,11 +232,11 @@ def write_results(engine: Any, cfg: Any, save_dir: Path) -> None:
             )
 
 
-def log_epoch(record: Mapping[str, Any]) -> None:
-    train, retrieval = record["train"], record["retrieval"]
+def log_epoch(record: TrainingRecord) -> None:
+    train, retrieval = record.train, record.retrieval
     losses = ", ".join(f"{name} {value:.4f}" for name, value in train.items() if name.startswith("loss"))
     lines = [
-        f"epoch {record['epoch']}/{record['epochs']} took {record['seconds']:.1f} s, learning rate {record['lr']:.6f}",
+        f"epoch {record.epoch}/{record.epochs} took {record.seconds:.1f} s, learning rate {record.lr:.6f}",
         f"  training    {losses}, top-1/5/10 {train['top1']:.1%} {train['top5']:.1%} {train['top10']:.1%}",
     ]
     if retrieval:

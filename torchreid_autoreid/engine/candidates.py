@@ -17,7 +17,8 @@ from ..checkpoint import load_checkpoint, load_state
 from ..errors import UserError
 from ..evaluation import RetrievalResult
 from ..files import write_atomically
-from ..genotype import Genotype, num_edges
+from ..genotype import KINDS, Genotype, num_edges
+from ..records import CandidateRecord, SearchRecord
 from ..search.budget import Budget
 from ..search.halving import annealed
 from ..search.losses import RetrievalLoss
@@ -260,37 +261,42 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _validation_loaders(self) -> dict[str, Any]:
         return self.datamanager.validation_loaders
 
-    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None, **common: Any) -> SearchRecord:
         turn = self._present()
         start = turn.start
         parent = None if start is None or start.index == turn.index else start.index + 1
-        candidate = {
-            "number": turn.index + 1, "rung": turn.rung + 1, "genotype": turn.genotype.to_dict(), "mAP": None,
-            "parent": parent, "cost": None if self.plan.cost is None else self.plan.cost(turn.genotype),
-        }  # fmt: skip
+        reached = None
         if self._ends_turn():
             assert result is not None
-            candidate["mAP"] = float(result.mAP)
-            self.plan.tell(turn, float(result.mAP))
+            reached = float(result.mAP)
+            self.plan.tell(turn, reached)
             line = self.plan.told(turn, self.blind)
             if line and self.group.rank == 0:
                 _LOGGER.info("%s", line)
         share = 1.0 / (len(self.operations) - 1)
         row = [0.0 if name == "none" else share for name in self.operations]
         genotype = self.genotype()
-        return {
-            "operations": list(self.operations),
-            "w": dict(means),
-            "alpha": None,
-            "lr": {"w": self._epoch_rate, "alpha": 0.0},
-            "alphas": {},
-            "probabilities": {kind: [row] * num_edges(self.blocks) for kind in ("normal", "reduce")},
-            "none_mass": {"normal": 0.0, "reduce": 0.0},
-            "genotype": genotype.to_dict(),
-            "skips": genotype.count("skip_connect"),
-            "candidate": candidate,
-            "cost": None if self.budget is None else self.budget.figures(turn.genotype, genotype),
-        }
+        return SearchRecord(
+            operations=self.operations,
+            w=means,
+            alpha=None,
+            lr={"w": self._epoch_rate, "alpha": 0.0},
+            alphas={},
+            probabilities={kind: [row] * num_edges(self.blocks) for kind in KINDS},
+            none_mass=dict.fromkeys(KINDS, 0.0),
+            genotype=genotype,
+            skips=genotype.count("skip_connect"),
+            candidate=CandidateRecord(
+                number=turn.index + 1,
+                rung=turn.rung + 1,
+                genotype=turn.genotype,
+                mAP=reached,
+                parent=parent,
+                cost=None if self.plan.cost is None else self.plan.cost(turn.genotype),
+            ),
+            cost=None if self.budget is None else self.budget.figures(turn.genotype, genotype),
+            **common,
+        )
 
     def _write_answer(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
@@ -307,7 +313,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
             write_atomically(path, lambda name: torch.save(state, name))
 
-    def _write_board(self, record: Mapping[str, Any]) -> None:
+    def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)
 
     def _state(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..evaluation.figures import FIGURES
 from ..files import forget_half_written, write_atomically
 from ..parallel.batch_norm import unsynchronised_buffers
 from ..parallel.group import group
+from ..records import EpochRecord
 from .evaluation import FaissEvaluationMixin, tell
 from .resume import load_like, load_optimizer, random_state, restore_random_state
 
@@ -83,7 +84,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             write a checkpoint and raise :class:`~torchreid_autoreid.errors.Interrupted`.
         on_step: called with (epoch, batch, batches, figures) after each step, in the place of the lines of the log;
             epochs and batches from 0.
-        on_epoch: called with the record of the history after each epoch.
+        on_epoch: called after each epoch with its :class:`~torchreid_autoreid.records.EpochRecord`.
         keep_last: 1 keeps the latest checkpoint and the one before besides the best, N the newest N by number too; 0
             keeps the best only and cannot be resumed.
         checkpoint_every: epochs between checkpoints that are kept for good; 0 keeps none.
@@ -122,7 +123,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self.group = group(distributed, grad_sync)
         self.stop_requested = False
         self.on_step: Callable[[int, int, int, Mapping[str, float]], None] | None = None
-        self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+        self.on_epoch: Callable[[Any], None] | None = None
         self.keep_last = 1
         self.checkpoint_every = 0
         self.settings: dict[str, Any] = {}
@@ -172,19 +173,20 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _end_steps(self) -> None:
         """Called after the last step of an epoch, however it ended."""
 
-    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
-        """What a line of the history holds besides epoch, seconds and retrieval.
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None, **common: Any) -> EpochRecord:
+        """The record of an epoch.
 
         Args:
             means: of the figures of all steps of the epoch.
             result: on the validation set, if the epoch ends with a measurement.
+            common: what the loop itself knows of it, by the names of the record.
         """
         raise NotImplementedError
 
     def _write_results(self) -> None:
         """Files that are written anew after each epoch, before the checkpoint."""
 
-    def _write_board(self, record: Mapping[str, Any]) -> None:
+    def _write_board(self, record: Any) -> None:
         """What TensorBoard gets after an epoch."""
 
     def _state(self) -> dict[str, Any]:
@@ -362,14 +364,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._ended = self._reason_to_end()
         last = number == self.max_epoch or bool(self._ended)
         result = self._retrieval() if last or self._is_measured(number) else None
-        record = {
-            "epoch": number,
-            "epochs": self.max_epoch,
-            "seconds": round(seconds, 3),
-            **self._record(self._means(), result),
-            "retrieval": None if result is None else retrieval_figures(result),
-            **({"ended": self._ended} if self._ended else {}),
-        }
+        record = self._record(
+            self._means(),
+            result,
+            epoch=number,
+            epochs=self.max_epoch,
+            seconds=round(seconds, 3),
+            retrieval=None if result is None else retrieval_figures(result),
+            ended=self._ended,
+        )
         is_best = result is not None and result.mAP > self._best_map
         if result is not None and is_best:
             self._best_map = float(result.mAP)
@@ -380,13 +383,13 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self.on_epoch is not None:
             self.on_epoch(record)
 
-    def _write_epoch(self, record: Mapping[str, Any], rank1: float, is_best: bool) -> None:
+    def _write_epoch(self, record: EpochRecord, rank1: float, is_best: bool) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record.to_dict()) + "\n")
             file.flush()
             os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
         self._write_results()
-        self.save_model(record["epoch"] - 1, rank1, str(self.save_dir), is_best)
+        self.save_model(record.epoch - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
             self._write_board(record)
 

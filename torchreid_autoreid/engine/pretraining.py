@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import Subset
 
 from ..data.loader import InOrderLoader, SearchLoader
 from ..parallel.launch import processes
+from ..records import PretrainingRecord
 from .loop import classification_figures
 from .training import ImageSoftmaxTrainingEngine
 
@@ -54,14 +54,14 @@ class ImagePretrainingEngine(ImageSoftmaxTrainingEngine):
     def _finish_epoch(self, seconds: float) -> None:
         tested = self._accuracy()
         number = self.epoch + 1
-        record = {
-            "epoch": number,
-            "epochs": self.max_epoch,
-            "lr": self._epoch_rate,
-            "train": self._means(),
-            "val": tested,
-            "seconds": round(time.monotonic() - self._epoch_started, 3),
-        }
+        record = PretrainingRecord(
+            epoch=number,
+            epochs=self.max_epoch,
+            lr=self._epoch_rate,
+            train=self._means(),
+            val=tested,
+            seconds=round(time.monotonic() - self._epoch_started, 3),
+        )
         is_best = tested["top1"] > self._best_map
         self._best_map = max(self._best_map, tested["top1"])
         self.group.check_same(f"after epoch {number}", **self._shared())
@@ -71,10 +71,10 @@ class ImagePretrainingEngine(ImageSoftmaxTrainingEngine):
         if self.on_epoch is not None:
             self.on_epoch(record)
 
-    def _write_board(self, record: Mapping[str, Any]) -> None:
-        for part in ("train", "val"):
-            for name, value in record[part].items():
-                self.writer.add_scalar(f"Epoch/{part}/{name}", value, record["epoch"])
+    def _write_board(self, record: PretrainingRecord) -> None:
+        for part, figures in (("train", record.train), ("val", record.val)):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"Epoch/{part}/{name}", value, record.epoch)
         self.writer.flush()
 
     @torch.no_grad()

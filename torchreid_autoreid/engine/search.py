@@ -20,6 +20,7 @@ from ..errors import Interrupted, UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
+from ..records import SearchRecord
 from ..search.architect import Architect, TrainGradients, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
 from ..search.losses import RetrievalLoss, ScaleFreeLoss
@@ -384,26 +385,26 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             )
         return ""
 
-    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
-        """A line of history.jsonl; the format is in the README."""
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None, **common: Any) -> SearchRecord:
         probabilities = self.model.probabilities()
         genotype = self._kept()
         none = self.model.operations.index("none")
-        return {
-            "operations": list(self.model.operations),
-            "w": {name: mean for name, mean in means.items() if not name.startswith("alpha_")},
-            "alpha": {name[6:]: mean for name, mean in means.items() if name.startswith("alpha_")} or None,
+        return SearchRecord(
+            operations=self.model.operations,
+            w={name: mean for name, mean in means.items() if not name.startswith("alpha_")},
+            alpha={name[6:]: mean for name, mean in means.items() if name.startswith("alpha_")} or None,
             # The scheduler has stepped already; the rate of this epoch is the one before.
-            "lr": {"w": self._epoch_rate, "alpha": self.alpha_optimizer.param_groups[0]["lr"]},
-            "alphas": {kind: alpha.tolist() for kind, alpha in self.model.architecture.named_parameters()},
-            "probabilities": {kind: rows.tolist() for kind, rows in probabilities.items()},
-            "none_mass": {kind: rows[:, none].mean().item() for kind, rows in probabilities.items()},
-            "genotype": genotype.to_dict(),
-            "skips": genotype.count("skip_connect"),
-            "diagnosis": self._diagnosis(probabilities, genotype),
-            "strengths": self._strengths_in_use(),
-            "cost": None if self.budget is None else self._cost(genotype),
-        }
+            lr={"w": self._epoch_rate, "alpha": self.alpha_optimizer.param_groups[0]["lr"]},
+            alphas={kind: alpha.tolist() for kind, alpha in self.model.architecture.named_parameters()},
+            probabilities={kind: rows.tolist() for kind, rows in probabilities.items()},
+            none_mass={kind: rows[:, none].mean().item() for kind, rows in probabilities.items()},
+            genotype=genotype,
+            skips=genotype.count("skip_connect"),
+            diagnosis=self._diagnosis(probabilities, genotype),
+            scheduled=self._scheduled(),
+            cost=None if self.budget is None else self._cost(genotype),
+            **common,
+        )
 
     def _diagnosis(self, probabilities: Mapping[str, Tensor], genotype: Genotype) -> dict[str, Any]:
         """What tells whether the alphas learn what they should.
@@ -424,8 +425,8 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         with torch.no_grad():
             return self.budget.figures(self._derived(), genotype, self._strengths_of_edges())
 
-    def _strengths_in_use(self) -> dict[str, float]:
-        """What the schedule says for this epoch, of the options that are switched on."""
+    def _scheduled(self) -> dict[str, float]:
+        """Scheduled values of this epoch, of the options that are switched on."""
         options = ("auxiliary_skip", "beta_weight", "skip_dropout")
         names = [name for name in options if getattr(self.schedule, name)]
         names += ["tau"] if isinstance(self.model.strategy, Gdas) else []
@@ -434,7 +435,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
 
-    def _write_board(self, record: Mapping[str, Any]) -> None:
+    def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)
 
     def _state(self) -> dict[str, Any]:

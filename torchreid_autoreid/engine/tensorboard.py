@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..genotype import KINDS, Genotype
+from ..genotype import KINDS
+from ..records import SearchRecord
 from ..report.plots import draw_alphas, draw_cell, figure_to_rgb
 
 if TYPE_CHECKING:
@@ -16,30 +17,29 @@ if TYPE_CHECKING:
 __all__ = ["write_epoch"]
 
 
-def write_epoch(writer: SummaryWriter, record: Mapping[str, Any]) -> None:
-    """Writes a line of the history as scalars, the alphas as histograms, and the drawn cells as images."""
-    epoch = record["epoch"]
+def write_epoch(writer: SummaryWriter, record: SearchRecord) -> None:
+    """Writes the figures of an epoch as scalars, the alphas as histograms, and the drawn cells as images."""
+    epoch = record.epoch
     for tag, value in _scalars(record):
         writer.add_scalar(tag, value, epoch)
-    genotype = Genotype.from_dict(record["genotype"])
     for kind in KINDS:
-        writer.add_image(f"Cells/{kind}", figure_to_rgb(draw_cell(genotype, kind)), epoch)
-        probabilities = draw_alphas(record["probabilities"][kind], record["operations"])
+        writer.add_image(f"Cells/{kind}", figure_to_rgb(draw_cell(record.genotype, kind)), epoch)
+        probabilities = draw_alphas(record.probabilities[kind], record.operations)
         writer.add_image(f"Probabilities/{kind}", figure_to_rgb(probabilities), epoch)
-    for name, alphas in record["alphas"].items():
+    for name, alphas in record.alphas.items():
         writer.add_histogram(f"Alphas/{name}", torch.tensor(alphas), epoch)
     writer.flush()
 
 
-def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for group in ("w", "alpha", "lr", "none_mass", "skips", "strengths", "retrieval"):
-        for name, value in (record.get(group) or {}).items():
+def _scalars(record: SearchRecord) -> Iterator[tuple[str, float]]:
+    for group in ("w", "alpha", "lr", "none_mass", "skips", "scheduled", "retrieval"):
+        for name, value in (getattr(record, group) or {}).items():
             yield f"Search/{group}/{name}", value
-    for measure, costs in (record.get("cost") or {}).items():
+    for measure, costs in (record.cost or {}).items():
         for name, value in costs.items():
             if value is not None:
                 yield f"Cost/{measure}/{name}", value
-    for kind, rows in record["probabilities"].items():
+    for kind, rows in record.probabilities.items():
         means = torch.tensor(rows).mean(dim=0)
-        for name, value in zip(record["operations"], means.tolist(), strict=True):
+        for name, value in zip(record.operations, means.tolist(), strict=True):
             yield f"Operations/{kind}/{name}", value

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checkpoint import load_state
 from ..errors import UserError
 from ..evaluation import RetrievalResult
+from ..records import EpochRecord, TrainingRecord
 from ..search.losses import batch_hard_triplet
 from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision, check_precision
@@ -160,14 +161,14 @@ class _Training(ReproducibleLoop):
     def _validation_loaders(self) -> dict[str, Any]:
         return self.datamanager.validation_loaders
 
-    def _record(self, means: Mapping[str, float], result: RetrievalResult | None) -> dict[str, Any]:
-        return {"train": dict(means), "lr": self._epoch_rate}
+    def _record(self, means: Mapping[str, float], result: RetrievalResult | None, **common: Any) -> EpochRecord:
+        return TrainingRecord(train=means, lr=self._epoch_rate, **common)
 
-    def _write_board(self, record: Mapping[str, Any]) -> None:
-        for name, value in (record["retrieval"] or {}).items():
-            self.writer.add_scalar(f"Validation/{name}", value, record["epoch"])
-        for name, value in record["train"].items():
-            self.writer.add_scalar(f"Epoch/{name}", value, record["epoch"])
+    def _write_board(self, record: Any) -> None:
+        for name, value in (record.retrieval or {}).items():
+            self.writer.add_scalar(f"Validation/{name}", value, record.epoch)
+        for name, value in record.train.items():
+            self.writer.add_scalar(f"Epoch/{name}", value, record.epoch)
         self.writer.flush()
 
     def _tested_state(self) -> dict[str, Tensor]:

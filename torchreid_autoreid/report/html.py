@@ -6,10 +6,9 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -20,6 +19,7 @@ from ..config.read import plain_yaml
 from ..errors import UserError
 from ..files import check_output, write_output
 from ..genotype import Genotype
+from ..records import SearchRecord
 from .history import read_history
 from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_cell, draw_costs, draw_history
 
@@ -79,7 +79,7 @@ def write_report(
         command=_command(folder),
         code=_code(folder),
         course=_picture("Curves by epoch", draw_history(records), draw_history(records, columns=1)),
-        costs=_picture("Cost by epoch", draw_costs(records)) if records[-1].get("cost") else None,
+        costs=_picture("Cost by epoch", draw_costs(records)) if records[-1].cost else None,
         probabilities=list(_alphas(records)),
         heads=_heads(records),
         rows=[_row(record, records) for record in records],
@@ -100,18 +100,18 @@ def _read_config(path: Path) -> str | None:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _notes(records: Sequence[Mapping[str, Any]], torn: bool, genotype: Genotype, config: str | None) -> Iterator[str]:
+def _notes(records: Sequence[SearchRecord], torn: bool, genotype: Genotype, config: str | None) -> Iterator[str]:
     """What a reader has to know before the figures."""
     last = records[-1]
-    if ended := last.get("ended"):
-        yield f"The search ended after {last['epoch']} of {last['epochs']} epochs: {ended}."
-    elif last["epoch"] < last["epochs"]:
-        yield f"The search is still running, or was stopped: {last['epoch']} of {last['epochs']} epochs are done."
-    if records[0]["epoch"] > 1:
-        yield f"The history begins with epoch {records[0]['epoch']}; the time is that of the epochs in it."
+    if ended := last.ended:
+        yield f"The search ended after {last.epoch} of {last.epochs} epochs: {ended}."
+    elif last.epoch < last.epochs:
+        yield f"The search is still running, or was stopped: {last.epoch} of {last.epochs} epochs are done."
+    if records[0].epoch > 1:
+        yield f"The history begins with epoch {records[0].epoch}; the time is that of the epochs in it."
     if torn:
         yield "The last line of history.jsonl is torn (a crash, or an epoch being written) and was left out."
-    found = Genotype.from_dict(last["genotype"])
+    found = last.genotype
     if (found.normal, found.reduce) != (genotype.normal, genotype.reduce):
         yield "genotype.json is not the genotype of the last epoch in history.jsonl; its cells are the ones drawn."
     if config is None:
@@ -146,24 +146,22 @@ def _settings(config: str) -> str:
 
 
 def _tiles(
-    records: Sequence[Mapping[str, Any]], genotype: Genotype, parameters: int | None, macs: int | None
+    records: Sequence[SearchRecord], genotype: Genotype, parameters: int | None, macs: int | None
 ) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of each figure at the top."""
-    measured = [record for record in records if record["retrieval"]]
+    measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
     if measured:
-        last, best = measured[-1], max(measured, key=lambda record: record["retrieval"]["mAP"])
-        note = f"best {best['retrieval']['mAP']:.1%}, epoch {best['epoch']}"
-        yield "held-out mAP", f"{last['retrieval']['mAP']:.1%}", note
-        queries = f"{last['retrieval']['num_valid_queries']} queries, epoch {last['epoch']}"
-        yield "held-out rank-1", f"{last['retrieval']['rank1']:.1%}", queries
-    seconds = sum(record["seconds"] for record in records)
+        (epoch, last), (best_epoch, best) = measured[-1], max(measured, key=lambda found: found[1]["mAP"])
+        yield "held-out mAP", f"{last['mAP']:.1%}", f"best {best['mAP']:.1%}, epoch {best_epoch}"
+        yield "held-out rank-1", f"{last['rank1']:.1%}", f"{last['num_valid_queries']} queries, epoch {epoch}"
+    seconds = sum(record.seconds for record in records)
     yield "time", _duration(seconds), f"{_duration(seconds / len(records))} an epoch"
-    yield "epochs", str(records[-1]["epoch"]), f"of {records[-1]['epochs']}"
+    yield "epochs", str(records[-1].epoch), f"of {records[-1].epochs}"
     for name, operation in (("part-aware edges", "part_aware"), ("skip connections", "skip_connect")):
         count = genotype.count(operation)
         note = f"{count['normal']} normal, {count['reduce']} reduction"
         yield name, f"{sum(count.values())} of {4 * genotype.blocks}", note
-    for measure, cost in (records[-1].get("cost") or {}).items():
+    for measure, cost in (records[-1].cost or {}).items():
         yield MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"
     if parameters is not None:
         yield "parameters", amount(parameters), "of the network found"
@@ -185,44 +183,44 @@ def _code(folder: Path) -> str:
     )
 
 
-def _alphas(records: Sequence[Mapping[str, Any]]) -> Iterator[list[_Picture]]:
+def _alphas(records: Sequence[SearchRecord]) -> Iterator[list[_Picture]]:
     """Of each kind of cell, the first epoch and the last one."""
     shown = [records[0], records[-1]] if len(records) > 1 else [records[-1]]
     for kind, name in _CELLS.items():
-        top = max(value for record in shown for row in record["probabilities"][kind] for value in row)
+        top = max(value for record in shown for row in record.probabilities[kind] for value in row)
         pictures = []
         for record in shown:
-            title = f"{name}, epoch {record['epoch']}"
-            cell = getattr(Genotype.from_dict(record["genotype"]), kind)
-            rows = record["probabilities"][kind]
-            pictures.append(_picture(title, draw_alphas(rows, record["operations"], title, cell=cell, top=top)))
+            title = f"{name}, epoch {record.epoch}"
+            cell = getattr(record.genotype, kind)
+            rows = record.probabilities[kind]
+            pictures.append(_picture(title, draw_alphas(rows, record.operations, title, cell=cell, top=top)))
         yield pictures
 
 
-def _costs_of(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _costs_of(records: Sequence[SearchRecord]) -> list[tuple[str, str]]:
     """Measure and name of the columns with costs."""
-    return [(measure, name) for measure in records[0].get("cost") or () for name in COST_LABELS]
+    return [(measure, name) for measure in records[0].cost or () for name in COST_LABELS]
 
 
-def _heads(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _heads(records: Sequence[SearchRecord]) -> list[str]:
     halves = [f"{name} ({half})" for name in ("loss", "top-1") for half in ("w", "α")]
     heads = ["epoch", "seconds", *halves, "mAP", "rank-1", "mINP", "rate (w)", "rate (α)", "none", "skips"]
     return heads + [f"{MEASURE_NAMES[measure]}, {COST_LABELS[name]}" for measure, name in _costs_of(records)]
 
 
-def _row(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    alpha, retrieval = record["alpha"] or {}, record["retrieval"] or {}
+def _row(record: SearchRecord, records: Sequence[SearchRecord]) -> list[str]:
+    alpha, retrieval, cost = record.alpha or {}, record.retrieval or {}, record.cost or {}
     costs = _costs_of(records)
     return [
-        str(record["epoch"]),
-        f"{record['seconds']:.1f}",
-        *(f"{half['loss']:.3f}" if half else "–" for half in (record["w"], alpha)),
-        *(f"{half['top1']:.1%}" if half else "–" for half in (record["w"], alpha)),
+        str(record.epoch),
+        f"{record.seconds:.1f}",
+        *(f"{half['loss']:.3f}" if half else "–" for half in (record.w, alpha)),
+        *(f"{half['top1']:.1%}" if half else "–" for half in (record.w, alpha)),
         *(f"{retrieval[name]:.1%}" if retrieval else "–" for name in ("mAP", "rank1", "mINP")),
-        *(f"{record['lr'][name]:.3g}" for name in ("w", "alpha")),
-        " / ".join(f"{record['none_mass'][kind]:.2f}" for kind in _CELLS),
-        " / ".join(str(record["skips"][kind]) for kind in _CELLS),
-        *("–" if (value := record["cost"][m][name]) is None else amount(value) for m, name in costs),
+        *(f"{record.lr[name]:.3g}" for name in ("w", "alpha")),
+        " / ".join(f"{record.none_mass[kind]:.2f}" for kind in _CELLS),
+        " / ".join(str(record.skips[kind]) for kind in _CELLS),
+        *("–" if (value := cost[m][name]) is None else amount(value) for m, name in costs),
     ]
 
 

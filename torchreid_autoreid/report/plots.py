@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..errors import UserError
 from ..genotype import Block, Genotype, cell_edges, num_blocks, num_edges
+from ..records import SearchRecord
 
 __all__ = [
     "COST_LABELS",
@@ -231,14 +232,14 @@ def draw_alphas(
 
 
 @matplotlib.rc_context(_LOOK)
-def draw_history(records: Sequence[Mapping[str, Any]], columns: int = 4) -> Figure:
+def draw_history(records: Sequence[SearchRecord], columns: int = 4) -> Figure:
     """Draws the course of a search by epoch, in eight panels.
 
     Losses, accuracies, retrieval in the held-out half, learning rates, mass of ``none``, skips, and the mean
     probability of each operation in both cells.
 
     Args:
-        records: the lines of ``history.jsonl``, at least one.
+        records: of all epochs so far, at least one.
         columns: panels side by side.
     """
     lines = -(-8 // columns)
@@ -248,23 +249,23 @@ def draw_history(records: Sequence[Mapping[str, Any]], columns: int = 4) -> Figu
     accuracy = next(panels)
     _draw_halves(accuracy, "accuracy", records, ("top1", "top5", "top10"))
     retrieval = next(panels)
-    measured = [record for record in records if record["retrieval"]]
+    measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
     for name in ("mAP", "rank1", "rank5", "mINP"):
-        _plot(retrieval, [(r["epoch"], r["retrieval"][name]) for r in measured], label=name)
+        _plot(retrieval, [(epoch, figures[name]) for epoch, figures in measured], label=name)
     _dress(retrieval, "retrieval in the held-out half" if measured else "retrieval: not measured yet")
     for panel in (accuracy, retrieval):
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.set_ylim(0, 1.02)
     rates = next(panels)
     for name, label in (("w", "w"), ("alpha", "α")):
-        _plot(rates, [(r["epoch"], r["lr"][name]) for r in records], label=label)
-    if all(rate > 0 for r in records for rate in r["lr"].values()):
+        _plot(rates, [(r.epoch, r.lr[name]) for r in records], label=label)
+    if all(rate > 0 for r in records for rate in r.lr.values()):
         rates.set_yscale("log")
     _dress(rates, "learning rates")
     for key, title in (("none_mass", "mean probability of none"), ("skips", "skip connections in the genotype")):
         panel = next(panels)
         for kind, style in (("normal", "-"), ("reduce", "--")):
-            _plot(panel, [(r["epoch"], r[key][kind]) for r in records], label=_CELL_TITLES[kind], linestyle=style)
+            _plot(panel, [(r.epoch, getattr(r, key)[kind]) for r in records], label=_CELL_TITLES[kind], linestyle=style)
         panel.set_ylim(bottom=0)
         _dress(panel, title)
     panel.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -279,20 +280,20 @@ def draw_history(records: Sequence[Mapping[str, Any]], columns: int = 4) -> Figu
 
 
 @matplotlib.rc_context(_LOOK)
-def draw_costs(records: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_costs(records: Sequence[SearchRecord]) -> Figure:
     """Draws the cost of the network by epoch against its limit, a panel a measure.
 
     Args:
-        records: the lines of the ``history.jsonl`` of a search with limits, at least one.
+        records: of all epochs so far of a search with limits, at least one.
     """
-    measures = list(records[0]["cost"])
-    figure = _figure(4.4 * len(measures), 2.9)
-    for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False).ravel(), measures, strict=True):
+    limits = records[0].limits()
+    figure = _figure(4.4 * len(limits), 2.9)
+    panels = figure.subplots(1, len(limits), squeeze=False).ravel()
+    for panel, (measure, limit) in zip(panels, limits.items(), strict=True):
         for name, style in (("expected", ":"), ("derived", "-"), ("genotype", "-")):
-            values = [(r["epoch"], r["cost"][measure][name]) for r in records]
+            values = [(r.epoch, (r.cost or {})[measure][name]) for r in records]
             points = [(epoch, value) for epoch, value in values if value is not None]
             _plot(panel, points, label=COST_LABELS[name], linestyle=style)
-        limit = records[0]["cost"][measure]["limit"]
         panel.axhline(limit, color=_INK, linestyle="--", linewidth=1, label="limit")
         panel.yaxis.set_major_formatter(EngFormatter())
         _dress(panel, MEASURE_NAMES[measure])
@@ -300,11 +301,11 @@ def draw_costs(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_halves(panel: Axes, title: str, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _draw_halves(panel: Axes, title: str, records: Sequence[SearchRecord], names: Sequence[str]) -> None:
     """A colour a name; the half that trains w is solid, the one that trains alpha dashed."""
     for number, name in enumerate(names):
         for half, style in (("w", "-"), ("alpha", "--")):
-            points = [(r["epoch"], r[half][name]) for r in records if r[half]]
+            points = [(r.epoch, figures[name]) for r in records if (figures := getattr(r, half))]
             _plot(panel, points, linestyle=style, color=f"C{number}")
     legend = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
     legend += [
@@ -313,10 +314,10 @@ def _draw_halves(panel: Axes, title: str, records: Sequence[Mapping[str, Any]], 
     _dress(panel, title, handles=legend)
 
 
-def _draw_operations(panel: Axes, records: Sequence[Mapping[str, Any]], kind: str) -> None:
-    means = np.array([np.mean(r["probabilities"][kind], axis=0) for r in records])  # (epochs, O)
-    epochs = [r["epoch"] for r in records]
-    for operation, column in zip(records[0]["operations"], means.T, strict=True):
+def _draw_operations(panel: Axes, records: Sequence[SearchRecord], kind: str) -> None:
+    means = np.array([np.mean(r.probabilities[kind], axis=0) for r in records])  # (epochs, O)
+    epochs = [r.epoch for r in records]
+    for operation, column in zip(records[0].operations, means.T, strict=True):
         width = 2.4 if operation == "part_aware" else 1.3
         points = list(zip(epochs, column, strict=True))
         _plot(panel, points, label=operation, color=OPERATION_COLOURS.get(operation), linewidth=width)
