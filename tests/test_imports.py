@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "search.plans": {"errors", "genotype", "search.halving"},
     "search": {"space", "files", "genotype", "errors"},
     "evaluation": {"parallel", "errors"},
+    "gallery": {"evaluation", "errors"},
     "data": {"errors"},
     "report": {"config", "files", "genotype", "records", "errors"},
     "plugin": {"space", "genotype", "checkpoint", "errors"},
@@ -62,6 +63,7 @@ MAY_IMPORT = {
         "errors",
         "evaluation",
         "files",
+        "gallery",
         "genotype",
         "parallel",
         "records",
@@ -76,6 +78,7 @@ MAY_IMPORT = {
 #: part of the package -> libraries it may import besides the standard one.
 LIBRARIES = {
     "evaluation": {"numpy", "scipy", "faiss", "torch"},
+    "gallery": {"numpy", "faiss", "torch"},
     "config": {"yacs", "yaml"},
     "genotype": set(),
     "errors": set(),

@@ -61,7 +61,19 @@ _HOMES = {
     "read_history": "report.runs",
     "register_model": "plugin",
 }
-_ROOMS = ("commands", "config", "data", "deploy", "engine", "evaluation", "parallel", "report", "search", "space")
+_ROOMS = (
+    "commands",
+    "config",
+    "data",
+    "deploy",
+    "engine",
+    "evaluation",
+    "gallery",
+    "parallel",
+    "report",
+    "search",
+    "space",
+)
 
 # torchreid says on import that it has no compiled evaluation; the plugin brings its own.
 warnings.filterwarnings("ignore", "Cython evaluation")
