@@ -175,3 +175,17 @@ def test_queries_that_are_no_matrix_are_told(queries):
         built.search(GALLERY.features, 0)
     with pytest.raises(UserError, match="NaN or infinity in 1 of 1 rows"):
         built.search(np.full((1, 8), np.inf), 1)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_table_larger_than_the_file_is_made_anew(tmp_path, metric):
+    """Of IVF-PQ, lists x parts x 256 numbers, which no file holds."""
+    vectors = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    index = RetrievalIndex.build(vectors, "IVF32,PQ4", metric)
+    index.save(tmp_path / "a.index")
+    loaded = RetrievalIndex.load(tmp_path / "a.index", metric=metric)
+    for index_of in (index, loaded):
+        index_of.set_parameters("nprobe=32")
+    for one, other in zip(index.search(vectors[:20], 5), loaded.search(vectors[:20], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert loaded.index.use_precomputed_table == index.index.use_precomputed_table

@@ -15,7 +15,7 @@ from .blocks import Progress, ranges
 from .distances import check_metric, find_devices
 from .embeddings import as_features, check_count, release
 from .gpus import GpuPlan, plan_gpus
-from .index_file import BadIndexError, check_search_length, in_a_process, read_limited, reason, uncheckable
+from .index_file import BadIndexError, check_search_length, in_a_process, precompute, read_limited, reason, uncheckable
 from .space import CPU, Space, index_space
 
 _LOGGER = logging.getLogger(__name__)
@@ -320,9 +320,11 @@ def _read(path: Path) -> faiss.Index:
     if wrong := in_a_process(path):
         raise UserError(f"{path} {wrong}; give a file that RetrievalIndex.save wrote, or build the index anew")
     try:
-        return read_limited(path)
+        index = read_limited(path)
+        precompute(index)
     except (RuntimeError, MemoryError) as error:  # it has changed meanwhile
         raise UserError(f"{path} is not a faiss index ({reason(error)[:160]})") from error
+    return index
 
 
 def _ready(features: np.ndarray, space: Space) -> np.ndarray:

@@ -28,6 +28,7 @@ __all__ = [
     "check_index",
     "check_search_length",
     "in_a_process",
+    "precompute",
     "read_limited",
     "reason",
     "uncheckable",
@@ -42,6 +43,10 @@ _QUERIES, _NEAREST = 4, 32
 
 class BadIndexError(Exception):
     """What is wrong with the file, as words that follow its name."""
+
+
+#: A table of products is larger than the codes, so a limit by the size of the file would refuse it; see `precompute`.
+_FLAGS = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
 def read_limited(path: str | os.PathLike[str], opened: Callable[[], None] = lambda: None) -> faiss.Index:
@@ -63,10 +68,20 @@ def read_limited(path: str | os.PathLike[str], opened: Callable[[], None] = lamb
     try:
         reader = faiss.FileIOReader(os.fspath(path))
         opened()
-        return faiss.read_index(reader, faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
+        return faiss.read_index(reader, _FLAGS)
     finally:
         faiss.set_deserialization_vector_byte_limit(limits[0])
         faiss.set_deserialization_loop_limit(limits[1])
+
+
+def precompute(index: faiss.Index) -> None:
+    """Makes the tables that faiss makes when it reads a file (of at most 2 GiB), once the index has been checked."""
+    part = faiss.downcast_index(index)
+    if isinstance(part, faiss.IndexIVFPQ) and part.by_residual and part.metric_type == faiss.METRIC_L2:
+        part.use_precomputed_table = 0
+        part.precompute_table()
+    for inner in _parts(part):
+        precompute(inner)
 
 
 def in_a_process(path: Path) -> str:
@@ -120,6 +135,7 @@ def main(path: str) -> int:
         except RuntimeError as error:
             raise BadIndexError(f"is not a faiss index ({reason(error)[:160]})") from None
         check_index(index)
+        precompute(index)
         queries = random.standard_normal((_QUERIES, index.d)).astype(np.float32)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         try:
