@@ -194,6 +194,21 @@ keys that contradict it are refused, but test.* may be given. For other files th
 autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
 """
 
+_GALLERY = """
+examples:
+  # enrol crops, DIR/PERSON/*.jpg or names that begin with PERSON_, by a trained network or an ONNX file
+  autoreid gallery build GALLERY --images DIR --weights log/train/checkpoint-best.pth
+  autoreid gallery calibrate GALLERY --far 0.01
+  autoreid gallery query GALLERY --images crop.jpg --weights log/train/checkpoint-best.pth
+  autoreid gallery add GALLERY --images DIR --weights log/train/checkpoint-best.pth
+  autoreid gallery remove GALLERY --pids PERSON
+  # with feature vectors of any framework: gallery_features and gallery_pids are enrolled, query_features asked for
+  autoreid gallery build GALLERY --features features.npz
+
+Calibration needs no labels of the site: it takes scores between different people enrolled, or those of a cohort of
+strangers (--images with --weights, or the gallery part of --features).
+"""
+
 _PRETRAIN = """
 examples:
   # ImageNet in DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, eight GPUs
@@ -384,6 +399,20 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalize", action="store_true", help="give features of length 1")
 
 
+def _add_gallery(parser: argparse.ArgumentParser) -> None:
+    actions = ("build", "add", "remove", "calibrate", "query")
+    parser.add_argument("action", choices=actions, help="what to do with the gallery")
+    parser.add_argument("folder", metavar="FOLDER", type=path, help="of the gallery")
+    parser.add_argument("--images", metavar="DIR", type=path, help="crops: to enrol, of a cohort, or to ask for")
+    parser.add_argument("--weights", metavar="FILE", type=path, help="the network: a checkpoint of train, or *.onnx")
+    parser.add_argument("--features", metavar="FILE.npz", type=path, help="instead of images, as of evaluate")
+    parser.add_argument("--pids", metavar="PERSON", nargs="+", help="who to remove")
+    parser.add_argument("--far", type=float, metavar="RATE", help="of calibrate: false-accept rate (default: 0.01)")
+    parser.add_argument("--threshold", type=float, metavar="S", help="of query (default: the calibrated one)")
+    parser.add_argument("--top", type=int, metavar="N", help="of query: people to rank (default: 5)")
+    parser.add_argument("--csv", metavar="FILE", type=path, help="of query: write the answer here")
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-dir", required=True, metavar="DIR", type=path, help="data.save_dir of a search")
     parser.add_argument("--output", metavar="FILE", type=path, help="the page, *.html (default: DIR/report.html)")
@@ -448,6 +477,12 @@ COMMANDS = {
         _EXPORT,
         _add_export,
         check=lambda cfg, _: check_test_config(cfg),
+    ),
+    "gallery": Command(
+        "Keeps a gallery of people on disk, and says who a query is, or that it is nobody enrolled.",
+        _GALLERY,
+        _add_gallery,
+        configured=False,
     ),
     "report": Command(
         "Writes the report of a search, one HTML page, from its log folder.",

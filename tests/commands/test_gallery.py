@@ -1,0 +1,132 @@
+"""``autoreid gallery``, in process, with a network that averages colours."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from torchreid_autoreid.commands import execute
+from torchreid_autoreid.deploy.export import write_onnx
+from torchreid_autoreid.deploy.onnx import OnnxExtractor
+from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.gallery import Gallery
+
+COLOURS = {"ann": (250, 10, 10), "bob": (10, 250, 10), "cem": (10, 10, 250)}
+
+
+class Colours(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("network") / "colours.onnx"
+    described = {"height": 16, "width": 8, "norm_mean": [0.5] * 3, "norm_std": [0.5] * 3}
+    write_onnx(Colours().eval(), torch.zeros(2, 3, 16, 8), path, described)
+    return path
+
+
+def paint(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (10, 20), colour).save(path)
+    return path
+
+
+@pytest.fixture
+def crops(tmp_path):
+    for name, colour in COLOURS.items():
+        paint(tmp_path / "crops" / name / "0.png", colour)
+        paint(tmp_path / "crops" / name / "1.png", tuple(value - 8 for value in colour))
+    return tmp_path / "crops"
+
+
+def run(*words):
+    return execute("gallery", [str(word) for word in words])
+
+
+def test_from_crops_to_an_answer(tmp_path, crops, onnx_file, capsys):
+    folder, network = tmp_path / "gallery", ("--weights", onnx_file)
+    run("build", folder, "--images", crops, *network)
+    assert "enrolled 6 vectors of 3 people" in capsys.readouterr().out
+    run("calibrate", folder, "--far", 0.2)
+    assert "threshold" in capsys.readouterr().out
+    query = paint(tmp_path / "query.png", (240, 20, 20))
+    run("query", folder, "--images", query, *network, "--threshold", 0.9)
+    assert f"{query}: ann (margin" in capsys.readouterr().out
+    stranger = paint(tmp_path / "asked" / "x.png", (250, 250, 10))
+    run("query", folder, "--images", stranger.parent, *network, "--threshold", 0.99, "--csv", tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["known"] for row in rows] == ["0", "", ""]
+    assert {row["pid"] for row in rows} == set(COLOURS)
+    run("add", folder, "--images", paint(tmp_path / "more" / "0007_c1.png", (250, 250, 10)).parent, *network)
+    capsys.readouterr()
+    run("query", folder, "--images", stranger, *network)
+    out = capsys.readouterr().out
+    assert f"{stranger}: 0007 (margin" in out
+    assert "run gallery calibrate again" in out
+    run("remove", folder, "--pids", "ann", "0007")
+    with Gallery.open(folder) as gallery:
+        assert gallery.pids.tolist() == ["bob", "cem"]
+
+
+def test_features_instead_of_images(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    features = random.normal(size=(20, 4))
+    path = tmp_path / "features.npz"
+    np.savez(path, gallery_features=features, gallery_pids=np.arange(20) // 2, query_features=features[:3],
+             query_pids=np.zeros(3, int))  # fmt: skip
+    folder = tmp_path / "gallery"
+    run("build", folder, "--features", path)
+    run("calibrate", folder, "--far", 0.2)
+    run("query", folder, "--features", path, "--top", 2)
+    assert "0: 0 (margin" in capsys.readouterr().out
+    with pytest.raises(UserError, match="of the cohort is enrolled"):
+        run("calibrate", folder, "--features", path, "--far", 0.2)
+    with pytest.raises(UserError, match="--pids ann is no number"):
+        run("remove", folder, "--pids", "ann")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("remove", "{folder}"), "needs --pids"),
+        (("query", "{folder}"), "needs --images"),
+        (("query", "{folder}", "--images", "x"), "go together"),
+        (("add", "{folder}", "--features", "x.npz", "--far", "0.1"), "--far has no effect on gallery add"),
+        (("add", "{folder}", "--images", "{crops}", "--weights", "{onnx}"), "holds no gallery"),
+        (("build", "{folder}", "--images", "{torn}", "--weights", "{onnx}"), r"torn\.png"),
+        (("build", "{folder}", "--images", "{flat}", "--weights", "{onnx}"), "does not say who it is"),
+        (("build", "{folder}", "--images", "{crops}", "--weights", "{torn}/0001_torn.onnx"), "no ONNX file"),
+        (("build", "{folder}", "--images", "{crops}", "--weights", "{folder}.onnx"), "cannot read --weights"),
+    ],
+)
+def test_mistakes(tmp_path, crops, onnx_file, words, says):
+    paint(tmp_path / "flat" / "somebody.png", (1, 2, 3))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "0001_torn.png").write_bytes(b"\x89PNG no picture")
+    (tmp_path / "torn" / "0001_torn.onnx").write_bytes(b"no network")
+    places = {name: tmp_path / name for name in ("folder", "torn", "flat")} | {"crops": crops, "onnx": onnx_file}
+    with pytest.raises(UserError, match=says):
+        run(*(word.format(**places) for word in words))
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_gallery_of_another_network_is_refused(tmp_path, crops, onnx_file):
+    folder, other = tmp_path / "gallery", tmp_path / "other.onnx"
+    run("build", folder, "--images", crops, "--weights", onnx_file)
+    other.write_bytes(onnx_file.read_bytes() + b" ")
+    with pytest.raises(UserError, match="another network"):
+        run("query", folder, "--images", crops, "--weights", other)
+
+
+def test_an_onnx_file_computes_what_its_network_does(onnx_file, tmp_path):
+    network = OnnxExtractor(onnx_file)
+    images = torch.stack([network.preprocess(paint(tmp_path / "a.png", colour)) for colour in COLOURS.values()])
+    assert images.shape == (3, 3, 16, 8)
+    torch.testing.assert_close(network(images), images.mean((2, 3)))

@@ -1,0 +1,186 @@
+"""Keeps a gallery of people, and says who the persons in images are, or that nobody enrolled is it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.images import SUFFIXES
+from ..deploy import onnx
+from ..deploy.model import load_model
+from ..errors import UserError, short
+from ..evaluation import Embeddings, load_embeddings
+from ..files import check_output, write_output
+from ..gallery import Answer, Calibration, Gallery
+
+_BATCH = 32
+#: action -> options that have an effect there, besides the gallery's folder
+_OPTIONS = {
+    "build": {"images", "features", "weights"},
+    "add": {"images", "features", "weights"},
+    "remove": {"pids"},
+    "calibrate": {"images", "features", "weights", "far"},
+    "query": {"images", "features", "weights", "threshold", "top", "csv"},
+}
+
+
+def main(args: argparse.Namespace) -> int:
+    check_options(args)
+    if args.action == "remove":
+        with Gallery.open(args.folder) as gallery:
+            numbers = gallery.pids.dtype.kind == "i"
+            if numbers and (wrong := [pid for pid in args.pids if not re.fullmatch(r"[+-]?[0-9]{1,18}", pid)]):
+                raise UserError(f"--pids {wrong[0]} is no number, and the identities of {args.folder} are numbers")
+            removed = gallery.remove([int(pid) for pid in args.pids] if numbers else args.pids)
+            print(f"removed {removed} vectors of {len(set(args.pids))} people; {_size(gallery)}")
+        return 0
+    network = _checksum(args.weights) if args.weights else ""
+    if args.action != "build":
+        Gallery.open(args.folder, network).close()  # found out before images are read
+    features, pids, names = _read(args)
+    if args.action == "build":
+        with Gallery.create(args.folder, features.shape[1], network) as gallery:
+            _enrol(gallery, features, pids)
+        return 0
+    with Gallery.open(args.folder, network) as gallery:
+        if args.action == "add":
+            _enrol(gallery, features, pids)
+        elif args.action == "calibrate":
+            cohort = (features, pids) if len(features) else (None, None)
+            found = gallery.calibrate(0.01 if args.far is None else args.far, *cohort)
+            print(f"threshold {found.threshold:.4f} for a false-accept rate of {found.far:.3%} ({found.probes} probes)")
+        else:
+            answer = gallery.query(features, 5 if args.top is None else args.top, args.threshold)
+            _tell(answer, names, args.csv, _stale(gallery, args.threshold))
+    return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses what would have no effect, and what is missing."""
+    for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[args.action]):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} has no effect on gallery {args.action}; leave it out")
+    if args.action == "remove":
+        if not args.pids:
+            raise UserError("gallery remove needs --pids, the people to forget")
+        return
+    if args.images and args.features:
+        raise UserError("--images and --features are two sources; give one")
+    if not args.images and not args.features and args.action != "calibrate":
+        raise UserError(f"gallery {args.action} needs --images DIR with --weights FILE, or --features FILE.npz")
+    if bool(args.images) != bool(args.weights):
+        raise UserError("--images and --weights go together: the network makes the images' features")
+    if args.csv:
+        check_output("--csv", args.csv, {"--features": args.features, "--weights": args.weights})
+
+
+def _read(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None, Sequence[str]]:
+    """(N, D) features, (N,) identities where they are needed, and a name of each for the answer."""
+    if args.features:
+        query, gallery = load_embeddings(args.features)
+        part: Embeddings = query if args.action == "query" else gallery
+        return part.features, part.pids, [str(row) for row in range(len(part))]
+    if not args.images:
+        return np.empty((0, 1)), None, []
+    paths = _pictures(Path(args.images))
+    pids = None if args.action == "query" else np.array([_person(path, Path(args.images)) for path in paths])
+    return _features(args.weights, paths), pids, [str(path) for path in paths]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"--images {folder} does not exist; give an image or a folder of images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise UserError(f"--images {folder} holds no image ({', '.join(SUFFIXES)}); give another folder")
+    return paths
+
+
+def _person(path: Path, folder: Path) -> str:
+    """The folder of an image below the one given; else what its name begins with, as in Market-1501."""
+    below = path.relative_to(folder).parts if path != folder else (path.name,)
+    if len(below) > 1:
+        return below[0]
+    found = re.match(r"(-?[0-9]+)_", path.name)
+    if not found:
+        raise UserError(f"{path} does not say who it is; put it into a folder of that name, or call it PERSON_….jpg")
+    return found[1]
+
+
+@torch.inference_mode()
+def _features(weights: str, paths: Sequence[Path]) -> np.ndarray:
+    model: Any = onnx.OnnxExtractor(weights) if weights.lower().endswith(".onnx") else load_model(weights)
+    parts = []
+    for first in range(0, len(paths), _BATCH):
+        images = torch.stack([model.preprocess(path) for path in paths[first : first + _BATCH]])
+        parts.append(model(images).numpy())
+    return np.concatenate(parts)
+
+
+def _enrol(gallery: Gallery, features: np.ndarray, pids: np.ndarray | None) -> None:
+    assert pids is not None
+    gallery.add(features, pids)
+    print(f"enrolled {len(features)} vectors of {len(np.unique(pids))} people; {_size(gallery)}")
+
+
+def _size(gallery: Gallery) -> str:
+    return f"the gallery has {len(gallery)} of {len(gallery.pids)}"
+
+
+def _checksum(path: str) -> str:
+    """A name of a network: of its file, so that two files are two networks."""
+    try:
+        with open(path, "rb") as file:
+            return _digest(file)
+    except OSError as error:
+        raise UserError(f"cannot read --weights {path}: {error.strerror}; give a checkpoint or an ONNX file") from None
+
+
+def _stale(gallery: Gallery, threshold: float | None) -> str:
+    calibration: Calibration | None = gallery.calibration
+    if threshold is not None or calibration is None or calibration.revision == gallery.revision:
+        return ""
+    return "note: the gallery has changed since it was calibrated; run gallery calibrate again"
+
+
+def _tell(answer: Answer, names: Sequence[str], output: str | None, note: str) -> None:
+    if output:
+        rows: list[Iterable[Any]] = [("query", "rank", "pid", "score", "margin", "known")]
+        for row, name in enumerate(names):
+            for rank, (pid, score) in enumerate(zip(answer.ranked_pids[row], answer.ranked_scores[row], strict=True)):
+                own = (f"{answer.margins[row]:.6f}", int(answer.known[row])) if rank == 0 else ("", "")
+                rows.append((name, rank + 1, pid, f"{score:.6f}", *own))
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        write_output("--csv", output, lambda path: Path(path).write_text(text.getvalue(), "utf-8", newline=""))
+        print(f"{int(answer.known.sum())} of {len(names)} queries are known (threshold {answer.threshold:.4f})")
+    else:
+        for row, name in enumerate(names):
+            who = str(answer.pids[row]) if answer.known[row] else "unknown"
+            ranked = ", ".join(
+                f"{pid} {score:.3f}"
+                for pid, score in zip(answer.ranked_pids[row], answer.ranked_scores[row], strict=True)
+            )
+            print(
+                f"{name}: {short(who) if not who.isprintable() else who} (margin {answer.margins[row]:.3f}): {ranked}"
+            )
+    if note:
+        print(note)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,103 @@
+"""An ONNX file as a feature extractor, run by onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from ..data.images import read_image
+from ..errors import UserError, line_of_the_machine, short
+
+_IMAGENET = {"norm_mean": (0.485, 0.456, 0.406), "norm_std": (0.229, 0.224, 0.225)}
+
+
+class OnnxExtractor:
+    """A network (B, 3, H, W) → (B, D) in an ONNX file.
+
+    Files of `export` say the size and the standardisation of their input; of others the size must be in the graph, and
+    the standardisation is ImageNet's.
+
+    Attributes:
+        height, width: of the input in pixels.
+        preprocess: from a picture, or the path of one, to (3, H, W).
+
+    Raises:
+        UserError: onnxruntime is missing, or the file is no such network.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"there is no file {path}; give an ONNX file")
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f"{path} needs onnxruntime; pip install onnxruntime") from None
+        try:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            entries = self._session.get_modelmeta().custom_metadata_map
+            described = json.loads(entries.get("torchreid_autoreid", "{}"))
+        except Exception as error:  # onnxruntime raises many kinds
+            if line_of_the_machine(error):
+                raise
+            raise UserError(f"{path} is no ONNX file that onnxruntime reads ({_first_line(error)})") from None
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+            raise UserError(f"{path} takes {short(found)}; give a network that takes float32 images (B, 3, H, W)")
+        self._input = inputs[0].name
+        self._batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
+        self.height, self.width = (
+            described.get(name, size) for name, size in zip(("height", "width"), inputs[0].shape[2:], strict=True)
+        )
+        if not all(isinstance(size, int) and 0 < size <= 4096 for size in (self.height, self.width)):
+            raise UserError(f"{path} does not say the size of its images; export it with a fixed height and width")
+        try:
+            mean, std = (torch.tensor(described.get(name, _IMAGENET[name])) for name in ("norm_mean", "norm_std"))
+            if mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
+                raise ValueError("three values each are needed")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} describes its input wrongly ({_first_line(error)}); export it anew") from None
+        self._transform: Any = transforms.Compose(
+            [
+                transforms.Resize((self.height, self.width)),
+                transforms.ToTensor(),
+                transforms.Normalize(mean.tolist(), std.tolist()),
+            ]
+        )
+
+    def preprocess(self, image: str | PathLike[str] | Image.Image) -> Tensor:
+        """A picture, or the path of one, resized and standardised: (3, H, W)."""
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        return self._transform(picture)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, D) float32; a file of a fixed batch size gets batches of that size."""
+        size = self._batch or len(images)
+        parts = []
+        for batch in images.float().split(size):
+            padded = torch.cat([batch, batch[:1].expand(size - len(batch), -1, -1, -1)])
+            try:
+                output = self._session.run(None, {self._input: padded.numpy()})[0]
+            except Exception as error:
+                if line_of_the_machine(error):
+                    raise
+                raise UserError(f"{self.path} fails on a batch of images ({_first_line(error)})") from None
+            features = torch.from_numpy(output).float().flatten(1)
+            if len(features) != size:
+                raise UserError(f"{self.path} gives {tuple(output.shape)} for {size} images; give one vector each")
+            parts.append(features[: len(batch)])
+        return torch.cat(parts)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
