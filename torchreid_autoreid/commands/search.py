@@ -43,7 +43,9 @@ from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..records import SearchRecord
-from ..report import amount, write_report
+from ..report import amount, verdict, write_report
+from ..report.history import read_history
+from ..report.verdict import Sentence
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
@@ -167,7 +169,8 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
     with everyone.together():
         if world.rank == 0 and (save_dir / "history.jsonl").exists():
             report = write_report(save_dir)
-            _LOGGER.info("%s", summary(genotype, save_dir, report))
+            records, _ = read_history(save_dir / "history.jsonl")
+            _LOGGER.info("%s", summary(genotype, save_dir, report, verdict(records)))
 
 
 def worker_folder(save_dir: Path, resume: Path | None) -> Path:
@@ -516,7 +519,7 @@ def describe(genotype: Genotype, kind: str) -> str:
     return " | ".join(" ".join(f"{name}<-{source}" for name, source in block) for block in cell)
 
 
-def summary(genotype: Genotype, save_dir: Path, report: Path) -> str:
+def summary(genotype: Genotype, save_dir: Path, report: Path, findings: Sequence[Sentence]) -> str:
     return "\n".join(
         [
             "the search has ended",
@@ -524,6 +527,7 @@ def summary(genotype: Genotype, save_dir: Path, report: Path) -> str:
             f"  reduction cell  {describe(genotype, 'reduce')}",
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
+            *(f"  {'+' if one.speaks_for else '-' if one.speaks_for is False else ' '} {one.text}" for one in findings),
             f"to train it: autoreid train --genotype {save_dir / 'genotype.json'} --config-file …",
         ]
     )

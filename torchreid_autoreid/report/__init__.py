@@ -2,5 +2,15 @@
 
 from .html import amount, write_report
 from .plots import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
+from .verdict import verdict
 
-__all__ = ["amount", "draw_alphas", "draw_cell", "draw_costs", "draw_history", "figure_to_rgb", "write_report"]
+__all__ = [
+    "amount",
+    "draw_alphas",
+    "draw_cell",
+    "draw_costs",
+    "draw_history",
+    "figure_to_rgb",
+    "verdict",
+    "write_report",
+]

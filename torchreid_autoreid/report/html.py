@@ -22,6 +22,7 @@ from ..genotype import Genotype
 from ..records import SearchRecord
 from .history import read_history
 from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_cell, draw_costs, draw_history
+from .verdict import verdict
 
 __all__ = ["amount", "write_report"]
 
@@ -73,6 +74,7 @@ def write_report(
         name=folder.resolve().name or str(folder),
         settings="" if config is None else _settings(config),
         notes=list(_notes(records, torn, genotype, config)),
+        verdict=verdict(records),
         tiles=list(_tiles(records, genotype, parameters, macs)),
         genotype_name=genotype.name,
         cells=[_picture(name, draw_cell(genotype, kind)) for kind, name in _CELLS.items()],
@@ -152,7 +154,8 @@ def _tiles(
     measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
     if measured:
         (epoch, last), (best_epoch, best) = measured[-1], max(measured, key=lambda found: found[1]["mAP"])
-        yield "held-out mAP", f"{last['mAP']:.1%}", f"best {best['mAP']:.1%}, epoch {best_epoch}"
+        whose = "held-out mAP" if records[-1].candidate else "search network, held-out mAP"
+        yield whose, f"{last['mAP']:.1%}", f"best {best['mAP']:.1%}, epoch {best_epoch}"
         yield "held-out rank-1", f"{last['rank1']:.1%}", f"{last['num_valid_queries']} queries, epoch {epoch}"
     seconds = sum(record.seconds for record in records)
     yield "time", _duration(seconds), f"{_duration(seconds / len(records))} an epoch"

@@ -1,0 +1,103 @@
+"""The verdict on a search says what its log supports, and each sentence is there for a log that deserves it only."""
+
+import math
+
+import numpy as np
+import pytest
+
+from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
+from torchreid_autoreid.records import CandidateRecord, SearchRecord
+from torchreid_autoreid.report.verdict import kept_edges, verdict, wilson
+
+
+@pytest.fixture
+def record(make_record):
+    """An epoch with given rows of probabilities: the sharpest on ``best`` by ``margin``, and ``none`` as given."""
+
+    def make(epoch=20, best="sep_conv_3x3", margin=0.2, none=0.05, changed=0, rank1=0.6, queries=1000, **changes):
+        row = dict.fromkeys(OPERATION_NAMES, (1.0 - none - margin) / 6)
+        row |= {"none": none, best: row[best] + margin}
+        rows = [[row[name] for name in OPERATION_NAMES]] * num_edges(4)
+        genotype = derive(rows, rows, OPERATION_NAMES)
+        own = make_record(epoch, 20) | {
+            "probabilities": {"normal": rows, "reduce": rows}, "genotype": genotype.to_dict(),
+            "diagnosis": {"alpha_gradient": None, "entropy": {"normal": 0.5, "reduce": 0.5}, "changed_edges": changed},
+            "retrieval": dict.fromkeys(("mAP", "rank5", "rank10", "mINP"), 0.5)
+            | {"rank1": rank1, "num_valid_queries": queries},
+        }  # fmt: skip
+        return SearchRecord.from_dict(own | changes)
+
+    return make
+
+
+def said(records):
+    return " ".join(sentence.text for sentence in verdict(records))
+
+
+def test_a_search_that_has_decided(record):
+    records = [record(epoch) for epoch in range(1, 21)]
+    text = said(records)
+    assert "In its last 4 epochs the genotype did not change." in text
+    assert "Every edge was won by 0.01 of probability or more (the closest by 0.200: sep_conv_3x3" in text
+    assert "outweighs" not in text
+    assert "collapsed" not in text
+    assert "8 of 8 edges of the normal cell are sep_conv_3x3" in text
+    assert "rank-1 60.0%, between 56.9% and 63.0% (95 %)." in text
+    assert "those of the search network" in text
+
+
+def test_one_that_has_not(record):
+    records = [record(epoch, margin=0.004, none=0.4, changed=2, queries=30) for epoch in range(1, 21)]
+    text = said(records)
+    assert "changed on 8 edges: it has not settled" in text
+    assert "16 of 16 edges were won by less than 0.01" in text
+    assert "In the reduction cell none outweighs the kept operation on 8 of 8 edges" in text
+    assert "too wide to compare searches by" in text
+    assert all(sentence.speaks_for is not True for sentence in verdict(records))
+
+
+def test_a_collapse_into_skips(record):
+    assert "The normal cell has collapsed: 8 of its 8 edges are skip connections" in said([record(best="skip_connect")])
+
+
+def test_alphas_that_have_not_moved(record):
+    assert "The alphas have not moved yet" in said([record(epoch=1, alpha=None)])
+
+
+def test_margins_are_those_of_the_rows(make_record):
+    own = SearchRecord.from_dict(make_record(20, 20))
+    for edge in kept_edges(own):
+        assert 0 <= edge.source < edge.block + 2
+        values = sorted([edge.probability, edge.probability - edge.margin])
+        flat = np.array(own.probabilities[edge.kind]).ravel()
+        assert all(np.isclose(flat, value).any() for value in values)
+        assert edge.margin >= 0  # by strength, a derivation keeps the most probable operation but none
+
+
+def candidates(record, scores, later=()):
+    names = list(Genotype.presets().values())
+    found = [
+        CandidateRecord(number=i + 1, rung=1, genotype=names[i % len(names)], mAP=score)
+        for i, score in enumerate(scores)
+    ]
+    found += [CandidateRecord(number=i + 1, rung=2, genotype=names[0], mAP=score) for i, score in later]
+    return [record(epoch, candidate=candidate.to_dict(), alpha=None) for epoch, candidate in enumerate(found, start=1)]
+
+
+def test_candidates_are_put_beside_the_mean_of_the_blind_draws(record):
+    text = said(candidates(record, [0.2, 0.22, 0.3, 0.24], [(2, 0.5), (1, 0.4)]))
+    half = 200 * np.std([0.2, 0.22, 0.3, 0.24], ddof=1) / math.sqrt(4)
+    assert "4 candidates were measured, and the best of the last 2 is number 3 with 50.0% mAP" in text
+    assert f"+6.0 points more than the mean of 4 drawn blindly (± {half:.1f}" in text
+    assert "10.0 points behind" in text
+    assert "those of the search network" not in text
+    worse = verdict(candidates(record, [0.2, 0.22, 0.3, 0.24], [(0, 0.5)]))
+    assert worse[1].speaks_for is False  # it had less than the mean when it was one of many
+
+
+def test_the_interval_of_a_share_holds_it_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(1000):
+        low, high = wilson(rng.binomial(60, 0.3) / 60, 60)
+        held += low <= 0.3 <= high
+    assert 930 <= held <= 975

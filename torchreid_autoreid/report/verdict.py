@@ -1,0 +1,205 @@
+"""What the log of a search supports, in sentences: whether it has decided, how clearly, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ..genotype import KINDS, cell_edges
+from ..records import SearchRecord
+
+__all__ = ["Edge", "Sentence", "kept_edges", "verdict", "wilson"]
+
+_CLOSE = 0.01  # of a probability: a margin that another seed may turn round
+_LAST = 0.2  # share of the epochs in which a search that has converged changes little
+_COLLAPSED = 5 / 8  # share of a normal cell's edges that are skip connections
+_NAMES = {"normal": "normal cell", "reduce": "reduction cell"}
+
+
+class Sentence(NamedTuple):
+    """One finding.
+
+    Attributes:
+        speaks_for: whether it speaks for the answer (True), against it (False), or for neither (None).
+        text: for people.
+    """
+
+    speaks_for: bool | None
+    text: str
+
+
+class Edge(NamedTuple):
+    """An edge that the genotype keeps.
+
+    Attributes:
+        kind: of the cell.
+        block, source: from an input to a block, as numbered in the genotype.
+        operation: that it keeps.
+        probability: of that operation.
+        runner_up: the operation with the highest probability among the others but ``none``.
+        margin: how much less probable the runner-up is; negative where the genotype keeps another than the best.
+        none: the probability of ``none``.
+    """
+
+    kind: str
+    block: int
+    source: int
+    operation: str
+    probability: float
+    runner_up: str
+    margin: float
+    none: float
+
+
+def kept_edges(record: SearchRecord) -> list[Edge]:
+    """The edges of the genotype of an epoch, with their rows of probabilities."""
+    operations, found = list(record.operations), []
+    for kind in KINDS:
+        cell = getattr(record.genotype, kind)
+        rows = {(block, source): edge for edge, block, source in cell_edges(len(cell))}
+        for block, edges in enumerate(cell):
+            for operation, source in edges:
+                row = dict(zip(operations, record.probabilities[kind][rows[block, source]], strict=True))
+                if operation not in row:
+                    continue
+                others = {name: value for name, value in row.items() if name not in (operation, "none")}
+                runner_up = max(others, key=lambda name: others[name])
+                margin = row[operation] - others[runner_up]
+                found.append(
+                    Edge(kind, block, source, operation, row[operation], runner_up, margin, row.get("none", 0.0))
+                )
+    return found
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many independent cases (Wilson, 1927).
+
+    >>> [round(end, 3) for end in wilson(0.5, 100)]
+    [0.404, 0.596]
+    """
+    z = 1.959964
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number)) / (1 + z * z / number)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def verdict(records: Sequence[SearchRecord]) -> list[Sentence]:
+    """The findings on a search, finished or not, the most important first."""
+    of_candidates = records[-1].candidate is not None
+    return [*(_candidates(records) if of_candidates else _alphas(records)), *_measurement(records, of_candidates)]
+
+
+def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
+    scores: dict[int, dict[int, float]] = {}  # rung -> candidate -> mAP
+    for record in records:
+        if record.candidate is not None and record.candidate.mAP is not None:
+            scores.setdefault(record.candidate.rung, {})[record.candidate.number] = record.candidate.mAP
+    if not scores:
+        yield Sentence(None, "No candidate has been measured yet.")
+        return
+    first, last = scores[min(scores)], scores[max(scores)]
+    best = max(last, key=lambda number: last[number])
+    yield Sentence(
+        None,
+        f"{len(first)} candidates were measured, and the best of the last {len(last)} is number {best} with "
+        f"{last[best]:.1%} mAP on identities that it was not trained on.",
+    )
+    drawn = [record.candidate for record in records if record.candidate is not None]
+    proposed = ("searched", "proposed")  # by alphas, in a selection by halving
+    blind = [
+        first[c.number]
+        for c in drawn
+        if c.rung == min(scores) and c.mAP is not None and c.parent is None and not c.genotype.name.startswith(proposed)
+    ]
+    if len(blind) > 2 and best in first:
+        mean = statistics.fmean(blind)
+        half = 2 * statistics.stdev(blind) / math.sqrt(len(blind))
+        gain = first[best] - mean
+        yield Sentence(
+            gain > half,
+            f"After equal training it had {100 * gain:+.1f} points more than the mean of {len(blind)} drawn blindly "
+            f"(± {100 * half:.1f}, two standard errors of that mean). The best of several scores is flattered by "
+            "chance; only a full training tells what it is worth.",
+        )
+    if len(last) > 1:
+        second = sorted(last.values())[-2]
+        yield Sentence(None, f"The second best is {100 * (last[best] - second):.1f} points behind.")
+
+
+def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
+    last = records[-1]
+    if last.alpha is None and all(record.alpha is None for record in records):
+        yield Sentence(None, "The alphas have not moved yet: all epochs so far belong to their warm-up.")
+        return
+    recent = [
+        record for record in records if record.epoch > last.epochs * (1 - _LAST) and record.epoch > records[0].epoch
+    ]
+    changes = [record.diagnosis.get("changed_edges") for record in recent]
+    known = [number for number in changes if number is not None]
+    edges = kept_edges(last)
+    if known:
+        total = sum(known)
+        yield Sentence(
+            total == 0,
+            f"In its last {len(known)} epochs the genotype {'did not change' if not total else 'changed'}"
+            + (f" on {total} edges: it has not settled, and more epochs may give another." if total else "."),
+        )
+    if edges:
+        close = [edge for edge in edges if edge.margin < _CLOSE]
+        least = min(edges, key=lambda edge: edge.margin)
+        where = f"{least.operation} before {least.runner_up} in the {_NAMES[least.kind]}"
+        yield Sentence(
+            not close,
+            f"{len(close)} of {len(edges)} edges were won by less than {_CLOSE} of probability (the closest by "
+            f"{least.margin:.3f}: {where}); another seed may turn those round."
+            if close
+            else f"Every edge was won by {_CLOSE} of probability or more (the closest by {least.margin:.3f}: {where}).",
+        )
+        for kind in KINDS:
+            own = [edge for edge in edges if edge.kind == kind]
+            outweighed = [edge for edge in own if edge.none > edge.probability]
+            if outweighed:
+                yield Sentence(
+                    False,
+                    f"In the {_NAMES[kind]} none outweighs the kept operation on {len(outweighed)} of {len(own)} "
+                    "edges: the search network would rather do without them.",
+                )
+    skips, number = last.genotype.count("skip_connect")["normal"], 2 * last.genotype.blocks
+    if skips >= _COLLAPSED * number:
+        yield Sentence(
+            False,
+            f"The normal cell has collapsed: {skips} of its {number} edges are skip connections. search.skip_cap, "
+            ".auxiliary_skip or .stop_at_skips is against that.",
+        )
+    for kind in KINDS:
+        names = [edge.operation for edge in edges if edge.kind == kind]
+        common = statistics.mode(names) if names else "skip_connect"
+        if common != "skip_connect" and names.count(common) >= 0.75 * len(names):
+            yield Sentence(False, f"{names.count(common)} of {len(names)} edges of the {_NAMES[kind]} are {common}.")
+
+
+def _measurement(records: Sequence[SearchRecord], of_candidates: bool) -> Iterator[Sentence]:
+    measured = [record for record in records if record.retrieval]
+    if not measured:
+        yield Sentence(False, "Retrieval was never measured (test.eval_freq).")
+        return
+    found = measured[-1].retrieval
+    assert found is not None
+    queries = int(found["num_valid_queries"])
+    if queries:
+        low, high = wilson(float(found["rank1"]), queries)
+        few = high - low > 0.1
+        yield Sentence(
+            not few,
+            f"Retrieval was measured with {queries} queries: rank-1 {found['rank1']:.1%}, between {low:.1%} and "
+            f"{high:.1%} (95 %){', which is too wide to compare searches by' if few else ''}.",
+        )
+    if not of_candidates:
+        yield Sentence(
+            None,
+            "These figures are those of the search network, on images of the half that trained the alphas. The network "
+            "of the genotype has to be trained before anything can be said of it, and beside a genotype drawn blindly: "
+            "search.selection halving does both.",
+        )
