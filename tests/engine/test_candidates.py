@@ -154,22 +154,54 @@ def test_a_parked_candidate_goes_on_from_its_weights_and_its_momentum(datamanage
         assert all(torch.equal(a, b) for a, b in zip(at_start[rung, index], at_end[rung - 1, index], strict=True))
 
 
-@pytest.mark.parametrize("epoch", range(1, 7))
-def test_halving_resumes_after_any_epoch(datamanager, tmp_path, epoch):
-    through = build(datamanager, rungs=RUNGS, checkpoint_every=1)
-    through.on_epoch = lambda record: setattr(through, "stop_requested", False)
-    genotype = run(through, tmp_path / "through", max_epoch=7)
+def stopped_and_resumed_in_every_epoch(make, folder, epochs):
+    """The engine that ends a run of which each epoch is trained by an engine of its own."""
+    engine, start = make(), 0
+    for epoch in range(1, epochs):
+
+        def on_step(at, batch, *_, epoch=epoch, stopped=engine):
+            stopped.stop_requested = (at, batch) == (epoch, 0)
+
+        engine.on_step = on_step
+        with pytest.raises(Interrupted):
+            run(engine, folder, max_epoch=epochs, start_epoch=start)
+        engine = make()
+        start = engine.resume(folder / "checkpoint.pth")
+    return engine, run(engine, folder, max_epoch=epochs, start_epoch=start)
+
+
+def assert_same_end(engine, through):
+    for key, value in through.model.state_dict().items():
+        assert torch.equal(value, engine.model.state_dict()[key]), key
+
+
+@pytest.fixture(scope="module")
+def halved(datamanager, tmp_path_factory):
+    """A halving that never stopped: its engine, its folder and its answer."""
+    engine, folder = build(datamanager, rungs=RUNGS), tmp_path_factory.mktemp("halved")
+    return engine, folder, run(engine, folder, max_epoch=7)
+
+
+def test_halving_stopped_and_resumed_in_every_epoch_equals_uninterrupted(datamanager, halved, tmp_path):
+    through, folder, answer = halved
+    engine, genotype = stopped_and_resumed_in_every_epoch(lambda: build(datamanager, rungs=RUNGS), tmp_path, 7)
+    assert genotype == answer
+    assert history(tmp_path) == history(folder)
+    assert_same_end(engine, through)
+
+
+@pytest.mark.parametrize("epoch", [3, 5])  # the first ones of the second and of the third rung
+def test_a_halving_that_goes_on_in_another_folder_finds_its_candidates(datamanager, halved, tmp_path, epoch):
+    through, folder, answer = halved
     first = build(datamanager, rungs=RUNGS)
     first.on_step = lambda at, batch, *_: setattr(first, "stop_requested", (at, batch) == (epoch, 0))
     with pytest.raises(Interrupted):
         run(first, tmp_path / "cut", max_epoch=7)
     second = build(datamanager, rungs=RUNGS)
-    elsewhere = tmp_path / "elsewhere"  # in another folder the parked candidates are still found
     start = second.resume(tmp_path / "cut" / "checkpoint.pth")
-    assert run(second, elsewhere, max_epoch=7, start_epoch=start) == genotype
-    assert history(elsewhere) == history(tmp_path / "through")[-len(history(elsewhere)) :]
-    for key, value in through.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[key]), key
+    assert run(second, tmp_path / "elsewhere", max_epoch=7, start_epoch=start) == answer
+    assert history(tmp_path / "elsewhere") == history(folder)[epoch:]
+    assert_same_end(second, through)
 
 
 def test_rungs_that_do_not_fit_are_refused(datamanager, tmp_path):
@@ -332,20 +364,13 @@ def test_children_inherit_what_has_not_changed_and_survivors_start_anew(datamana
     assert [c["parent"] is None for c in candidates] == [True] * 2 + [False] * 3 + [True] * 3
 
 
-@pytest.mark.parametrize("epoch", [2, 4, 5, 7])
-def test_evolution_resumes_after_any_epoch(datamanager, tmp_path, epoch):
+def test_evolution_stopped_and_resumed_in_every_epoch_equals_uninterrupted(datamanager, tmp_path):
     through = build_evolution(datamanager)
-    genotype = run(through, tmp_path / "through", max_epoch=8)
-    first = build_evolution(datamanager)
-    first.on_step = lambda at, batch, *_: setattr(first, "stop_requested", (at, batch) == (epoch, 0))
-    with pytest.raises(Interrupted):
-        run(first, tmp_path / "cut", max_epoch=8)
-    second = build_evolution(datamanager)
-    start = second.resume(tmp_path / "cut" / "checkpoint.pth")
-    assert run(second, tmp_path / "cut", max_epoch=8, start_epoch=start) == genotype
-    assert history(tmp_path / "cut") == history(tmp_path / "through")
-    for key, value in through.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[key]), key
+    answer = run(through, tmp_path / "through", max_epoch=8)
+    engine, genotype = stopped_and_resumed_in_every_epoch(lambda: build_evolution(datamanager), tmp_path / "stopped", 8)
+    assert genotype == answer
+    assert history(tmp_path / "stopped") == history(tmp_path / "through")
+    assert_same_end(engine, through)
 
 
 def test_a_second_objective_writes_its_front(datamanager, tmp_path):

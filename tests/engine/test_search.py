@@ -4,7 +4,10 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -104,14 +107,29 @@ def assert_same(one, other):
         assert one == other
 
 
+class Uninterrupted(NamedTuple):
+    """A search that never stopped, with the folder that it left; its copy is not written to."""
+
+    order: int
+    state: dict
+    history: list
+    genotype: Genotype
+    steps: list
+    folder: Path
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["first order", "second order"])
 def uninterrupted(request, root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    engine = build(root, order=request.param)
+    engine = build(root, order=request.param, checkpoint_every=1)
     steps = []
-    engine.on_step = lambda epoch, batch, batches, _: steps.append((epoch, batch, batches))
+    engine.on_step = lambda epoch, batch, *_: steps.append((epoch, batch))
     genotype = run(engine, folder)
-    return request.param, copy.deepcopy(state(engine)), history(folder), genotype, steps
+    return Uninterrupted(request.param, copy.deepcopy(state(engine)), history(folder), genotype, steps, folder)
+
+
+#: for what does not depend on the order
+first_order = pytest.mark.parametrize("uninterrupted", [1], indirect=True)
 
 
 def stop_after(engine, epoch, batch):
@@ -121,32 +139,27 @@ def stop_after(engine, epoch, batch):
     engine.on_step = on_step
 
 
-def interrupted_and_resumed(root, folder, order, at, workers):
-    first = build(root, workers, order=order)
-    stop_after(first, *at)
-    with pytest.raises(Interrupted) as caught:
-        run(first, folder)
-    assert str(folder / "checkpoint.pth") in str(caught.value)
-    torch.manual_seed(99)  # a new process has other random states
-    second = build(root, workers, order=order)
-    torch.manual_seed(98)
-    genotype = run(second, folder, start_epoch=second.resume(folder / "checkpoint.pth"))
-    return second, genotype
-
-
-def test_resumed_anywhere_equals_uninterrupted(uninterrupted, root, tmp_path):
-    order, expected, records, genotype, steps = uninterrupted
+def test_stopped_and_resumed_after_every_step_equals_uninterrupted(uninterrupted, root, tmp_path):
+    order, expected, records, genotype, steps, _ = uninterrupted
     assert len(steps) >= 4
-    for number, (epoch, batch, _) in enumerate(steps):
-        folder = tmp_path / str(number)
-        engine, resumed_genotype = interrupted_and_resumed(root, folder, order, (epoch, batch), workers=0)
-        assert_same(state(engine), expected)
-        assert history(folder) == records
-        assert resumed_genotype == genotype == Genotype.load(folder / "genotype.json")
+    engine, start = build(root, order=order), 0
+    for epoch, batch in steps:
+        stop_after(engine, epoch, batch)
+        with pytest.raises(Interrupted) as caught:
+            run(engine, tmp_path, start_epoch=start)
+        assert str(tmp_path / "checkpoint.pth") in str(caught.value)
+        torch.manual_seed(99)  # a new process has other random states
+        engine = build(root, order=order)
+        torch.manual_seed(98)
+        start = engine.resume(tmp_path / "checkpoint.pth")
+    assert run(engine, tmp_path, start_epoch=start) == genotype == Genotype.load(tmp_path / "genotype.json")
+    assert_same(state(engine), expected)
+    assert history(tmp_path) == records
 
 
+@first_order
 def test_a_stop_in_an_evaluation_is_heard_and_the_resumed_search_ends_the_same(uninterrupted, root, tmp_path):
-    order, expected, records, _, _ = uninterrupted
+    order, expected, records, *_ = uninterrupted
     first = build(root, order=order)
     extract, calls = first.extract_features, []
 
@@ -169,13 +182,14 @@ def test_a_stop_in_an_evaluation_is_heard_and_the_resumed_search_ends_the_same(u
     assert history(tmp_path) == records
 
 
+@first_order
 def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, root, tmp_path, monkeypatch):
     """Neither the run nor which checkpoint is the newest depends on the time of day."""
-    order, expected, records, _, steps = uninterrupted
+    order, expected, records, _, steps, _ = uninterrupted
     now = iter(range(2_000_000_000, 0, -86400))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     engine = build(root, order=order)
-    stop_after(engine, *steps[-1][:2])
+    stop_after(engine, *steps[-1])
     with pytest.raises(Interrupted):
         run(engine, tmp_path)
     os.utime(tmp_path / "checkpoint.pth", (0, 0))  # written in 1970, before checkpoint-previous.pth
@@ -189,7 +203,8 @@ def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, root, tmp_path,
 
 
 def test_a_state_of_another_optimiser_or_scheduler_is_refused(root, tmp_path):
-    run(build(root), tmp_path, max_epoch=1)
+    engine = build(root)
+    run(engine, tmp_path, max_epoch=1)
     whole = load_checkpoint(tmp_path / "checkpoint.pth")
     changes = {
         "moments": lambda s: next(iter(s["optimizer"]["state"].values())).update(momentum_buffer=torch.zeros(7)),
@@ -206,40 +221,32 @@ def test_a_state_of_another_optimiser_or_scheduler_is_refused(root, tmp_path):
         change(state)
         save_checkpoint(state, tmp_path / f"{name}.pth")
         with pytest.raises(UserError, match=f"{name}.pth does not fit this run"):
-            build(root).resume(tmp_path / f"{name}.pth")
+            engine.resume(tmp_path / f"{name}.pth")
 
 
+@first_order
 def test_two_workers_give_the_same_run_resumed_or_not(uninterrupted, root, tmp_path):
-    order, expected, records, genotype, steps = uninterrupted
-    engine = build(root, 2, order=order)
-    run(engine, tmp_path / "through")
-    assert_same(state(engine), expected)
-    epoch, batch, _ = steps[len(steps) // 2]
-    engine, resumed_genotype = interrupted_and_resumed(root, tmp_path / "stopped", order, (epoch, batch), workers=2)
-    assert_same(state(engine), expected)
-    assert history(tmp_path / "stopped") == records
-    assert resumed_genotype == genotype
-
-
-def test_resumed_at_an_epoch_boundary_equals_uninterrupted(uninterrupted, root, tmp_path):
-    order, expected, records, _, _ = uninterrupted
-    first = build(root, order=order, checkpoint_every=1)
-    run(first, tmp_path)
-    second = build(root, order=order)
-    start = second.resume(tmp_path / "checkpoint-1.pth")
-    assert start == 1
-    run(second, tmp_path, start_epoch=start)
+    order, expected, records, genotype, steps, _ = uninterrupted
+    first = build(root, 2, order=order)
+    stop_after(first, *steps[len(steps) // 2])
+    with pytest.raises(Interrupted):
+        run(first, tmp_path)
+    second = build(root, 2, order=order)
+    assert run(second, tmp_path, start_epoch=second.resume(tmp_path / "checkpoint.pth")) == genotype
     assert_same(state(second), expected)
     assert history(tmp_path) == records
 
 
-def test_resuming_a_finished_search_changes_nothing(uninterrupted, root, tmp_path):
-    order, expected, records, genotype, _ = uninterrupted
-    run(build(root, order=order), tmp_path)
-    again = build(root, order=order)
-    assert run(again, tmp_path, start_epoch=again.resume(tmp_path / "checkpoint.pth")) == genotype
-    assert_same(state(again), expected)
-    assert history(tmp_path) == records
+@pytest.mark.parametrize(("name", "start"), [("checkpoint-1.pth", 1), ("checkpoint.pth", EPOCHS)])
+@first_order
+def test_resumed_at_an_epoch_boundary_or_at_the_end_equals_uninterrupted(uninterrupted, root, tmp_path, name, start):
+    order, expected, records, genotype, _, folder = uninterrupted
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    engine = build(root, order=order)
+    assert engine.resume(copied / name) == start
+    assert run(engine, copied, start_epoch=start) == genotype
+    assert_same(state(engine), expected)
+    assert history(copied) == records
 
 
 EVERYTHING = Schedule(auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
