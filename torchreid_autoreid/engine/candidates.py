@@ -123,17 +123,14 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     # -- torchreid's hooks --------------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        save_dir: str = "log",
-        max_epoch: int = 0,
-        start_epoch: int = 0,
-        print_freq: int = 10,
-        eval_freq: int = 1,
-        dist_metric: str = "cosine",
-        normalize_feature: bool = False,
-    ) -> Genotype:
+    def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **options: Any) -> Genotype:
         """As :meth:`ImageAutoReIDSearchEngine.run`; each candidate is measured after its last epoch in any case.
+
+        Args:
+            save_dir: log folder.
+            max_epoch: epochs of all candidates together.
+            start_epoch: 0-based.
+            options: ``print_freq``, ``eval_freq`` (1), ``dist_metric`` (``cosine``) and ``normalize_feature``.
 
         Raises:
             UserError: if the rungs take more or fewer epochs than ``max_epoch``.
@@ -146,8 +143,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             self.save_dir = Path(save_dir)
             self._write_answer()
             return self.genotype()
-        options = RunOptions(print_freq, eval_freq, 0, dist_metric, normalize_feature)
-        self._run(save_dir, max_epoch, start_epoch, options)
+        chosen: dict[str, Any] = {"eval_freq": 1, "dist_metric": "cosine"} | options
+        self._run(save_dir, max_epoch, start_epoch, RunOptions(**chosen))
         return self.genotype()
 
     def test(self, *_: Any, **__: Any) -> float:
@@ -333,7 +330,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def resume(self, path: str | Path) -> int:
         """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
-        state = load_checkpoint(path, self.checkpoint_keys)["candidates"]
+        checkpoint = load_checkpoint(path, self.checkpoint_keys)
+        state = checkpoint["candidates"]
         try:
             limits, first = dict(state["limits"]), int(state["epoch"])
             if limits != self._limits():  # they decide which genotypes are drawn
@@ -348,7 +346,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint")
         self._resumed_from = Path(path).parent
         self._build(turn)
-        return super().resume(path)
+        return self._resume(checkpoint, path)
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         if self.precision.scaler.is_enabled() and state.get("scaler"):

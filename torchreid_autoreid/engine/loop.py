@@ -463,7 +463,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
         Raises:
             UserError: if the file is not a checkpoint of such a run, of another network, or made with other settings.
         """
-        state = load_checkpoint(path, self.checkpoint_keys)
+        return self._resume(load_checkpoint(path, self.checkpoint_keys), path)
+
+    def _resume(self, state: Mapping[str, Any], path: str | Path) -> int:
+        """As :meth:`resume`, from a checkpoint that has been read."""
         load_state(self._network(), state["state_dict"], path)
         try:
             self._check_settings(state.get("settings", {}), path)
