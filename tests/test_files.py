@@ -90,6 +90,7 @@ def test_what_a_killed_command_left_goes_and_what_is_being_written_stays(tmp_pat
         (OSError(12, "Cannot allocate memory"), "out of memory"),
         (RuntimeError("std::bad_alloc"), "out of memory"),
         (OSError(28, "No space left on device", "a"), "cannot write a: No space left on device; make room"),
+        (OSError(13, "Permission denied", b"a/events"), "cannot use a/events: Permission denied; give another path"),
     ],
 )  # fmt: skip
 def test_what_the_machine_says_is_a_line_with_a_way_out(error, text):

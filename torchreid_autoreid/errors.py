@@ -1,6 +1,7 @@
 """The exceptions that a command turns into a line and an exit status, and how they show a value."""
 
 import errno
+import os
 import reprlib
 from typing import Any
 
@@ -60,6 +61,11 @@ def short(value: Any) -> str:
         return f"{type(value).__name__} too long to be shown"
 
 
+def _text(name: Any) -> str:
+    """A file's name; TensorBoard opens its own by their bytes."""
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
 def line_of_the_machine(error: BaseException) -> str:
     """What to do about a fault of the machine that Python, PyTorch or a library raises; empty if it is none.
 
@@ -71,7 +77,7 @@ def line_of_the_machine(error: BaseException) -> str:
     text = " ".join(str(error).split())
     reason = text[:160]
     if isinstance(error, OSError) and error.errno is not None:
-        where = f" {error.filename}" if error.filename else ""
+        where = f" {_text(error.filename)}" if error.filename else ""
         if error.errno in _FULL:
             return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
         if error.errno == errno.ENAMETOOLONG:

@@ -155,3 +155,8 @@ def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path):
     for given in (str(path), [str(path)], path, array, [array]):
         assert torch.equal(extractor(given), expected)
     assert 0.3 < float(trained.mean()) < 0.7  # not white
+
+
+def test_a_data_root_that_has_gone_away_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"its folder .*/gone is gone; when it is back, go on with --resume"):
+        read_image(tmp_path / "gone" / "a.jpg")

@@ -69,7 +69,8 @@ def check_train_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     """Refuses values out of range, values that exclude one another, and keys that a training would ignore.
 
     A recipe is for any model, so that a comparison is fair: what it says of our network (``autoreid.*``) is passed over
-    where ``model.name`` is one of torchreid's own.
+    where ``model.name`` is one of torchreid's own. One file may serve a search and a training: what it says of the
+    search (``search.*``) is passed over too.
 
     Args:
         given: keys of the command line, which are refused even so.
@@ -87,7 +88,8 @@ def check_train_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
             raise UserError(
                 f"{name} has no effect in a training: {cfg.model.name} is torchreid's own; leave the key out"
             )
-    _check_all_read(cfg, get_default_config(), UNUSED_IN_TRAINING, "a training")
+    unused = {key: text for key, text in UNUSED_IN_TRAINING.items() if not key.startswith("search.") or key in given}
+    _check_all_read(cfg, get_default_config(), unused, "a training")
     _check_values(cfg)
     _check_images(cfg)
     _check_optimisation(cfg, "recipe.min_lr")

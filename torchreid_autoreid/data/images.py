@@ -85,6 +85,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(path: str | os.PathLike[str], reason: str) -> UserError:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return UserError(
+            f"cannot read the image {shown(path)}: its folder {shown(folder)} is gone; when it is back, go on with "
+            "--resume"
+        )
     return UserError(f"cannot read the image {shown(path)} ({reason}); replace the file or remove it")
 
 
