@@ -151,6 +151,7 @@ class Log:
         self.logger.propagate = False
         self.logger.setLevel(logging.DEBUG)
         sys.stdout = self.printed = _Printed(self.stdout, _LOGGER)
+        # logging.captureWarnings would log to another logger, with the path and a line of the source that warned.
         warnings.showwarning = lambda message, category, *_: _LOGGER.warning("%s: %s", category.__name__, message)
 
     def write_into(self, save_dir: str | Path, name: str) -> None:

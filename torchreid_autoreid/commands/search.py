@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -528,6 +529,6 @@ def summary(genotype: Genotype, save_dir: Path, report: Path, findings: Sequence
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
             *(f"  {'+' if one.speaks_for else '-' if one.speaks_for is False else ' '} {one.text}" for one in findings),
-            f"to train it: autoreid train --genotype {save_dir / 'genotype.json'} --config-file …",
+            f"to train it: autoreid train --genotype {shlex.quote(str(save_dir / 'genotype.json'))} --config-file …",
         ]
     )
