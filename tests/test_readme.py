@@ -23,7 +23,7 @@ def commands():
         for line in block.replace("\\\n", " ").splitlines():
             found = re.search(r"(?:^| )(?:autoreid|-m torchreid_autoreid) (\w+)( .*)?$", line.split(" && ")[-1])
             if found and found[1] in COMMANDS and "…" not in line:
-                yield pytest.param(found[1], shlex.split(found[2] or ""), id=line.strip()[:80])
+                yield pytest.param(found[1], shlex.split(found[2] or "", comments=True), id=line.strip()[:80])
 
 
 FOUND = list(commands())

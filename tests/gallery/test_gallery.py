@@ -221,6 +221,8 @@ def test_a_writer_killed_at_any_moment_leaves_whole_people_and_two_readers_follo
                     write_for_ever(folder)
                 finally:
                     os._exit(1)
+            while not len(one):  # until the first person is enrolled
+                time.sleep(0.01)
             end = time.monotonic() + pause
             while time.monotonic() < end:
                 for reader in (one, two):
