@@ -73,19 +73,26 @@ def ended(log):
 
 
 @pytest.fixture(scope="module")
-def unbroken(options, tmp_path_factory):
+def whole(options, tmp_path_factory):
+    """The log folder of a run that nothing happens to."""
     log = tmp_path_factory.mktemp("unbroken") / "log"
-    assert start(options, log).wait() == 0, log.with_suffix(".out").read_text()
-    return ended(log)
+    assert start([*options, "search.checkpoint_every", 1], log).wait() == 0, log.with_suffix(".out").read_text()
+    return log
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole):
+    return ended(whole)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(options, unbroken, tmp_path):
     log = tmp_path / "log"
     process = start(options, log, "--max-restarts=1")
-    kill_one(process, log)
+    ranks = kill_one(process, log)
     text = log.with_suffix(".out").read_text
     assert process.wait() == 0, text()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
     weights, lines, genotype = ended(log)
     assert all(torch.equal(weights[key], value) for key, value in unbroken[0].items())
     assert (lines, genotype) == unbroken[1:]
@@ -117,13 +124,10 @@ def test_a_signal_to_torchrun_stops_all_in_the_middle_of_an_epoch(options, unbro
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(options, unbroken, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(options, whole, unbroken, tmp_path):
     log = tmp_path / "log"
-    process = start(options, log)
-    ranks = kill_one(process, log)
-    assert process.wait() != 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    assert start(options, log, processes=1).wait() == 0, log.with_suffix(".out").read_text()
+    again = start([*options, "--resume", whole / "checkpoint-1.pth"], log, processes=1)
+    assert again.wait() == 0, log.with_suffix(".out").read_text()
     assert "was written by 2 processes, and now there are 1" in log.with_suffix(".out").read_text()
     weights, lines, _ = ended(log)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
