@@ -100,6 +100,10 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
         ["search.strategy", "drnas", "search.order", 2, "search.skip_dropout", 0.3],
         ["search.strategy", "random"],
         ["search.strategy", "halving", "search.rung_candidates", [1], "search.rung_epochs", [2]],
+        [
+            *("search.strategy", "evolution", "search.evolution_candidates", 1, "search.population", 1),
+            *("search.tournament", 1, "search.rung_candidates", [1], "search.rung_epochs", [1]),
+        ],
         ["search.selection", "perturbation", "search.perturbation_batches", 1, "search.perturbation_steps", 1],
     ],
     ids=lambda options: f"{options[1]}",

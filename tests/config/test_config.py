@@ -458,6 +458,12 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "random or halving or evolution"]),
         ("search.strategy halving search.split identity", ["search.split 'identity'", "no effect", "halving"]),
         ("search.strategy halving", ["train.max_epoch 15", "63"]),
+        ("search.strategy evolution", ["train.max_epoch 15", "the evolution and the rungs", "163"]),
+        ("search.strategy evolution search.population 101", ["population", "101"]),
+        (
+            "search.strategy evolution search.evolution_candidates 20 search.rung_candidates [21,9,3]",
+            ["first rung has 21", "only 20"],
+        ),
         ("search.strategy halving search.rung_epochs [1,3]", ["search.rung_candidates [27, 9, 3]", "[1, 3]"]),
         ("search.strategy halving search.rung_epochs [1,3,3]", ["27 x 1, 9 x 3, 3 x 3", "more epochs"]),
         ("search.strategy random search.order 2", ["search.order 2", "no effect", "random"]),

@@ -310,8 +310,8 @@ def _check_rungs(cfg: CfgNode) -> None:
     wanted, what = total_epochs(found), "the rungs"
     if cfg.search.strategy == "evolution":
         evolution = Evolution(**evolution_kwargs(cfg))
-        wanted, what = wanted + evolution.candidates * evolution.epochs, "the evolution and the rungs"
-        _check_below(cfg, "search.rung_candidates", evolution.candidates)
+        evolution.check_survivors(found)
+        wanted, what = wanted + evolution.total_epochs, "the evolution and the rungs"
     if cfg.search.strategy in ("halving", "evolution") and cfg.train.max_epoch != wanted:
         raise UserError(
             f"train.max_epoch {cfg.train.max_epoch} does not fit {what} of search.strategy {cfg.search.strategy}, "

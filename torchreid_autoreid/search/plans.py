@@ -304,6 +304,19 @@ class Evolution:
                 "than that"
             )
 
+    @property
+    def total_epochs(self) -> int:
+        """Of all candidates, before the rungs."""
+        return self.candidates * self.epochs
+
+    def check_survivors(self, rungs: Sequence[Rung]) -> None:
+        """Raises UserError unless there are as many candidates as the first of the rungs after it needs."""
+        if rungs[0].candidates > self.candidates:
+            raise UserError(
+                f"the first rung has {rungs[0].candidates} candidates, and the evolution before it only "
+                f"{self.candidates}; lower search.rung_candidates, or raise search.evolution_candidates"
+            )
+
 
 class EvolutionPlan(RungPlan):
     """Aging evolution; the best of its history are then trained from scratch and go through successive halving.
@@ -333,11 +346,7 @@ class EvolutionPlan(RungPlan):
         cost: Callable[[Genotype], float] | None = None,
     ) -> None:
         super().__init__(rungs, draw, cost)
-        if rungs[0].candidates > evolution.candidates:
-            raise UserError(
-                f"the first rung has {rungs[0].candidates} candidates, and the evolution before it only "
-                f"{evolution.candidates}; lower search.rung_candidates, or raise search.evolution_candidates"
-            )
+        evolution.check_survivors(rungs)
         self.evolution = evolution
         self.of_survivors = self.rungs
         self.rungs = (Rung(evolution.candidates, evolution.epochs), *rungs)

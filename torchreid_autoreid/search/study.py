@@ -180,6 +180,8 @@ class StudyPlan:
         cost: Callable[[Genotype], float] | None = None,
     ) -> None:
         check_rungs(rungs)
+        if evolution is not None:
+            evolution.check_survivors(rungs)
         self.study, self.rungs, self.cost = study, tuple(rungs), cost
         self.evolution, self.accepts, self.seed = evolution, accepts, seed
         self.operations, self.blocks = tuple(operations), blocks
@@ -197,8 +199,8 @@ class StudyPlan:
     @property
     def total_epochs(self) -> int:
         """The most that a worker can get to train."""
-        each = 0 if self.evolution is None else self.evolution.epochs
-        return self.evolved * each + self.rungs[0].candidates * self.rungs[-1].epochs
+        before = 0 if self.evolution is None else self.evolution.total_epochs
+        return before + self.rungs[0].candidates * self.rungs[-1].epochs
 
     # -- turns --------------------------------------------------------------------------------------------------------
 
