@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import torchreid  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
+from truth import genotype_of  # noqa: E402  beside this file
 
 from torchreid_autoreid.checkpoint import newest_checkpoint  # noqa: E402
 from torchreid_autoreid.commands.console import run  # noqa: E402
@@ -51,7 +52,7 @@ from torchreid_autoreid.config.read import load_config, plain_config  # noqa: E4
 from torchreid_autoreid.data import SearchDataManager  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.evaluation import Embeddings, evaluate  # noqa: E402
-from torchreid_autoreid.genotype import KINDS, Genotype, cell_edges, operation_names  # noqa: E402
+from torchreid_autoreid.genotype import KINDS, Genotype, cell_edges  # noqa: E402
 from torchreid_autoreid.parallel.launch import OneProcess  # noqa: E402
 from torchreid_autoreid.search.halving import Rung, annealed  # noqa: E402
 from torchreid_autoreid.search.plans import RungPlan  # noqa: E402
@@ -81,8 +82,7 @@ def configuration(options: argparse.Namespace) -> Any:
 
 def genotypes(options: argparse.Namespace) -> list[Genotype]:
     """Those of truth.py."""
-    names = operation_names("reid")
-    return [draw_genotype(names, 4, f"truth {i}", name=f"truth-{i}") for i in range(options.genotypes)]
+    return [genotype_of(index) for index in range(options.genotypes)]
 
 
 def names_of(training: str) -> list[str]:

@@ -121,10 +121,9 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
     everyone.check_same("at the start", SAME_DATA, training_images=datamanager.trained_images)
     with everyone.together():
         settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
-        if by_candidates:  # what the file says now, whatever its name
-            settings["search.recipe"] = settings_of_result(recipe)
         engine: Any
         if by_candidates:
+            settings["search.recipe"] = settings_of_result(recipe)  # what the file says now, whatever its name
             study = Study(cfg.search.study, settings) if cfg.search.study else None
             plan, blind = build_plan(cfg, budget, latencies, study)
             engine = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, plan, blind)

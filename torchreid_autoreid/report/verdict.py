@@ -79,10 +79,10 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in wilson(0.5, 100)]
     [0.404, 0.596]
     """
-    z = 1.959964
-    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
-    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number)) / (1 + z * z / number)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * number), number).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def verdict(records: Sequence[SearchRecord]) -> list[Sentence]:

@@ -23,8 +23,10 @@ __all__ = [
     "RungPlan",
     "Start",
     "Turn",
+    "best_order",
     "cells",
     "first_front",
+    "front_of",
     "front_order",
     "mutate",
     "simulate",
@@ -185,10 +187,8 @@ class RungPlan:
     def best_of(self, candidates: Sequence[int], scores: Sequence[float], keep: int) -> list[int]:
         """The ``keep`` best of those that have a score, the best first."""
         measured = list(candidates[: len(scores)])
-        if self.cost is None:
-            return survivors(measured, scores, keep)
-        costs = [self.cost(self.genotype_of(index)) for index in measured]
-        return [measured[place] for place in front_order(scores, costs)[:keep]]
+        order = best_order(scores, [self.genotype_of(index) for index in measured], self.cost)
+        return [measured[place] for place in order[:keep]]
 
     def tell(self, turn: Turn, score: float) -> None:
         """The score of the candidate whose turn has ended."""
@@ -248,9 +248,12 @@ class RungPlan:
         last = max((rung for rung, scores in enumerate(self.scores) if scores), default=0)
         found = self.last_scores()
         costs = [self.cost(self.genotype_of(index)) for index, _ in found]
-        kept = first_front([score for _, score in found], costs)
-        measured = [Measured(self.genotype_of(found[i][0]), found[i][1], costs[i], last) for i in kept]
-        return sorted(measured, key=lambda one: -one.score)
+        return front_of(
+            [
+                Measured(self.genotype_of(index), score, cost, last)
+                for (index, score), cost in zip(found, costs, strict=True)
+            ]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a search needs to go on from here."""
@@ -489,6 +492,21 @@ def _mutant(genotype: Genotype, names: Sequence[str], generator: random.Random, 
     new: Block = (pair[0], pair[1])
     changed[kind][block] = new
     return Genotype(name, tuple(changed["normal"]), tuple(changed["reduce"]))
+
+
+def best_order(
+    scores: Sequence[float], genotypes: Sequence[Genotype], cost: Callable[[Genotype], float] | None
+) -> list[int]:
+    """Places, the best first: by score, or with a second objective by :func:`front_order`."""
+    if cost is None:
+        return survivors(range(len(scores)), scores, len(scores))
+    return front_order(scores, [cost(genotype) for genotype in genotypes])
+
+
+def front_of(measured: Sequence[Measured]) -> list[Measured]:
+    """Those that no other one beats in score and cost, the best score first."""
+    kept = first_front([one.score for one in measured], [one.cost or 0.0 for one in measured])
+    return sorted((measured[i] for i in kept), key=lambda one: -one.score)
 
 
 def front_order(scores: Sequence[float], costs: Sequence[float]) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import UserError, short
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
-from .plans import Evolution, Measured, Start, Turn, cells, first_front, front_order, mutate
+from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
 
 __all__ = ["Study", "StudyPlan", "shown"]
 
@@ -69,7 +69,7 @@ class Study:
                 storage = optuna.storages.JournalStorage(journal)
             self.study = optuna.create_study(
                 storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True,
-                sampler=_no_sampler(optuna),
+                sampler=optuna.samplers.RandomSampler(seed=0),
             )  # fmt: skip
             found = self.study.user_attrs.get(_SETTINGS)
             if found is None and not self.study.get_trials(deepcopy=False):
@@ -300,11 +300,7 @@ class StudyPlan:
         ]
 
     def _ordered(self, found: Sequence[tuple[int, Genotype, float]]) -> list[tuple[int, Genotype, float]]:
-        scores = [score for _, _, score in found]
-        if self.cost is None:
-            order = sorted(range(len(found)), key=lambda i: (-scores[i], i))
-        else:
-            order = front_order(scores, [self.cost(genotype) for _, genotype, _ in found])
+        order = best_order([score for _, _, score in found], [genotype for _, genotype, _ in found], self.cost)
         return [found[i] for i in order]
 
     # -- scores -------------------------------------------------------------------------------------------------------
@@ -362,8 +358,7 @@ class StudyPlan:
     def front(self) -> list[Measured]:
         """As :meth:`RungPlan.front`."""
         results = self.results() if self.cost else []
-        last = [one for one in results if one.rung == results[0].rung]
-        return [last[i] for i in first_front([one.score for one in last], [one.cost or 0.0 for one in last])]
+        return front_of([one for one in results if one.rung == results[0].rung])
 
     def running(self) -> int:
         """Trials that have been begun and not ended, by all workers."""
@@ -476,7 +471,3 @@ def _proposing(optuna: Any, propose: Callable[[int], Genotype]) -> Any:
             return self.known[trial.number][param_name]
 
     return Proposing()
-
-
-def _no_sampler(optuna: Any) -> Any:
-    return optuna.samplers.RandomSampler(seed=0)
