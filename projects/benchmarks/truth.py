@@ -37,6 +37,7 @@ from torchreid_autoreid.config.check import check_train_config  # noqa: E402
 from torchreid_autoreid.config.read import load_config  # noqa: E402
 from torchreid_autoreid.data import TrainDataManager  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
+from torchreid_autoreid.files import write_atomically  # noqa: E402
 from torchreid_autoreid.genotype import Genotype, operation_names  # noqa: E402
 from torchreid_autoreid.parallel.launch import OneProcess  # noqa: E402
 from torchreid_autoreid.search.cost import count_macs, count_parameters  # noqa: E402
@@ -115,7 +116,7 @@ def train_all(options: argparse.Namespace) -> None:
     written = json.dumps(header(options), indent=1)
     if about.exists() and json.loads(about.read_text()) != json.loads(written):
         raise UserError(f"{about} is of another recipe or version; give another --output, or the same recipe")
-    about.write_text(written)
+    write_atomically(about, lambda place: Path(place).write_text(written, encoding="utf-8"))  # the shares start at once
     done = {(row["index"], row["seed"], tuple(row["layers"])) for row in rows_of(options.output)}
     waiting = [job for job in jobs(options)[share - 1 :: shares] if job not in done]
     for number, job in enumerate(waiting, start=1):

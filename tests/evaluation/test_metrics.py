@@ -196,7 +196,7 @@ def test_few_identities_are_evaluated_a_part_of_the_queries_at_a_time(monkeypatc
     [
         ("evaluate(*few(600, 20000))", 400),
         ("evaluate(*few(600, 20000), rerank=True, k1=3, k2=2)", 700),
-        ("roc(*few(600, 20000))", 400),
+        ("roc(*few(600, 20000))", 600),
         ("k_reciprocal_distances(few(6000, 2)[0].features, few(6000, 2)[0].features, k1=1, k2=1)", 500),
     ],
 )
