@@ -22,7 +22,7 @@ def random_genotype(rng, blocks):
     return Genotype("random", cell(), cell())
 
 
-def brute_force_cell(rows, operations, renormalised):
+def brute_force_cell(rows, operations):
     """The published rule, spelt out: sort all edges of a block by their best operation other than none."""
     none = operations.index("none")
     cell, offset = [], 0
@@ -32,8 +32,7 @@ def brute_force_cell(rows, operations, renormalised):
         for source in range(block + 2):
             row = rows[offset + source]
             best = max((j for j in range(len(operations)) if j != none), key=lambda j: row[j])
-            strength = row[best] / (1.0 - row[none]) if renormalised else row[best]
-            candidates.append((-strength, source, operations[best]))
+            candidates.append((-row[best], source, operations[best]))
         candidates.sort()
         cell.append(tuple((name, source) for _, source, name in candidates[:2]))
         offset += block + 2
@@ -72,27 +71,15 @@ def test_presets_are_the_published_cells():
     assert presets["baseline"].count("part_aware") == {"normal": 0, "reduce": 0}
 
 
-@pytest.mark.parametrize("renormalised", [False, True])
 @pytest.mark.parametrize("space", sorted(SPACES))
-def test_derivation_equals_brute_force(space, renormalised):
+def test_derivation_equals_brute_force(space):
     rng = np.random.default_rng(7)
     operations = SPACES[space]
     for _ in range(50):
         normal, reduce = (random_probabilities(rng, 14, len(operations)) for _ in range(2))
-        genotype = derive(normal.tolist(), reduce.tolist(), operations, renormalised=renormalised)
-        assert genotype.normal == brute_force_cell(normal, operations, renormalised)
-        assert genotype.reduce == brute_force_cell(reduce, operations, renormalised)
-
-
-def test_none_counts_against_an_edge_unless_renormalised():
-    # Two blocks' worth of nothing but block 0: input 0 is decided but mostly none, inputs 1 is undecided.
-    operations = list(OPERATION_NAMES)
-    decided = dict.fromkeys(operations, 0.0) | {"none": 0.8, "sep_conv_3x3": 0.2}
-    undecided = dict.fromkeys(operations, 0.1) | {"none": 0.1, "skip_connect": 0.4}
-    row = lambda d: [d[name] for name in operations]  # noqa: E731
-    cell = [row(undecided), row(decided)]
-    assert derive(cell, cell).normal[0][0] == ("skip_connect", 0)
-    assert derive(cell, cell, renormalised=True).normal[0][0] == ("sep_conv_3x3", 1)
+        genotype = derive(normal.tolist(), reduce.tolist(), operations)
+        assert genotype.normal == brute_force_cell(normal, operations)
+        assert genotype.reduce == brute_force_cell(reduce, operations)
 
 
 def test_none_is_never_derived():
@@ -162,7 +149,7 @@ def test_derivation_refuses_what_fits_no_cell():
         derive([[0.1] * 7] * 13, [[0.1] * 7] * 14)
     with pytest.raises(UserError, match="not finite"):
         derive([[float("nan")] * 7] * 14, [[0.1] * 7] * 14)
-    with pytest.raises(UserError, match="6 probabilities"):
+    with pytest.raises(UserError, match="6 strengths"):
         derive([[0.1] * 6] * 14, [[0.1] * 7] * 14)
 
 
@@ -217,17 +204,3 @@ def test_a_cap_that_leaves_an_edge_nothing_is_refused():
     rows = [[0.1, 0.9]] * 2
     with pytest.raises(UserError, match="skip cap of 0 leaves normal edge 0 no operation"):
         derive(rows, rows, ["none", "skip_connect"], skip_cap=0)
-
-
-@pytest.mark.parametrize("renormalised", [False, True])
-def test_edge_weights_multiply_the_strengths(renormalised):
-    rng = np.random.default_rng(0)
-    rows = {kind: rng.dirichlet(np.ones(7), size=14) for kind in ("normal", "reduce")}
-    factors = {kind: rng.uniform(size=14) for kind in rows}
-    plain = {}
-    for kind, values in rows.items():
-        mass = 1 - values[:, 5:6] if renormalised else 1.0
-        plain[kind] = values / mass * factors[kind][:, None]
-        plain[kind][:, 5] = 0.0
-    found = derive(**{k: v.tolist() for k, v in rows.items()}, renormalised=renormalised, edge_weights=factors)
-    assert found == derive(**{kind: values.tolist() for kind, values in plain.items()})

@@ -18,6 +18,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .genotype import Genotype
 __all__ = [
     "LATEST",
     "PREVIOUS",
-    "fit_weights",
+    "Checkpoint",
     "forget_torn",
     "load_checkpoint",
     "load_state",
@@ -45,6 +46,18 @@ __all__ = [
 
 #: names of the newest checkpoint of a run and of the one before it
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint-previous.pth"
+
+
+class Checkpoint(dict[str, Any]):
+    """What a checkpoint, or another file of weights, holds. It is read once, and handed on from there.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, state: Mapping[str, Any], path: Path) -> None:
+        super().__init__(state)
+        self.path = path
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path, previous: str | Path | None = None) -> None:
@@ -180,29 +193,27 @@ def _first_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0][:160]
 
 
-def load_checkpoint(path: str | Path, keys: Iterable[str] = ("state_dict",)) -> dict[str, Any]:
+def load_checkpoint(path: str | PathLike[str] | Checkpoint, keys: Iterable[str] = ("state_dict",)) -> Checkpoint:
     """Reads a checkpoint onto the CPU, without running anything that it may contain.
 
     Args:
-        path: the file.
+        path: the file, or what has been read of it.
         keys: what it must hold.
 
     Raises:
         UserError: if the file is missing, torn, holds objects other than tensors and plain data, or lacks a key.
     """
-    path = Path(path)
-    state = _read(path)
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint; use one that a run has written")
+    state = path if isinstance(path, Checkpoint) else _read(Path(path))
     for key in keys:
         if key not in state:
             raise UserError(
-                f"{path} has no {key!r}, so it is another kind of checkpoint; use one that the same command has written"
+                f"{state.path} has no {key!r}, so it is another kind of checkpoint; "
+                "use one that the same command has written"
             )
     return state
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of a checkpoint.pth that a run has written")
     reason = _damage(path)
@@ -212,12 +223,14 @@ def _read(path: Path) -> Any:
                 warnings.simplefilter("ignore")  # it remarks on pickles that it is about to refuse
                 state = torch.load(path, map_location="cpu", weights_only=True)
             reason = _legacy_damage(path, state)
-            if reason is None:
-                return state
         except MemoryError:
             raise
         except Exception as error:  # torch raises many kinds for a hostile file; none of them is worth a traceback
             reason = _first_line(error)
+    if reason is None:
+        if not isinstance(state, dict):
+            raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint; use one that a run has written")
+        return Checkpoint(state, path)
     before = path.with_name(PREVIOUS)
     hint = f"use the one before it, {before}" if path.name == LATEST and before.is_file() else "use another checkpoint"
     raise UserError(f"{path} is not a readable checkpoint ({reason}); {hint}") from None
@@ -258,7 +271,7 @@ def _named(module: str) -> Any:
 _NUMPY_SCALARS: list[Any] = [_PlainType, _named("numpy.core.multiarray"), _named("numpy._core.multiarray")]
 
 
-def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> None:
+def load_weights(module: nn.Module, path: str | Path | Checkpoint, testing: bool = True) -> None:
     """Loads the weights of a network: a checkpoint of this package or of torchreid, or a state dict.
 
     Classifiers may be others: what does not fit of them is left as it is. In testing that holds for what the feature
@@ -266,25 +279,15 @@ def load_weights(module: nn.Module, path: str | Path, testing: bool = True) -> N
 
     Args:
         module: the network.
-        path: the file.
+        path: the file, or what has been read of it.
         testing: the weights are to be tested or deployed; else they are where a training starts from.
 
     Raises:
         UserError: if the file is no checkpoint, or of another network; the message names the first difference.
     """
-    fit_weights(module, _read(Path(path)), path, testing)
-
-
-def fit_weights(module: nn.Module, found: Any, path: str | Path, testing: bool = True) -> None:
-    """As :func:`load_weights`, of what has been read already.
-
-    Args:
-        module, testing: as there.
-        found: the content of the file.
-        path: of the file, for messages.
-    """
-    described = found.get("network") if isinstance(found, dict) and "state_dict" in found else None
-    state = _weights_of(found, path)
+    found = load_checkpoint(path, ())
+    described = found.get("network") if "state_dict" in found else None
+    state = _weights_of(found)
     own = module.state_dict()
     free = _UNTESTED if testing else (*_UNTESTED, "classifier.")
     fitting = {
@@ -295,24 +298,24 @@ def fit_weights(module: nn.Module, found: Any, path: str | Path, testing: bool =
     # Files from before PyTorch 0.4.1 have none; it counts batches, and nothing here reads it. PyTorch does the same.
     own_counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     fitting = own_counters | fitting
-    load_state(module, {key: value for key, value in own.items() if key.startswith(free)} | fitting, path)
-    _check_wiring(module, described, path)
+    load_state(module, {key: value for key, value in own.items() if key.startswith(free)} | fitting, found.path)
+    _check_wiring(module, described, found.path)
 
 
 #: where files keep their weights
 _PLACES = ("state_dict", "model", "model_state_dict")
 
 
-def _weights_of(found: Any, path: str | Path) -> dict[str, Tensor]:
+def _weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict in a file, without the prefixes of what PyTorch wraps a network in.
 
     Raises:
         UserError: if there is none.
     """
-    if isinstance(found, Mapping):
-        found = next((found[place] for place in _PLACES if isinstance(found.get(place), Mapping)), found)
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path} holds no weights; give a checkpoint, or the state dict of a network")
+    places = (checkpoint[place] for place in _PLACES if isinstance(checkpoint.get(place), Mapping))
+    found: Mapping[str, Any] = next(places, checkpoint)
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{checkpoint.path} holds no weights; give a checkpoint, or the state dict of a network")
     state = {_without_compile(str(key)): value for key, value in found.items()}
     if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
         del state["n_averaged"]  # of AveragedModel

@@ -280,25 +280,19 @@ def derive(
     reduce: Sequence[Sequence[float]],
     operations: Sequence[str] = OPERATION_NAMES,
     *,
-    renormalised: bool = False,
     name: str = "searched",
-    edge_weights: Mapping[str, Sequence[float]] | None = None,
     skip_cap: int | None = None,
 ) -> Genotype:
-    """Derives the discrete cells from edge probabilities (Auto-ReID, section 3.1; DARTS, section 2.4).
+    """Derives the discrete cells from the strengths of the operations (Auto-ReID, section 3.1; DARTS, section 2.4).
 
-    The strength of an edge is its largest probability among the operations other than ``none``; a block keeps its two
-    strongest edges, each with that operation. Ties go to the earlier edge and the earlier operation.
+    The strength of an edge is the largest among its operations other than ``none``; a block keeps its two strongest
+    edges, each with that operation. Ties go to the earlier edge and the earlier operation.
 
     Args:
-        normal, reduce: (E, O) probabilities, edges in the order of :func:`cell_edges`, each row summing to 1 with
-            ``none`` counted, as published.
+        normal, reduce: (E, O) strengths, edges in the order of :func:`cell_edges`: as published the probabilities;
+            :meth:`.AutoReIDSearchNetwork.strengths` has the other forms. The column of ``none`` is not read.
         operations: the O names of the columns.
-        renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has
-            absorbed is weak whatever its best operation is; renormalised, edges compete by how decided they are.
         name: the name of the result.
-        edge_weights: E factors of the strengths, for ``normal``, ``reduce`` or both (PC-DARTS, Xu et al., ICLR 2020,
-            section 3.3).
         skip_cap: how many skip connections the normal cell keeps at most; ``None``: any number. The weakest ones above
             it are struck out, and the cell is derived anew, so that each gives way to the next best operation or edge
             (P-DARTS, Chen et al., ICCV 2019, section 3.3).
@@ -310,28 +304,20 @@ def derive(
     >>> derive(uniform, uniform).normal
     ((('part_aware', 0), ('part_aware', 1)),)
     """
-    factors = edge_weights or {}
     return Genotype(
         name,
-        _derive_cell("normal", normal, operations, renormalised, factors.get("normal"), skip_cap),
-        _derive_cell("reduce", reduce, operations, renormalised, factors.get("reduce"), None),
+        _derive_cell("normal", normal, operations, skip_cap),
+        _derive_cell("reduce", reduce, operations, None),
     )
 
 
 def _derive_cell(
-    kind: str,
-    probabilities: Sequence[Sequence[float]],
-    operations: Sequence[str],
-    renormalised: bool,
-    factors: Sequence[float] | None,
-    skip_cap: int | None,
+    kind: str, strengths: Sequence[Sequence[float]], operations: Sequence[str], skip_cap: int | None
 ) -> tuple[Block, ...]:
-    blocks = num_blocks(len(probabilities))
+    blocks = num_blocks(len(strengths))
     if blocks is None:
-        raise UserError(f"{len(probabilities)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
-    rows = [_strengths(f"{kind} edge {edge}", row, operations, renormalised) for edge, row in enumerate(probabilities)]
-    if factors is not None:
-        rows = [{op: factor * value for op, value in row.items()} for row, factor in zip(rows, factors, strict=True)]
+        raise UserError(f"{len(strengths)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
+    rows = [_by_operation(f"{kind} edge {edge}", row, operations) for edge, row in enumerate(strengths)]
     while True:
         chosen = _strongest_edges(rows, blocks)
         skips = sorted((c for block in chosen for c in block if c[2] == "skip_connect"), key=lambda c: -c[0])
@@ -357,15 +343,13 @@ def _strongest_edges(rows: Sequence[Mapping[str, float]], blocks: int) -> list[t
     return [(edges[0], edges[1]) for edges in ranked]
 
 
-def _strengths(where: str, row: Sequence[float], operations: Sequence[str], renormalised: bool) -> dict[str, float]:
+def _by_operation(where: str, row: Sequence[float], operations: Sequence[str]) -> dict[str, float]:
     """The strength of each operation of an edge but ``none``."""
     if len(row) != len(operations):
-        raise UserError(f"{where} has {len(row)} probabilities for {len(operations)} operations")
+        raise UserError(f"{where} has {len(row)} strengths for {len(operations)} operations")
     if not all(abs(value) < float("inf") for value in row):
-        raise UserError(f"{where} has probabilities that are not finite: {list(row)}")
-    found = {op: value for value, op in zip(row, operations, strict=True) if op != "none"}
-    mass = (sum(found.values()) or 1.0) if renormalised else 1.0
-    return {op: value / mass for op, value in found.items()}
+        raise UserError(f"{where} has strengths that are not finite: {list(row)}")
+    return {op: value for value, op in zip(row, operations, strict=True) if op != "none"}
 
 
 def _preset(name: str, normal: str, reduce: str) -> Genotype:

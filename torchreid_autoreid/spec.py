@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .config.table import MOST_CELLS, MOST_CHANNELS, MOST_PARTS
 from .errors import UserError, short
 from .genotype import Genotype
@@ -109,8 +109,11 @@ class Description:
         return found
 
     @classmethod
-    def of_checkpoint(cls, path: str | Path) -> tuple[Description, int] | None:
+    def of_checkpoint(cls, path: str | Path | Checkpoint) -> tuple[Description, int] | None:
         """The network that a checkpoint of ``train.py`` or ``pretrain.py`` describes, and its number of classes.
+
+        Args:
+            path: the file, or what has been read of it.
 
         Returns:
             ``None`` if the file is of another kind, a state dict for instance.
@@ -119,11 +122,9 @@ class Description:
             UserError: if the file is missing, torn or describes its network wrongly.
         """
         state = load_checkpoint(path, ())
-        return cls.of_state(state, path) if "network" in state else None
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any], path: str | Path) -> tuple[Description, int]:
-        """:meth:`of_checkpoint`, of a checkpoint that has been read and has a ``network``."""
+        if "network" not in state:
+            return None
+        path = state.path
         values = dict(state["network"]) if isinstance(state["network"], Mapping) else {}
         num_classes = values.pop("num_classes", None)
         if type(num_classes) is not int or not 1 <= num_classes <= 1 << 24:

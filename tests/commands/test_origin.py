@@ -8,6 +8,7 @@ import torch
 from drawn_images import draw_people
 from forks import completed
 
+from torchreid_autoreid.commands import execute
 from torchreid_autoreid.genotype import Genotype
 
 TINY = """
@@ -194,3 +195,16 @@ def test_the_network_of_a_search_is_tested_as_it_was_made(images, tmp_path):
         command("evaluate", "--weights", weights, "-t", "folder", "search.space", "reid"), "search.space 'standard'"
     )
     refused(command("export", "--weights", weights, "--output", tmp_path / "a.onnx"), "is not for deployment")
+
+
+@pytest.mark.parametrize("words", ["evaluate --weights", "export --output there.onnx --weights", "train --resume"])
+def test_a_checkpoint_is_read_once_a_command(log, images, words, monkeypatch, tmp_path):
+    read = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: read.append(1) or load(*arguments, **options))
+    monkeypatch.chdir(tmp_path)
+    command_name, *options = words.split()
+    roots = [] if command_name == "export" else ["--root", str(images), "data.targets", "[folder]"]
+    assert execute(command_name, ["--dry-run", *options, str(log / "checkpoint.pth"), *roots]) == 0
+    assert len(read) == 1
+    assert not list(tmp_path.iterdir())

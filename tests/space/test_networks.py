@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges
+from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, cell_edges, derive
 from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.cells import MixedOperation
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
@@ -287,3 +287,42 @@ def test_activation_checkpointing_changes_nothing_but_memory(strategy):
         assert expected.grad is None or torch.equal(expected.grad, found.grad), name
     for (name, expected), found in zip(plain.named_buffers(), saving.buffers(), strict=True):
         assert torch.equal(expected, found), name
+
+
+# --- the derivation ---------------------------------------------------
+
+
+def set_probabilities(network, rows, kind="normal"):
+    with torch.no_grad():
+        getattr(network.architecture, kind).copy_(torch.tensor(rows).log())
+
+
+def test_none_counts_against_an_edge_unless_renormalised():
+    """Input 0 is decided but mostly none, input 1 is undecided."""
+    network = AutoReIDSearchNetwork(3, channels=2, layers=(1, 1, 1, 1), blocks=1)
+    of = {name: column for column, name in enumerate(network.operations)}
+    rows = np.full((2, len(of)), [[0.12], [0.01]], dtype=np.float32)
+    rows[0, [of["none"], of["skip_connect"]]] = 0.1, 0.3
+    rows[1, [of["none"], of["sep_conv_3x3"]]] = 0.75, 0.2
+    for kind in ("normal", "reduce"):
+        set_probabilities(network, rows, kind)
+    assert network.genotype().normal[0][0] == ("skip_connect", 0)
+    assert network.genotype(renormalised=True).normal[0][0] == ("sep_conv_3x3", 1)
+    assert network.genotype(renormalised=True).reduce == network.genotype(renormalised=True).normal
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_weights_of_edges_multiply_the_strengths(renormalised):
+    network = AutoReIDSearchNetwork(3, channels=4, layers=(1, 1, 1, 1), strategy="pc_darts", partial_channels=2)
+    rng, none = np.random.default_rng(0), network.operations.index("none")
+    rows, edges = rng.dirichlet(np.ones(7), size=14).astype(np.float32), rng.normal(size=14).astype(np.float32)
+    set_probabilities(network, rows)
+    with torch.no_grad():
+        network.architecture.of("normal")[1].copy_(torch.tensor(edges))
+    blocks = np.array([block for _, block, _ in cell_edges(4)])
+    factors = np.concatenate([np.exp(e) / np.exp(e).sum() for e in (edges[blocks == b] for b in range(4))])
+    expected = rows * factors[:, None] / (1 - rows[:, [none]] if renormalised else 1)
+    found = network.strengths(renormalised)["normal"].detach().numpy()
+    others = np.arange(7) != none
+    np.testing.assert_allclose(found[:, others], expected[:, others], rtol=1e-5)
+    assert network.genotype(renormalised).normal == derive(expected.tolist(), expected.tolist()).normal

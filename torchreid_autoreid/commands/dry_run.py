@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint import load_checkpoint, load_weights
+from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config import budget_limits, network_kwargs, shape_kwargs
 from ..data.datasets import FolderDataset, check_dataset
 from ..engine.precision import MixedPrecision
@@ -88,24 +87,25 @@ def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
         yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
         return
     yield from _datasets(cfg, cfg.data.targets)
-    description = tested_network(args.weights, cfg, args.given)
+    weights = load_checkpoint(args.weights, ())
+    description = tested_network(weights, cfg, args.given)
     model = AutoReIDSearchNetwork(2, **network_kwargs(cfg)) if description is None else description.build(2)
-    load_weights(model, args.weights)
+    load_weights(model, weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
 
 
 def _export(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
-    _, description = export.check(args)
+    _, weights, description = export.check(args)
     model = description.build(2)
-    load_weights(model, args.weights)
+    load_weights(model, weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
 
 
-def _folder(cfg: Any, resume: Path | None) -> Iterator[str]:
+def _folder(cfg: Any, resume: Checkpoint | None) -> Iterator[str]:
     """The log folder, and the checkpoint to go on from."""
     if resume is not None:
         epoch = load_checkpoint(resume, ("state_dict", "epoch", "optimizer"))["epoch"]
-        yield f"resume      {resume}, after epoch {epoch}"
+        yield f"resume      {resume.path}, after epoch {epoch}"
     yield f"log folder  {cfg.data.save_dir}"
 
 

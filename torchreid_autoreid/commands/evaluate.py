@@ -23,7 +23,7 @@ import torch
 import torchreid
 from tqdm import tqdm
 
-from ..checkpoint import load_weights
+from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
 from ..data import ReadableDataManager
 from ..engine import with_faiss_evaluation
@@ -87,7 +87,8 @@ class TestSet:
 
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
-    description = tested_network(args.weights, cfg, args.given) if args.weights else None
+    weights = load_checkpoint(args.weights, ()) if args.weights else None
+    description = None if weights is None else tested_network(weights, cfg, args.given)
     # The configuration's keys count as the options do.
     args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
     check_options(args)
@@ -96,18 +97,24 @@ def main(args: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     with torchrun_processes(device) as world:
-        evaluate_all(args, cfg, description, device, world)
+        evaluate_all(args, cfg, weights, description, device, world)
     return 0
 
 
 def evaluate_all(
-    args: argparse.Namespace, cfg: Any, description: Description | None, device: str, world: OneProcess
+    args: argparse.Namespace,
+    cfg: Any,
+    weights: Checkpoint | None,
+    description: Description | None,
+    device: str,
+    world: OneProcess,
 ) -> None:
     """Evaluates every test set; the first process prints and writes."""
-    if args.features:
-        sets: Iterable[TestSet] = [share_of_features(args.features, world)]
+    sets: Iterable[TestSet]
+    if weights is None:
+        sets = [share_of_features(args.features, world)]
     else:
-        sets = extract(cfg, description, args.weights, device, world)
+        sets = extract(cfg, description, weights, device, world)
     metric = args.metric or (cfg.test.dist_metric if args.weights else "cosine")
     figures: dict[str, Any] = {}
     rows: list[Any] = []
@@ -280,7 +287,7 @@ def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
 
 
 def extract(
-    cfg: Any, description: Description | None, weights: str, device: str, world: OneProcess
+    cfg: Any, description: Description | None, weights: Checkpoint, device: str, world: OneProcess
 ) -> Iterator[TestSet]:
     """The test sets of ``data.targets``, embedded by the model; ``None`` describes the network of a search."""
     options = imagedata_kwargs(cfg) | {"sources": cfg.data.targets, "train_sampler": "SequentialSampler"}

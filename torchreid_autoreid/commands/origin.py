@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import Checkpoint, load_checkpoint
 from ..config.read import fill_config, get
 from ..engine.run_folder import checkpoint_path
 from ..errors import UserError, short
@@ -32,13 +32,13 @@ _SEARCH_NETWORK = (
 _OF_TESTS = ("test.dist_metric", "test.normalize_feature")
 
 
-def find_checkpoint(resume: str, cfg: Any, given: Collection[str]) -> tuple[Path | None, Genotype | None]:
+def find_checkpoint(resume: str, cfg: Any, given: Collection[str]) -> tuple[Checkpoint | None, Genotype | None]:
     """The checkpoint that ``--resume`` means; fills the configuration from it, but for the keys that are given.
 
     Those that contradict the checkpoint are refused when the run is resumed.
 
     Returns:
-        The file, or ``None`` to begin; and its genotype, or ``None`` if it has none or another one is given.
+        What it holds, or ``None`` to begin; and its genotype, or ``None`` if it has none or another one is given.
 
     Raises:
         UserError: if the file is no checkpoint, or describes itself wrongly.
@@ -47,19 +47,17 @@ def find_checkpoint(resume: str, cfg: Any, given: Collection[str]) -> tuple[Path
     if path is None:
         return None, None
     state = load_checkpoint(path, ())
-    made_with = _configuration(state, path)
+    made_with = _configuration(state)
     fill_config(cfg, {*given, *_OF_THIS_START}, made_with, path)
     if "data.save_dir" not in given:
         cfg.data.save_dir = str(path.parent)
-    if "network" not in state:
-        return path, None
+    described = Description.of_checkpoint(state)
     # The same words as before may mean a file that is gone.
-    if "autoreid.genotype" in given and cfg.autoreid.genotype != made_with.get("autoreid.genotype"):
-        return path, None
-    return path, Description.of_state(state, path)[0].genotype
+    another = "autoreid.genotype" in given and cfg.autoreid.genotype != made_with.get("autoreid.genotype")
+    return state, None if described is None or another else described[0].genotype
 
 
-def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description | None:
+def tested_network(state: Checkpoint, cfg: Any, given: Collection[str]) -> Description | None:
     """The network that a file of weights is of, with the settings of its test in the configuration.
 
     A checkpoint says both, and keys that contradict it are refused; for other files the configuration says them.
@@ -70,10 +68,11 @@ def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description |
     Raises:
         UserError: if the file cannot be read or describes itself wrongly, or a given key contradicts it.
     """
-    state = load_checkpoint(path, ())
-    made_with = _configuration(state, path)
-    if "network" in state:
-        description = Description.of_state(state, path)[0]
+    path, made_with = state.path, _configuration(state)
+    described = Description.of_checkpoint(state)
+    description: Description | None = None
+    if described is not None:
+        description = described[0]
         fixed = _keys_of(description) | {name: made_with[name] for name in ("recipe.flip_test",) if name in made_with}
         genotype = description.genotype
         if genotype and "autoreid.genotype" in given:
@@ -81,7 +80,6 @@ def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description |
             if (other.normal, other.reduce) != (genotype.normal, genotype.reduce):
                 raise _contradiction(path, "autoreid.genotype", genotype.name, cfg.autoreid.genotype)
     elif _is_of_a_search(state):
-        description = None
         fixed = {name: made_with[name] for name in _SEARCH_NETWORK if name in made_with}
         fixed["model.name"] = "autoreid_search"
     else:
@@ -98,7 +96,7 @@ def tested_network(path: str, cfg: Any, given: Collection[str]) -> Description |
     return description
 
 
-def _contradiction(path: str, name: str, its: Any, given: Any) -> UserError:
+def _contradiction(path: Path, name: str, its: Any, given: Any) -> UserError:
     return UserError(f"{path} was made with {name} {short(its)}, and {short(given)} is given; leave the key out")
 
 
@@ -125,8 +123,8 @@ def _is_of_a_search(state: Mapping[str, Any]) -> bool:
     return isinstance(weights, Mapping) and any(str(key).startswith("architecture.") for key in weights)
 
 
-def _configuration(state: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+def _configuration(state: Checkpoint) -> Mapping[str, Any]:
     found = state.get("configuration", {})
     if not isinstance(found, Mapping):
-        raise UserError(f"{path} describes its configuration wrongly: {short(found)}")
+        raise UserError(f"{state.path} describes its configuration wrongly: {short(found)}")
     return found

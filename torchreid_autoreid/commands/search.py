@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torchreid
 
-from ..checkpoint import LATEST, newest_checkpoint
+from ..checkpoint import LATEST, Checkpoint, newest_checkpoint
 from ..config.build import (
     budget_limits,
     evolution_kwargs,
@@ -80,13 +80,13 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_files(cfg: Any, resume: Path | None) -> None:
+def check_files(cfg: Any, resume: Checkpoint | None) -> None:
     """Refuses files that would be moved away with the log of an earlier run, and a folder that cannot be written."""
     inputs = {"search.budget.latency_table": cfg.search.budget.latency_table, "data.root": cfg.data.root}
-    check_run_folder(Path(cfg.data.save_dir), resume, inputs)
+    check_run_folder(Path(cfg.data.save_dir), None if resume is None else resume.path, inputs)
 
 
-def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: OneProcess) -> None:
     """Searches in all processes; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     by_candidates = cfg.search.strategy in OF_CANDIDATES
@@ -133,17 +133,17 @@ def search(cfg: Any, resume: Path | None, device: torch.device, world: OneProces
         written = cfg.clone()
         written.search.study = shown(cfg.search.study)
         engine.configuration = plain_config(written)
-        start_epoch = engine.resume(resume) if resume else 0
+        start_epoch, origin = (0, None) if resume is None else (engine.resume(resume), resume.path)
         if log:  # from here on the run writes
             if cfg.search.study:
                 engine.shared_folder = save_dir / "candidates"
-                save_dir = worker_folder(save_dir, resume)
-            keep_earlier_run(save_dir, resume)
+                save_dir = worker_folder(save_dir, origin)
+            keep_earlier_run(save_dir, origin)
             log.write_into(save_dir, "search")
             if latencies is not None:
                 latencies.save(save_dir / LATENCIES)
-            if resume:
-                bring_history(save_dir, resume)
+            if origin:
+                bring_history(save_dir, origin)
             write_atomically(
                 save_dir / "config.yaml", lambda name: Path(name).write_text(written.dump(), encoding="utf-8")
             )
@@ -200,13 +200,13 @@ def tell_study(save_dir: Path, plan: StudyPlan, genotype: Genotype) -> None:
     )
 
 
-def find_latencies(cfg: Any, resume: Path | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
+def find_latencies(cfg: Any, resume: Checkpoint | None, device: torch.device, world: OneProcess) -> LatencyTable | None:
     """What a limit on the latency needs: read, or measured by the first process alone."""
     if not needs_latencies(cfg):
         return None
     shape, operations = NetworkShape(**shape_kwargs(cfg)), operation_names(cfg.search.space)
     if resume is not None:
-        return LatencyTable.load(resume.parent / LATENCIES, shape, operations)
+        return LatencyTable.load(resume.path.parent / LATENCIES, shape, operations)
     if cfg.search.budget.latency_table:
         return LatencyTable.load(cfg.search.budget.latency_table, shape, operations)
     return None if world.rank else measure_latency(shape, operations, device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torchreid
 
-from ..checkpoint import load_weights
+from ..checkpoint import Checkpoint, load_weights
 from ..config.build import engine_run_kwargs, optimizer_kwargs, scheduler_kwargs, settings_of_result, traindata_kwargs
 from ..config.read import plain_config
 from ..data import TrainDataManager
@@ -43,7 +43,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(cfg: Any, description: Description, resume: Path | None, device: torch.device, world: OneProcess) -> None:
+def train(
+    cfg: Any, description: Description, resume: Checkpoint | None, device: torch.device, world: OneProcess
+) -> None:
     """Trains in all processes, and tests; the first one writes and tells, nothing before everything is checked."""
     everyone, save_dir = group(world.size > 1), Path(cfg.data.save_dir)
     with everyone.together():  # a mistake that one of them finds ends them all
@@ -69,9 +71,9 @@ def train(cfg: Any, description: Description, resume: Path | None, device: torch
         engine.configuration = plain_config(cfg)
         if description.genotype:  # whatever file it was read from
             engine.settings["autoreid.genotype"] = description.genotype.to_dict()
-        start_epoch = engine.resume(resume) if resume else 0
+        start_epoch, origin = (0, None) if resume is None else (engine.resume(resume), resume.path)
         if log:
-            begin_run_folder(cfg, save_dir, resume, log)
+            begin_run_folder(cfg, save_dir, origin, log)
     if cfg.test.evaluate:
         write_results(engine, cfg, save_dir)
         return
@@ -180,8 +182,9 @@ def check_layers(cfg: Any, model: torch.nn.Module) -> None:
                 raise UserError(f"{key}: {cfg.model.name} has no layer {name!r}; choose from {', '.join(layers)}")
 
 
-def check_files(cfg: Any, resume: Path | None, genotype: str = "") -> None:
+def check_files(cfg: Any, checkpoint: Checkpoint | None, genotype: str = "") -> None:
     """Options that contradict one another, and files that would be moved away with the log of an earlier run."""
+    resume = None if checkpoint is None else checkpoint.path
     if cfg.test.evaluate and resume:
         raise UserError(f"test.evaluate only tests, and --resume {resume} trains on; give model.load_weights {resume}")
     if cfg.test.evaluate and not cfg.model.load_weights and not cfg.model.pretrained:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load_weights
+from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..errors import UserError, line_of_the_machine
 from ..files import check_output, write_output
 from ..spec import Description
@@ -45,7 +45,7 @@ class _Deployed(nn.Module):
 
 
 def export(
-    weights: str | Path,
+    weights: str | Path | Checkpoint,
     output: str | Path,
     file_format: str = "onnx",
     description: Description | None = None,
@@ -59,7 +59,7 @@ def export(
     mean, standard deviation and the version of this package.
 
     Args:
-        weights: a checkpoint of ``train.py``, or other weights with their description.
+        weights: a checkpoint of ``train.py``, or other weights with their description; what has been read is taken too.
         output: the file to write.
         file_format: ``onnx`` or ``torchscript``.
         description: of the network, where the checkpoint has none.
@@ -75,11 +75,14 @@ def export(
     """
     if file_format not in FORMATS:
         raise UserError(f"unknown format {file_format!r}; choose {' or '.join(FORMATS)}")
-    check_output("", output, {"the weights": weights})
+    weights = load_checkpoint(weights, ())
+    check_output("", output, {"the weights": weights.path})
     if description is None:
         found = Description.of_checkpoint(weights)
         if found is None:
-            raise UserError(f"{weights} does not say which network it holds; give its configuration (--config-file)")
+            raise UserError(
+                f"{weights.path} does not say which network it holds; give its configuration (--config-file)"
+            )
         description, _ = found
     if min(description.height, description.width) < 16:
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from ..checkpoint import fit_weights, load_checkpoint
+from ..checkpoint import load_checkpoint, load_weights
 from ..data.images import read_image
 from ..errors import UserError, short
 from ..genotype import Genotype
@@ -39,17 +39,18 @@ def load_model(path: str | PathLike[str], device: str | torch.device = "cpu") ->
         model = load_model("log/train/checkpoint-best.pth")
         features = model(torch.stack([model.preprocess(path) for path in paths]))  # (B, model.feature_dim)
     """
-    path = Path(path)
-    state = load_checkpoint(path, ())
-    if "network" not in state:
+    checkpoint = load_checkpoint(path, ())
+    path = checkpoint.path
+    described = Description.of_checkpoint(checkpoint)
+    if described is None:
         raise UserError(
             f"{path} does not say which network it holds; use a checkpoint of train, or build the network and load the "
             "weights into it"
         )
-    description, num_classes = Description.of_state(state, path)
+    description, num_classes = described
     network = description.build(num_classes)
-    fit_weights(network, state, path)
-    made_with = state.get("configuration", {})
+    load_weights(network, checkpoint)
+    made_with = checkpoint.get("configuration", {})
     if not isinstance(made_with, Mapping):
         raise UserError(f"{path} describes its configuration wrongly: {short(made_with)}")
     options = [made_with.get(name) is True for name in ("recipe.flip_test", "test.normalize_feature")]

@@ -13,7 +13,7 @@ import torch
 import torchreid
 from torch import nn
 
-from ..checkpoint import load_checkpoint, load_state
+from ..checkpoint import Checkpoint, load_checkpoint, load_state
 from ..errors import UserError
 from ..evaluation import RetrievalResult
 from ..files import write_atomically
@@ -328,10 +328,10 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _limits(self) -> dict[str, float]:
         return {} if self.budget is None else self.budget.limits
 
-    def resume(self, path: str | Path) -> int:
+    def resume(self, checkpoint: str | Path | Checkpoint) -> int:
         """As :meth:`ReproducibleLoop.resume`, of the candidate that was in training."""
-        checkpoint = load_checkpoint(path, self.checkpoint_keys)
-        state = checkpoint["candidates"]
+        read = load_checkpoint(checkpoint, self.checkpoint_keys)
+        path, state = read.path, read["candidates"]
         try:
             limits, first = dict(state["limits"]), int(state["epoch"])
             if limits != self._limits():  # they decide which genotypes are drawn
@@ -344,9 +344,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint") from None
         if turn is None:
             raise UserError(f"{path} says nothing of a candidate; use another checkpoint")
-        self._resumed_from = Path(path).parent
+        self._resumed_from = path.parent
         self._build(turn)
-        return self._resume(checkpoint, path)
+        return self._resume(read)
 
     def _restore(self, state: Mapping[str, Any], path: str | Path) -> None:
         if self.precision.scaler.is_enabled() and state.get("scaler"):

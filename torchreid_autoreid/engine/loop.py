@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..checkpoint import LATEST, PREVIOUS, forget_torn, load_checkpoint, load_state, save_checkpoint
+from ..checkpoint import LATEST, PREVIOUS, Checkpoint, forget_torn, load_checkpoint, load_state, save_checkpoint
 from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
 from ..evaluation.figures import FIGURES
@@ -455,18 +455,22 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 self._save(self.epoch, batch, rank1=0.0)
         raise Interrupted(str(self.save_dir / LATEST))
 
-    def resume(self, path: str | Path) -> int:
+    def resume(self, checkpoint: str | Path | Checkpoint) -> int:
         """Restores everything a run depends on from a checkpoint; returns the epoch to go on with (0-based).
 
         The resumed run ends bit for bit as if it had never stopped, with any number of loader workers.
 
+        Args:
+            checkpoint: the file, or what has been read of it.
+
         Raises:
             UserError: if the file is not a checkpoint of such a run, of another network, or made with other settings.
         """
-        return self._resume(load_checkpoint(path, self.checkpoint_keys), path)
+        return self._resume(load_checkpoint(checkpoint, self.checkpoint_keys))
 
-    def _resume(self, state: Mapping[str, Any], path: str | Path) -> int:
-        """As :meth:`resume`, from a checkpoint that has been read."""
+    def _resume(self, state: Checkpoint) -> int:
+        """As :meth:`resume`, from a checkpoint that has been read and holds what it must."""
+        path = state.path
         load_state(self._network(), state["state_dict"], path)
         try:
             self._check_settings(state.get("settings", {}), path)

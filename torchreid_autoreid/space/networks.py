@@ -323,8 +323,12 @@ class AutoReIDSearchNetwork(Skeleton):
     def strengths(self, renormalised: bool = False) -> dict[str, Tensor]:
         """(E, O) strengths of each cell, differentiable: what :meth:`genotype` ranks edges and operations by.
 
-        The probability, renormalised without ``none`` or not, times the weight of the edge if the strategy has one. The
-        column of ``none`` says nothing.
+        The probability, times the weight of the edge if the strategy has one (PC-DARTS, Xu et al., ICLR 2020, section
+        3.3). The column of ``none`` says nothing.
+
+        Args:
+            renormalised: divide each edge by its mass outside ``none`` first. As published, an edge that ``none`` has
+                absorbed is weak whatever its best operation is; renormalised, edges compete by how decided they are.
         """
         none, found = self.operations.index("none"), {}
         for kind in KINDS:
@@ -338,17 +342,9 @@ class AutoReIDSearchNetwork(Skeleton):
 
     def genotype(self, renormalised: bool = False, name: str = "searched", skip_cap: int | None = None) -> Genotype:
         """The discrete cells that the present alphas stand for; see :func:`genotype.derive`."""
-        rows = {kind: p.double().tolist() for kind, p in self.probabilities().items()}
-        edges = {kind: self.strategy.edge_weights(self.architecture.of(kind)[1]) for kind in KINDS}
-        return derive(
-            rows["normal"],
-            rows["reduce"],
-            self.operations,
-            renormalised=renormalised,
-            name=name,
-            edge_weights={kind: e.detach().double().tolist() for kind, e in edges.items() if e is not None},
-            skip_cap=skip_cap,
-        )
+        with torch.no_grad():
+            rows = {kind: strengths.tolist() for kind, strengths in self.strengths(renormalised).items()}
+        return derive(**rows, operations=self.operations, name=name, skip_cap=skip_cap)
 
 
 class _FrozenStatistics:
