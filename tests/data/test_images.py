@@ -12,7 +12,7 @@ from torchvision import transforms
 
 from torchreid_autoreid.data import read_image
 from torchreid_autoreid.data.images import MOST_PIXELS, SUFFIXES
-from torchreid_autoreid.data.loader import ReadableFolder, ReadableImages
+from torchreid_autoreid.data.loader import ClassifiedImages, ReidImages
 from torchreid_autoreid.errors import UserError
 
 ORIENTATION = 0x0112
@@ -142,8 +142,8 @@ def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path):
     path.parent.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 65536, (64, 32), dtype=np.uint16)).save(path, exif=exif)
     transform = transforms.Compose([transforms.Resize((64, 32)), transforms.ToTensor()])
-    trained = ReadableImages([(str(path), 0, 0, 0)], transform)[0]["img"]
-    item = ReadableFolder(tmp_path, transform)[0]
+    trained = ReidImages([(str(path), 0, 0, 0)], transform)[0]["img"]
+    item = ClassifiedImages(tmp_path, transform)[0]
     pretrained, label = item["img"], item["pid"]
     assert torch.equal(trained, pretrained)
     assert label == 0

@@ -17,7 +17,7 @@ from image_files import market_names, write_images
 
 from torchreid_autoreid.data.loader import (
     InOrderLoader,
-    ReadableImages,
+    ReidImages,
     SearchLoader,
     _leave_signals_to_the_main_process,
 )
@@ -43,7 +43,7 @@ def transforms():
 
 
 def make(items, transforms, **options):
-    return SearchLoader(ReadableImages(items, transforms[0]), BATCH, INSTANCES, **options)
+    return SearchLoader(ReidImages(items, transforms[0]), BATCH, INSTANCES, **options)
 
 
 def assert_same(one, other):
@@ -191,7 +191,7 @@ def test_an_image_that_cannot_be_read_is_named(items, transforms, tmp_path, dama
         victim.write_bytes({"torn": whole[: len(whole) // 2], "zero bytes": b"", "text": b"hello"}[damage])
     broken = [*items[:10], (str(victim), 0, 0, 0), *items[10:]]
     loader = make(broken, transforms, workers=workers, train_sampler="SequentialSampler")
-    in_order = InOrderLoader(ReadableImages(broken, transforms[1]), 5, workers)
+    in_order = InOrderLoader(ReidImages(broken, transforms[1]), 5, workers)
     for batches in (loader, in_order):
         with pytest.raises(UserError) as caught:
             list(batches)
@@ -207,7 +207,7 @@ def test_files_torn_anywhere_are_either_read_or_named(tmp_path, transforms, endi
     write_images(tmp_path, [whole.name])
     content = whole.read_bytes()
     torn = tmp_path / f"torn.{ending}"
-    images = ReadableImages([(str(torn), 0, 0, 0)], transforms[1])
+    images = ReidImages([(str(torn), 0, 0, 0)], transforms[1])
     outcomes = []
     for length in range(0, len(content), max(1, len(content) // 60)):
         torn.write_bytes(content[:length])
@@ -250,7 +250,7 @@ def test_workers_outlive_a_sigterm_that_is_for_the_main_process(items, transform
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_testing_loads_every_image_in_order(items, transforms, workers):
-    loader = InOrderLoader(ReadableImages(items, transforms[1]), 7, workers)
+    loader = InOrderLoader(ReidImages(items, transforms[1]), 7, workers)
     batches = list(loader)
     assert len(batches) == len(loader) == -(-len(items) // 7)
     assert [path for batch in batches for path in batch["impath"]] == [path for path, *_ in items]

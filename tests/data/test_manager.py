@@ -13,7 +13,7 @@ from image_files import market_names, write_folder_dataset, write_images
 from PIL import Image
 
 from torchreid_autoreid.data import SearchDataManager, TrainDataManager, dataset_names
-from torchreid_autoreid.data.manager import ReadableDataManager
+from torchreid_autoreid.data.manager import ReidDataManager
 from torchreid_autoreid.errors import UserError
 
 OPTIONS = {"height": 24, "width": 12, "batch_size_train": 8, "num_instances": 2, "workers": 0, "use_gpu": False}
@@ -137,7 +137,7 @@ def test_test_sets_are_torchreids(images_root, theirs):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [SearchDataManager, ReadableDataManager])
+@pytest.mark.parametrize("kind", [SearchDataManager, ReidDataManager])
 def test_a_torn_test_image_is_named(tmp_path, kind, workers):
     write_folder_dataset(tmp_path, [4] * 8)
     victim = tmp_path / "gallery" / "0900_c2s1_000000_00.jpg"

@@ -14,7 +14,7 @@ import torchreid
 from PIL import Image
 from torch import nn
 
-from torchreid_autoreid.data import ReadableDataManager
+from torchreid_autoreid.data import ReidDataManager
 from torchreid_autoreid.data.loader import InOrderLoader
 from torchreid_autoreid.engine import FaissEvaluationMixin, with_faiss_evaluation
 from torchreid_autoreid.engine import evaluation as evaluation_module
@@ -53,7 +53,7 @@ def root(tmp_path_factory):
 
 
 def make_engine(root, kind=torchreid.engine.ImageSoftmaxEngine):
-    manager = ReadableDataManager(
+    manager = ReidDataManager(
         str(root),
         "folder",
         "folder",

@@ -5,7 +5,7 @@ import pytest
 from oracles import assert_result, clustered, distance_matrix, market1501
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import blocks, evaluate
+from torchreid_autoreid.evaluation import evaluate, pairwise
 
 
 def unit(x):
@@ -29,7 +29,7 @@ def averaged(rows, gallery, k, alpha, metric, with_self):
 @pytest.mark.parametrize(("metric", "alpha"), [("cosine", 0.0), ("cosine", 3.0), ("euclidean", 0.0)])
 @pytest.mark.parametrize(("queries", "database"), [(4, 0), (0, 3), (4, 3)])
 def test_agrees_with_the_definition(monkeypatch, metric, alpha, queries, database):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 13))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 13))
     query, gallery = clustered(30, seed=0, spread=1.0), clustered(90, seed=1, spread=1.0)
     q, g = query.features.astype(np.float64), gallery.features.astype(np.float64)
     if database:

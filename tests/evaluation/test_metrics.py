@@ -12,7 +12,7 @@ import torchreid
 from oracles import assert_result, clustered, distance_matrix, market1501, tied
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, evaluate_rank, metrics, ranking, roc
+from torchreid_autoreid.evaluation import Embeddings, evaluate, evaluate_rank, metrics, pairwise, ranking, roc
 from torchreid_autoreid.evaluation.ranking import Labels, Nearest, ordered, unordered
 from torchreid_autoreid.evaluation.space import Space
 from torchreid_autoreid.parallel.launch import OneProcess
@@ -21,7 +21,7 @@ from torchreid_autoreid.parallel.launch import OneProcess
 @pytest.fixture(params=[(256, 4096, 1), (7, 13, 1), (7, 13, 3)], ids=["one block", "many blocks", "three workers"])
 def block_sizes(request, monkeypatch):
     *shape, threads = request.param
-    monkeypatch.setattr(blocks, "CPU_BLOCK", tuple(shape))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", tuple(shape))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     yield
@@ -138,7 +138,7 @@ def steps(kind, seed):
 @pytest.mark.parametrize("kind", ["float64", "int64", "beyond float32", "int32", "uint8", "float16"])
 @pytest.mark.parametrize("seed", range(3))
 def test_evaluate_rank_compares_distances_as_they_are(monkeypatch, kind, seed):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 64))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 64))
     query, gallery = clustered(40, seed=1), clustered(150, seed=2)
     distmat = steps(kind, seed)
     cmc, mean = evaluate_rank(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
@@ -394,12 +394,12 @@ def test_roc_mistakes_are_told():
 
 def test_two_devices_see_what_one_sees(monkeypatch):
     """The CPU under two names stands for two GPUs."""
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 13))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 13))
     query, gallery = tied(30, seed=3), tied(120, seed=4)
     labels = Labels(query.pids, (query.camids,), gallery.pids, (gallery.camids,))
     answers = []
     for devices in ([torch.device("cpu")], [torch.device("cpu"), torch.device("cpu", 0)]):
-        distances = blocks.FeatureDistances(query.features, gallery.features, Space("euclidean"), devices)
+        distances = pairwise.FeatureDistances(query.features, gallery.features, Space("euclidean"), devices)
         answers.append(metrics.rank_queries(distances, labels, 10, OneProcess()))
     parts = [[*answer.figures.values(), answer.first, *answer.topk] for answer in answers]
     for one, two in zip(*parts, strict=True):
@@ -431,7 +431,7 @@ def test_gpus_give_the_figures_of_the_cpu(rerank):
 
 
 def test_a_memory_mapped_gallery_gives_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (16, 64))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (16, 64))
     query, gallery = clustered(30, seed=0), clustered(300, seed=1)
     np.save(tmp_path / "g.npy", gallery.features)
     mapped = Embeddings(np.load(tmp_path / "g.npy", mmap_mode="r"), gallery.pids, gallery.camids)

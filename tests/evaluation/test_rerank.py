@@ -7,7 +7,7 @@ import torchreid
 from oracles import assert_result, clustered, distance_matrix, market1501
 
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import blocks, evaluate, k_reciprocal_distances, neighbours, re_ranking, rerank
+from torchreid_autoreid.evaluation import evaluate, k_reciprocal_distances, neighbours, pairwise, re_ranking, rerank
 from torchreid_autoreid.evaluation.space import Space
 
 PARAMETERS = [
@@ -32,7 +32,7 @@ def threads(request):
 
 @pytest.fixture
 def small_blocks(monkeypatch, threads):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 64))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 64))
     monkeypatch.setattr(neighbours, "HALF_ROWS", 32)
     monkeypatch.setattr(neighbours, "PAIRS_AT_ONCE", 11)
     monkeypatch.setattr(rerank, "POSTINGS_AT_ONCE", 100)
@@ -113,7 +113,7 @@ def test_evaluate_ranks_by_the_final_distances(metric):
 
 @pytest.mark.usefixtures("threads")
 def test_neighbours_are_the_exact_ones(monkeypatch):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (7, 40))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 40))
     monkeypatch.setattr(neighbours, "HALF_ROWS", 16)
     random = np.random.default_rng(0)
     items = random.integers(-2, 3, (211, 4)).astype(np.float32)  # exact distances, many ties

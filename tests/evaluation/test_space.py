@@ -14,10 +14,10 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import (
     Embeddings,
     RetrievalIndex,
-    blocks,
     distances,
     evaluate,
     k_reciprocal_distances,
+    pairwise,
     re_ranking,
     roc,
 )
@@ -55,7 +55,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("offset", [0, 30])
 def test_the_layout_in_memory_is_no_matter(monkeypatch, layout, metric, offset):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", (37, 61))
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (37, 61))
     query, gallery = with_duplicates(120, 0, d=37), with_duplicates(300, 1, d=37)
     gallery.features[:100] = query.features[:100]
     query.features[:] += offset
@@ -120,9 +120,9 @@ def test_ranks_are_counted_by_the_distances_of_the_scan(monkeypatch):
     query, gallery = with_duplicates(60, 0), with_duplicates(200, 1)
     gallery.features[:50] = query.features[:50]
     expected = evaluate(query, gallery)
-    between = blocks.FeatureDistances.between
+    between = pairwise.FeatureDistances.between
     monkeypatch.setattr(
-        blocks.FeatureDistances,
+        pairwise.FeatureDistances,
         "between",
         lambda self, rows, columns: np.nextafter(between(self, rows, columns), np.float32(9)),
     )

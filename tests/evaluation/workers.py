@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from oracles import clustered, tied
 
-from torchreid_autoreid.evaluation import Embeddings, blocks, evaluate, roc
+from torchreid_autoreid.evaluation import Embeddings, evaluate, pairwise, roc
 
 
 def columns_first(n, seed):
@@ -61,7 +61,7 @@ def summary(result):
 def work(rank, size, folder):
     """Evaluate every case on this process's shard and write what came out."""
     torch.set_num_threads(1)
-    blocks.CPU_BLOCK = (16, 40)
+    pairwise.CPU_BLOCK = (16, 40)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous{size}", rank=rank, world_size=size
     )

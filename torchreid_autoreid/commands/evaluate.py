@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
-from ..data import ReadableDataManager
+from ..data import ReidDataManager
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
 from ..evaluation import (
@@ -292,7 +292,7 @@ def extract(
     """The test sets of ``data.targets``, embedded by the model; ``None`` describes the network of a search."""
     options = imagedata_kwargs(cfg) | {"sources": cfg.data.targets, "train_sampler": "SequentialSampler"}
     with first_process_first(world):  # it may have to draw or to unpack the data
-        manager = ReadableDataManager(**options)
+        manager = ReidDataManager(**options)
     group(world.size > 1).check_same("at the start", SAME_DATA, test_images=manager.tested_images())
     if description is not None:
         model = description.build(manager.num_train_pids)

@@ -14,7 +14,7 @@ import torchreid
 import yaml
 from torchvision.transforms import v2 as transforms
 
-from ..data.loader import InOrderLoader, ReadableFolder, SearchLoader
+from ..data.loader import ClassifiedImages, InOrderLoader, SearchLoader
 from ..data.manager import described_images
 from ..engine import Recipe, build_scheduler
 from ..engine.pretraining import ClassificationData, ImagePretrainingEngine
@@ -136,7 +136,7 @@ def pretrain(
 
 def load_data(args: argparse.Namespace, device: torch.device, world: OneProcess) -> ClassificationData:
     train_set, val_set = (
-        ReadableFolder(Path(args.data) / part, transform(args.size, part)) for part in ("train", "val")
+        ClassifiedImages(Path(args.data) / part, transform(args.size, part)) for part in ("train", "val")
     )
     if train_set.classes != val_set.classes:
         different = sorted(set(train_set.classes) ^ set(val_set.classes))

@@ -3,12 +3,12 @@
 from .datasets import FolderDataset, dataset_names, register_datasets
 from .images import read_image, use_in_feature_extractor
 from .loader import SearchLoader
-from .manager import ReadableDataManager, SearchDataManager, TrainDataManager
+from .manager import ReidDataManager, SearchDataManager, TrainDataManager
 from .pedestrians import SyntheticPedestrians
 
 __all__ = [
     "FolderDataset",
-    "ReadableDataManager",
+    "ReidDataManager",
     "SearchDataManager",
     "SearchLoader",
     "SyntheticPedestrians",

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..errors import UserError
 from .images import read_image
 
-__all__ = ["InOrderLoader", "ReadableFolder", "ReadableImages", "SearchLoader", "collate"]
+__all__ = ["ClassifiedImages", "InOrderLoader", "ReidImages", "SearchLoader", "collate"]
 
 #: open files of a loader process in the main one (pipes, and batches that wait, a file a tensor), measured with a
 #: margin; and of everything else that an epoch opens
@@ -40,7 +40,7 @@ Item = tuple[str, int, int, int]  # path, pid, camid, dsetid
 Key = tuple[int, int]  # index of an item, seed of its augmentation
 
 
-class ReadableImages(torchreid.data.ImageDataset):
+class ReidImages(torchreid.data.ImageDataset):
     """torchreid's dataset of ``(path, pid, camid, dsetid)`` items; names a torn image instead of reading it forever.
 
     An item that cannot be read comes back as the ``UserError`` itself: an exception raised in a worker process would
@@ -55,10 +55,10 @@ class ReadableImages(torchreid.data.ImageDataset):
         return _item(self.data[index], self.transform)
 
 
-class ReadableFolder(Dataset):
+class ClassifiedImages(Dataset):
     """Images in a folder a class, for pre-training, in torchreid's format: the class is the identity.
 
-    An item that cannot be read comes back as the ``UserError`` itself, see :class:`ReadableImages`.
+    An item that cannot be read comes back as the ``UserError`` itself, see :class:`ReidImages`.
 
     Args:
         folder: holds ``CLASS/…`` with images at any depth.
@@ -98,7 +98,7 @@ def _item(item: Item, transform: Any) -> Any:
 class _Reproducible(Dataset):
     """Seeds every generator that a transform may draw from, for the time of one item."""
 
-    def __init__(self, images: ReadableImages | ReadableFolder) -> None:
+    def __init__(self, images: ReidImages | ClassifiedImages) -> None:
         self.images = images
 
     def __getitem__(self, key: Key) -> Any:
@@ -133,7 +133,7 @@ class SearchLoader:
 
     def __init__(
         self,
-        images: ReadableImages | ReadableFolder,
+        images: ReidImages | ClassifiedImages,
         batch_size: int,
         num_instances: int,
         train_sampler: str = "RandomIdentitySampler",
@@ -164,7 +164,7 @@ class SearchLoader:
         self._order_cache: tuple[tuple[int, int], list[list[Key]]] | None = None
 
     @property
-    def dataset(self) -> ReadableImages | ReadableFolder:
+    def dataset(self) -> ReidImages | ClassifiedImages:
         """As in PyTorch's loader."""
         return self.images
 
@@ -249,7 +249,7 @@ class InOrderLoader:
     """A loader for testing: all images in their order, the incomplete last batch included.
 
     Args:
-        images: :class:`ReadableImages`, or a subset of them.
+        images: :class:`ReidImages`, or a subset of them.
 
     Raises:
         UserError: while loading, if an image cannot be read.

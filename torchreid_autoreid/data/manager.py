@@ -14,17 +14,17 @@ import torchreid
 
 from ..errors import UserError, line_of_the_machine
 from .datasets import check_dataset, literal_root
-from .loader import InOrderLoader, Item, ReadableImages, SearchLoader
+from .loader import InOrderLoader, Item, ReidImages, SearchLoader
 from .split import held_out_retrieval, knows_cameras, split_by_identity, split_by_image
 
-__all__ = ["ReadableDataManager", "SearchDataManager", "TrainDataManager"]
+__all__ = ["ReidDataManager", "SearchDataManager", "TrainDataManager"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _SPLITS = {"image": split_by_image, "identity": split_by_identity}
 
 
-class ReadableDataManager(torchreid.data.ImageDataManager):
+class ReidDataManager(torchreid.data.ImageDataManager):
     """torchreid's data manager that says in one line what is wrong with the data, torn test images included.
 
     Args:
@@ -74,7 +74,7 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
             ) from error
         for loaders in self.test_loader.values():
             for part, loader in loaders.items():
-                images = ReadableImages(loader.dataset.data, self.transform_te)
+                images = ReidImages(loader.dataset.data, self.transform_te)
                 loaders[part] = InOrderLoader(images, batch_size_test, workers, self.use_gpu)
 
     def check_retrievable(self) -> None:
@@ -114,7 +114,7 @@ class ReadableDataManager(torchreid.data.ImageDataManager):
         )
 
 
-class SearchDataManager(ReadableDataManager):
+class SearchDataManager(ReidDataManager):
     """torchreid's data manager with its training set split for a search (Auto-ReID, algorithm 1).
 
     The halves are drawn by ``seed`` alone. Identities are numbered from 0 in the order of their image paths, so that a
@@ -215,7 +215,7 @@ class SearchDataManager(ReadableDataManager):
 
         def search_loader(half: Sequence[Item], stream: str) -> SearchLoader:
             return SearchLoader(
-                ReadableImages(half, self.transform_tr),
+                ReidImages(half, self.transform_tr),
                 batch_size_train,
                 num_instances,
                 train_sampler,
@@ -229,7 +229,7 @@ class SearchDataManager(ReadableDataManager):
             )
 
         def test_loader(part: Sequence[Item]) -> InOrderLoader:
-            return InOrderLoader(ReadableImages(part, self.transform_te), batch_size_test, workers, self.use_gpu)
+            return InOrderLoader(ReidImages(part, self.transform_te), batch_size_test, workers, self.use_gpu)
 
         self.train_loader = search_loader(w_items, "w")
         self.alpha_loader = search_loader(alpha_items, "alpha")
@@ -254,7 +254,7 @@ class SearchDataManager(ReadableDataManager):
         )
 
 
-class TrainDataManager(ReadableDataManager):
+class TrainDataManager(ReidDataManager):
     """torchreid's data manager with reproducible batches and, if asked, identities held out to choose the best epoch.
 
     Args:
@@ -326,7 +326,7 @@ class TrainDataManager(ReadableDataManager):
         _check_enough("the training set", items, batch_size_train, instances, held_out_key)
         self._num_train_pids = len(_identities(items))  # torchreid's own name, behind its property
         self.train_loader = SearchLoader(
-            ReadableImages(items, self.transform_tr),
+            ReidImages(items, self.transform_tr),
             batch_size_train,
             num_instances,
             train_sampler,
@@ -340,7 +340,7 @@ class TrainDataManager(ReadableDataManager):
         )
         if held_out:
             self.validation_loaders = {
-                name: InOrderLoader(ReadableImages(part, self.transform_te), batch_size_test, workers, self.use_gpu)
+                name: InOrderLoader(ReidImages(part, self.transform_te), batch_size_test, workers, self.use_gpu)
                 for name, part in (("query", query), ("gallery", gallery))
             }
             chosen = f"{len(query)} queries and {len(gallery)} gallery images of identities held out"

@@ -18,7 +18,7 @@ from ..data.loader import InOrderLoader
 from ..deploy.fusion import fuse
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
-from ..evaluation.blocks import Progress
+from ..evaluation.pairwise import Progress
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, processes
 from .ranked import draw_ranked_results

@@ -18,10 +18,10 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import Progress, ranges_within
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, as_labels, check_count
 from .neighbours import Collection, Items, Neighbourhood
+from .pairwise import Progress, ranges_within
 from .rerank import (
     SHARED_AT_ONCE,
     InvertedIndex,

@@ -15,9 +15,9 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import Progress, scan
 from .embeddings import check_count
 from .neighbours import Collection, CollectionDistances, share_of
+from .pairwise import Progress, scan
 from .ranking import Nearest
 from .space import Space
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .blocks import Progress, ranges
 from .distances import check_metric, find_devices
 from .embeddings import as_features, check_count, release
 from .gpus import GpuPlan, plan_gpus
 from .index_file import BadIndexError, check_search_length, in_a_process, precompute, read_limited, reason, uncheckable
+from .pairwise import Progress, ranges
 from .space import CPU, Space, index_space
 
 _LOGGER = logging.getLogger(__name__)

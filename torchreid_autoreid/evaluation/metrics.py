@@ -10,9 +10,9 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
 from .embeddings import as_labels, check_count
 from .figures import MatchRanks, first_matches, per_query
+from .pairwise import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
 from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
 from .result import RetrievalResult, means
 

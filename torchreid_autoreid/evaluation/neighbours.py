@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..parallel.launch import OneProcess
-from .blocks import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
 from .distances import distance_block, pair_distances
 from .embeddings import release
+from .pairwise import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
 from .ranking import Nearest
 from .space import Space
 

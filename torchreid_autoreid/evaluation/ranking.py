@@ -11,7 +11,7 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import Distances, ranges, ranges_within, share_out, workers
+from .pairwise import Distances, ranges, ranges_within, share_out, workers
 
 CPU = torch.device("cpu")
 COLUMNS_AT_ONCE = 4096

@@ -21,10 +21,20 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .blocks import BlockOf, Distances, FeatureDistances, MatrixDistances, Progress, RowsOf, ranges, ranges_within, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, check_count, check_dimensions
 from .neighbours import Collection, Farthest, Items, Neighbourhood
+from .pairwise import (
+    BlockOf,
+    Distances,
+    FeatureDistances,
+    MatrixDistances,
+    Progress,
+    RowsOf,
+    ranges,
+    ranges_within,
+    scan,
+)
 from .ranking import Nearest
 from .space import Space, choose_space
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..parallel.launch import processes
-from .blocks import Distances, FeatureDistances, Progress, scan
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, check_count, check_dimensions
 from .expansion import Expansion
@@ -23,6 +22,7 @@ from .metrics import (
     single_shot_ranks,
     summarise,
 )
+from .pairwise import Distances, FeatureDistances, Progress, scan
 from .protocols import PROTOCOLS, Rules, check_pool, draw_protocol, pool_queries, pool_tracklets
 from .ranking import Nearest, some_true_pairs
 from .rerank import Reranking, feature_parts

@@ -28,7 +28,7 @@ RowsOf = Callable[[torch.device], BlockOf]
 Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)
 
 
-class Blocks(Protocol):
+class BlockSource(Protocol):
     """Where blocks of distances come from."""
 
     num_queries: int
@@ -39,7 +39,7 @@ class Blocks(Protocol):
         """Yield (first column, end column, device -> (first row, end row) -> block) of each piece of the gallery."""
 
 
-class Distances(Blocks, Protocol):
+class Distances(BlockSource, Protocol):
     """The same, with distances of chosen pairs."""
 
     def between(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ class WithoutIgnored:
 
 
 class MatrixDistances:
-    """Blocks of a given (Nq, Ng) matrix.
+    """BlockSource of a given (Nq, Ng) matrix.
 
     Attributes:
         exact: whether float32 holds every value; if not, blocks are rounded to it, and `between` is not.
@@ -188,7 +188,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 def share_out(items: Iterable[Item], work: Callable[[int, Item], None], count: int) -> None:
     """Call work(worker, item) for every item; `count` threads take the items in order, and use no other threads.
 
-    Blocks are small: threads that each take whole blocks do not wait for one another after every operator.
+    BlockSource are small: threads that each take whole blocks do not wait for one another after every operator.
     """
     todo = iter(items)
     lock = Lock()
@@ -224,7 +224,7 @@ def workers(devices: Sequence[torch.device]) -> list[torch.device]:
 
 
 def scan(
-    distances: Blocks,
+    distances: BlockSource,
     observers: Sequence[Observer],
     progress: Progress | None = None,
     description: str = "comparing",
