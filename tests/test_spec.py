@@ -52,7 +52,7 @@ def test_unknown_names_get_the_closest():
         ({"height": 10**9}, "1000000000"),
         ({"norm_std": [1.0]}, "norm_std"),
         ({"layers": [1, 1, 1, 10**6]}, "layers"),
-        ({"channels": 10**6}, "channels are 1000000"),
+        ({"channels": 10**6}, "channels must be at least 1 and at most 4096, not 1000000"),
         ({"neck": "giraffe"}, "giraffe"),
         ({"genotype": {"version": 1}}, "describes its network wrongly"),
         ({"surprise": 1}, "does not describe its network"),

@@ -12,16 +12,14 @@ import torch
 from torch import nn
 
 from .checkpoint import Checkpoint, load_checkpoint
-from .config.table import MOST_CELLS, MOST_CHANNELS, MOST_PARTS
 from .errors import UserError, short
 from .genotype import Genotype
+from .limits import MOST_PIXELS, check_choice, check_values
 from .plugin import PRESETS, build_model, load_pretrained
 from .space.neck import FEATURES, add_neck
 from .space.networks import AutoReIDNetwork
 
 __all__ = ["Description"]
-
-MOST_INPUT_PIXELS = 1 << 21  # of one image; people are seldom more than 1024 x 512
 
 
 @dataclass(frozen=True)
@@ -187,19 +185,15 @@ class Description:
         for name, kind in {**wanted, **(own if self.genotype else {})}.items():
             if type(getattr(self, name)) is not kind:  # True is an int
                 raise UserError(f"its {name} is {short(getattr(self, name))}")
-        for name in ("norm_mean", "norm_std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        for name, kinds in {"norm_mean": (int, float), "norm_std": (int, float), "layers": (int,)}.items():
+            values = getattr(self, name) or []
+            if not all(type(value) in kinds and math.isfinite(value) for value in values):
                 raise UserError(f"its {name} is {short(values)}")
-        if min(self.norm_std) <= 0:
-            raise UserError(f"its norm_std is {short(self.norm_std)}, by which pixels are divided")
-        if min(self.height, self.width) < 1 or self.height * self.width > MOST_INPUT_PIXELS:
-            raise UserError(f"its input is {self.height} x {self.width}, with at most {MOST_INPUT_PIXELS} pixels")
+        check_values("data", height=self.height, width=self.width, norm_mean=self.norm_mean, norm_std=self.norm_std)
+        if self.height * self.width > MOST_PIXELS:
+            raise UserError(f"its input is {self.height} x {self.width}, with at most {MOST_PIXELS} pixels")
         if not isinstance(self.neck, str) or self.neck not in FEATURES:
             raise UserError(f"its neck is {short(self.neck)}")
-        if self.genotype and not (self.channels and self.channels <= MOST_CHANNELS and len(self.layers or ()) == 4):
-            raise UserError(f"its channels are {short(self.channels)} and its layers {short(self.layers)}")
-        if self.genotype and not (1 <= (self.parts or 0) <= MOST_PARTS and self.last_stride in (1, 2)):
-            raise UserError(f"its parts are {short(self.parts)} and its last stride {short(self.last_stride)}")
-        if self.layers and not all(isinstance(depth, int) and 1 <= depth <= MOST_CELLS for depth in self.layers):
-            raise UserError(f"its layers are {short(self.layers)}")
+        if self.genotype:
+            check_values("autoreid", channels=self.channels, layers=self.layers, parts=self.parts)
+            check_choice("autoreid.last_stride", self.last_stride, "last_stride")

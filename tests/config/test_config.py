@@ -11,6 +11,7 @@ import pytest
 import torchreid
 import yaml
 
+from torchreid_autoreid import limits
 from torchreid_autoreid.config import build, table
 from torchreid_autoreid.config.build import (
     budget_limits,
@@ -157,14 +158,14 @@ def test_every_argument_of_the_data_manager_has_a_key():
 
 
 def test_the_names_to_choose_from_are_those_that_exist():
-    assert list(table.CHOICES["train.optim"]) == torchreid.optim.optimizer.AVAI_OPTIMS
-    assert list(table.CHOICES["train.lr_scheduler"]) == torchreid.optim.lr_scheduler.AVAI_SCH
+    assert list(limits.CHOICES["train.optim"]) == torchreid.optim.optimizer.AVAI_OPTIMS
+    assert list(limits.CHOICES["train.lr_scheduler"]) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
-    assert set(table.CHOICES["data.transforms"]) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(table.CHOICES["search.strategy"]) == {*STRATEGIES, *table.OF_CANDIDATES}
-    assert set(table.CHOICES["search.space"]) == set(SPACES)
-    assert ("none", *PRECISIONS) == table.CHOICES["search.amp"]
-    assert table.CHOICES["search.grad_sync"] == GRAD_SYNCS
+    assert set(limits.CHOICES["data.transforms"]) == set(re.findall(r"if '(\w+)' in transforms", source))
+    assert set(limits.CHOICES["search.strategy"]) == {*STRATEGIES, *table.OF_CANDIDATES}
+    assert set(limits.CHOICES["search.space"]) == set(SPACES)
+    assert ("none", *PRECISIONS) == limits.CHOICES["search.amp"]
+    assert limits.CHOICES["search.grad_sync"] == GRAD_SYNCS
 
 
 def test_values_reach_the_arguments():

@@ -28,11 +28,12 @@ from ..engine.run_folder import (
 from ..errors import UserError
 from ..files import write_atomically
 from ..genotype import Genotype
+from ..limits import MOST_PIXELS
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..records import PretrainingRecord
-from ..spec import MOST_INPUT_PIXELS, Description
+from ..spec import Description
 from .console import StepBar, begin_log, stop_on_signals
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
@@ -47,7 +48,7 @@ _MOST = {
     "layers": 64,
     "parts": 64,
     "workers": 1024,
-    "size": math.isqrt(MOST_INPUT_PIXELS),
+    "size": math.isqrt(MOST_PIXELS),
     "epochs": 1_000_000,
     "batch_size": 1 << 20,
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..limits import CHOICES, LEAST_SIZE, MOST_PIXELS, RANGES, check_choice, check_value
 from ..search.halving import Rung, check_rungs, total_epochs
 from ..search.plans import Evolution
 from .build import budget_limits, evolution_kwargs
@@ -14,13 +15,9 @@ from .keys import get_default_config
 from .read import get
 from .table import (
     BY_THE_RECIPE,
-    CHOICES,
     DIFFERENTIABLE,
-    LEAST_SIZE,
     MIXED,
-    MOST_PIXELS,
     OF_CANDIDATES,
-    RANGES,
     READ_ABOVE_ZERO,
     READ_WITH,
     UNUSED_IN_SEARCH,
@@ -136,28 +133,12 @@ def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what
             )
 
 
-_WORDS = {2: "two", 3: "three", 4: "four"}
-
-
 def _check_values(cfg: CfgNode) -> None:
     """Each value by itself."""
-    for name, choices in CHOICES.items():
-        value = get(cfg, name)
-        if isinstance(value, list):
-            for item in value:
-                if str(item).lower() not in choices:
-                    kind = name.rpartition(".")[2].removesuffix("s")
-                    raise UserError(f"{name}: unknown {kind} {item!r}; choose from {', '.join(map(str, choices))}")
-        elif value not in choices:
-            raise UserError(f"{name} must be {' or '.join(map(str, choices))}, not {value!r}")
-    for name, wanted in RANGES.items():
-        value = get(cfg, name)
-        if not isinstance(value, list):
-            if value not in wanted:
-                raise UserError(f"{name} must be {wanted}, not {value}")
-        elif not value or (wanted.count and len(value) != wanted.count) or any(item not in wanted for item in value):
-            numbers = f"{_WORDS[wanted.count]} numbers" if wanted.count else "numbers"
-            raise UserError(f"{name} must be {numbers}, each {wanted}, not {value}")
+    for name in CHOICES:
+        check_choice(name, get(cfg, name))
+    for name in RANGES:
+        check_value(name, get(cfg, name))
 
 
 def _check_below(cfg: CfgNode, name: str, most: float) -> None:

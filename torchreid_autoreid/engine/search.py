@@ -20,6 +20,7 @@ from ..errors import Interrupted, UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
+from ..limits import check_choice, check_values
 from ..records import SearchRecord
 from ..search.architect import Architect, TrainGradients, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
@@ -124,18 +125,14 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
         _check_parameters("optimizer", optimizer, model.weights())
         _check_parameters("alpha_optimizer", alpha_optimizer, model.alphas())
-        if real_alpha_every < 1:
-            raise UserError(f"real_alpha_every must be at least 1, not {real_alpha_every!r}")
-        if warmup_epochs < 0 or checkpoint_every < 0 or not grad_clip >= 0:
-            raise UserError("warmup_epochs, checkpoint_every and grad_clip must not be negative")
-        if skip_cap < -1 or stop_at_skips < 0 or perturbation_batches < 1 or perturbation_steps < 0:
-            raise UserError(
-                "skip_cap must be at least -1, stop_at_skips and perturbation_steps at least 0, and "
-                f"perturbation_batches at least 1, not {skip_cap}, {stop_at_skips}, {perturbation_steps} and "
-                f"{perturbation_batches}"
-            )
-        if selection not in ("strength", "perturbation", "halving"):
-            raise UserError(f"selection must be strength, perturbation or halving, not {selection!r}")
+        check_values(
+            "search", real_alpha_every=real_alpha_every, checkpoint_every=checkpoint_every, grad_clip=grad_clip,
+            skip_cap=skip_cap, stop_at_skips=stop_at_skips, perturbation_batches=perturbation_batches,
+            perturbation_steps=perturbation_steps,
+        )  # fmt: skip
+        check_choice("search.selection", selection, "selection")
+        if warmup_epochs < 0:  # the key has -1 for a share of the search
+            raise UserError(f"warmup_epochs must be at least 0, not {warmup_epochs!r}")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.alpha_optimizer = alpha_optimizer
         self.register_model("model", model, optimizer, scheduler)

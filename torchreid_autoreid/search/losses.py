@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..limits import check_values
 
 __all__ = ["ALPHA_LOSSES", "RetrievalLoss", "ScaleFreeLoss", "batch_hard_triplet"]
 
@@ -67,12 +68,10 @@ class RetrievalLoss(nn.Module):
 
     def __init__(self, loss_lambda: float = 0.5, margin: float = 0.3, label_smooth: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= loss_lambda <= 1.0:
-            raise UserError(f"loss_lambda must be in [0, 1], not {loss_lambda!r}")
-        if not margin >= 0.0:
-            raise UserError(f"margin must be at least 0, not {margin!r}")
+        check_values("search", loss_lambda=loss_lambda)
+        check_values("loss.triplet", margin=margin)
         if not 0.0 <= label_smooth < 1.0:
-            raise UserError(f"label_smooth must be in [0, 1), not {label_smooth!r}")
+            raise UserError(f"label_smooth must be at least 0 and below 1, not {label_smooth!r}")
         self.loss_lambda = loss_lambda
         #: of the parts in the total
         self.weights = {"loss_softmax": loss_lambda, "loss_triplet": 1.0 - loss_lambda}

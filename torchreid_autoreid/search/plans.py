@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype
+from ..limits import check_value, check_values
 from .halving import Rung, blind_draws, check_rungs, own_epochs, survivors
 
 __all__ = [
@@ -298,8 +299,9 @@ class Evolution:
     tournament: int
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.epochs, self.population, self.tournament) < 1:
-            raise UserError(f"the numbers of an evolution must be at least 1, not {self}")
+        check_value("search.evolution_candidates", self.candidates, "candidates")
+        check_value("search.candidate_epochs", self.epochs, "epochs")
+        check_values("search", population=self.population, tournament=self.tournament)
         if not self.tournament <= self.population <= self.candidates:
             raise UserError(
                 f"an evolution of {self.candidates} candidates needs a population (search.population, "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from ..errors import UserError
+from ..limits import check_values
 from ..space.strategies import EpochValues
 
 __all__ = ["Schedule"]
@@ -39,12 +39,7 @@ class Schedule:
     dirichlet_weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not (self.tau_start > 0 and self.tau_end > 0):
-            raise UserError(f"tau_start and tau_end must be above 0, not {self.tau_start!r} and {self.tau_end!r}")
-        if not 0 <= self.skip_dropout < 1:
-            raise UserError(f"skip_dropout must be at least 0 and below 1, not {self.skip_dropout!r}")
-        if not all(weight >= 0 for weight in (self.auxiliary_skip, self.beta_weight, self.dirichlet_weight)):
-            raise UserError("auxiliary_skip, beta_weight and dirichlet_weight must not be negative")
+        check_values("search", **asdict(self))
 
     def at(self, epoch: int, epochs: int) -> EpochValues:
         """The values in an epoch, 0-based, of so many; a function of nothing else, so that a resumed run has the same.

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..genotype import KINDS, Genotype, derive, num_edges, operation_names
+from ..limits import check_choice, check_values
 from .cells import Cell, DerivedCell, SearchCell
 from .strategies import STRATEGIES, EpochValues, Mixture, beta_penalty
 
@@ -56,8 +57,7 @@ class Skeleton(nn.Module):
     ) -> None:
         super().__init__()
         _check_shape(loss, channels, layers, num_classes)
-        if last_stride not in (1, 2):
-            raise UserError(f"last_stride must be 1 or 2, not {last_stride!r}")
+        check_choice("autoreid.last_stride", last_stride, "last_stride")
         self.loss = loss
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels, 7, 2, 3, bias=False),
@@ -162,8 +162,7 @@ class AutoReIDNetwork(Skeleton):
         last_norm: bool = True,
     ) -> None:
         genotype = genotype or Genotype.load("retrieval")
-        if not 0.0 <= drop_path < 1.0:
-            raise UserError(f"drop_path must be in [0, 1), not {drop_path!r}")
+        check_values("autoreid", drop_path=drop_path)
 
         def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
             cell = genotype.reduce if kind == "reduce" else genotype.normal
@@ -253,8 +252,7 @@ class AutoReIDSearchNetwork(Skeleton):
         last_norm: bool = True,
     ) -> None:
         operations = operation_names(space)
-        if blocks < 1:
-            raise UserError(f"a cell needs at least one block, not {blocks!r}")
+        check_values("autoreid", blocks=blocks)
         if strategy not in STRATEGIES:
             raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
         partial = partial_channels if STRATEGIES[strategy].partial else 1
@@ -369,12 +367,8 @@ class _FrozenStatistics:
 
 
 def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: int) -> None:
-    if loss not in ("softmax", "triplet"):
-        raise UserError(f"unknown loss {loss!r}; the networks know softmax and triplet")
-    if channels < 1:
-        raise UserError(f"channels must be at least 1, not {channels!r}")
-    if len(layers) != 4 or min(layers) < 1:
-        raise UserError(f"layers must be four numbers of cells, each at least 1, not {list(layers)!r}")
+    check_choice("loss.name", loss, "loss")
+    check_values("autoreid", channels=channels, layers=list(layers))
     if num_classes < 1:
         raise UserError(f"a classifier needs at least one identity, not {num_classes!r}")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import UserError
+from ...limits import check_values
 from ...parallel.batch_norm import batch_norm_as
 from ...parallel.group import global_rows
 from .fused import FusedOperation, Needs, State, fold, join_channels, size_of
@@ -87,8 +88,7 @@ class PartAware(nn.Module):
         super().__init__()
         if stride not in (1, 2):
             raise UserError(f"the part-aware operation has stride 1 or 2, not {stride!r}")
-        if parts < 1:
-            raise UserError(f"the part-aware operation needs at least one part, not {parts!r}")
+        check_values("autoreid", parts=parts)
         self.parts = parts
         hidden = max(in_channels // 3, min(in_channels, _LEAST_HIDDEN))  # C'
         # One linear transform a part; a grouped 1x1 convolution is M linear layers in one call.
