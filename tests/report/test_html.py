@@ -1,6 +1,5 @@
 """The page is read as a browser reads it: one file, nothing fetched, nothing run, every picture whole."""
 
-import base64
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from torchreid_autoreid import files
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
-from torchreid_autoreid.report import html, write_report
+from torchreid_autoreid.report import html, log, page, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
@@ -36,8 +35,16 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.text += data
 
+    def pictures(self):
+        """What is said of each."""
+        return [attributes["aria-label"] for _, attributes in self.elements if attributes.get("role") == "img"]
+
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def linked(self):
+        return [attributes for _, attributes in self.elements if "xlink:href" in attributes]
 
     @property
     def addresses(self):
@@ -53,7 +60,7 @@ def read(path):
 def no_drawing(monkeypatch):
     """Empty pictures, where a test is about something else and drawing would only take time."""
     for name in ("draw_cell", "draw_history", "draw_alphas"):
-        monkeypatch.setattr(html, name, lambda *_, **__: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(page if name == "draw_cell" else html, name, lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 def test_the_page_says_what_the_log_says(log_dir):
@@ -79,15 +86,20 @@ def test_the_page_says_what_the_log_says(log_dir):
     assert json.dumps(genotype.to_dict(), indent=1) in page.text
     assert (log_dir / "config.yaml").read_text() in page.text
     assert not [element for element in page.all("p") if element.get("class") == "note"]
-    pictures = [image["alt"] for image in page.all("img")]
+    normal, reduction, curves, narrow_curves, *alphas = page.pictures()
     ends = [f"{kind} cell, epoch {epoch}" for kind in ("Normal", "Reduction") for epoch in (1, 4)]
-    assert pictures == ["Normal cell", "Reduction cell", "Curves by epoch", *ends]
+    assert alphas == ends
+    assert curves == narrow_curves == "Curves by epoch"
+    for name, cell, told in (("Normal", genotype.normal, normal), ("Reduction", genotype.reduce, reduction)):
+        (one, source), (other, second) = cell[1]
+        assert told.startswith(f"{name} cell: block 2 adds ")
+        assert f"; block 3 adds {one} of {source} and {other} of {second}; " in told
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_the_table_holds_every_epoch(log_dir, records):
     text = write_report(log_dir).read_text(encoding="utf-8")
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:]]
+    rows = [re.findall(r"<t[dh](?: scope=row)?>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:]]
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]
     first, second = rows[0], rows[1]
     assert first[3] == first[5] == first[6] == "–"  # alpha warmed up, retrieval was not measured
@@ -109,29 +121,30 @@ def test_costs_are_shown_against_the_budget(log_dir, limited_records, write_hist
     write_history(log_dir / "history.jsonl", limited_records)
     page = write_report(log_dir).read_text()
     assert "<h2>Cost and budget</h2>" in page
-    assert 'alt="Cost by epoch"' in page
+    assert 'aria-label="Cost by epoch"' in page
     assert "<div>multiply–adds<b>900.00 M</b>at most 1.00 G</div>" in page
     assert "<div>latency in ms<b>18.25</b>at most 20.00</div>" in page
-    assert "<th>latency in ms, kept</th>" in page
+    assert "<th scope=col>latency in ms, kept</th>" in page
     assert "<td>1.75 G</td><td>1.20 G</td><td>900.00 M</td><td>–</td><td>19.50</td><td>18.25</td>" in page
 
 
 def test_the_page_is_whole_in_itself(log_dir):
     page = read(write_report(log_dir))
-    assert page.addresses
-    for address in page.addresses:
-        kind, data = address.split(",", 1)
-        assert kind == "data:image/svg+xml;base64"
-        svg = base64.b64decode(data, validate=True).decode()
-        assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-        assert not re.search(r"href=\"(?!#|data:image/png;base64,)", svg)
-        assert "<script" not in svg
-        assert "font-family" not in svg  # letters are shapes: they look the same without the font
+    text = (log_dir / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(drawings) == len(page.pictures()) == 8
+    for drawing in drawings:
+        assert ET.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
+    for address in [*page.addresses, *(attributes["xlink:href"] for attributes in page.linked)]:
+        assert re.match(r"#\w+$|data:image/png;base64,", address)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert {name[0] for name in ids} <= {"m", "p", "i"}  # marks, clips and pictures, named by what they are
+    assert re.search(r"<text[^>]*>\s*part_aware\s*</text>", text)  # letters, which can be found and read aloud
     assert not page.all("script")
     assert not page.all("link")
     policy = [meta["content"] for meta in page.all("meta") if "Policy" in meta.get("http-equiv", "")]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    assert "url(" not in page.text
+    assert not re.search(r"url\((?!#)", text)
     assert "@import" not in page.text
 
 
@@ -146,7 +159,7 @@ def test_what_files_and_folders_are_called_is_text_and_never_markup(log_dir, rec
     page = read(write_report(folder))
     assert not page.all("script")
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
-    assert len(page.all("img")) == 7
+    assert len(page.pictures()) == 8
     assert page.text.count(NASTY) >= 3  # genotype's name, settings, configuration
     assert folder.name in page.text
 
@@ -195,7 +208,7 @@ def test_a_search_of_one_epoch_without_retrieval_has_a_page(log_dir, make_record
     Genotype.from_dict(record["genotype"]).save(log_dir / "genotype.json")
     page = read(write_report(log_dir))
     assert "held-out mAP" not in page.text
-    assert len(page.all("img")) == 5
+    assert len(page.pictures()) == 6
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -253,7 +266,7 @@ def test_what_cannot_be_reported_is_said_in_a_line(log_dir, tmp_path, monkeypatc
     refused("cannot write the report .*Is a directory", log_dir, tmp_path / "folder.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "search"]
     with monkeypatch.context() as patch:
-        patch.setattr(html, "_MAX_CONFIG_BYTES", 10)
+        patch.setattr(log, "_MAX_CONFIG_BYTES", 10)
         refused(r"config\.yaml has \d+ bytes, which is no configuration", log_dir)
     (log_dir / "genotype.json").write_text("{}")
     refused(r"genotype\.json: a genotype needs the key", log_dir)
@@ -276,7 +289,7 @@ def test_the_command_writes_the_page_and_prints_its_path(log_dir, tmp_path):
     done = report("--log-dir", log_dir, "--output", output)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output}\n"
-    assert read(output).all("img")
+    assert read(output).pictures()
 
 
 def test_the_command_tells_a_mistake_in_a_line(tmp_path):

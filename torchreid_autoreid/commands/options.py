@@ -236,7 +236,8 @@ mean, standard deviation and version (the README shows how to read and use them)
 
 _REPORT = """
 A search writes its report by itself when it ends. This command writes it for a search that is still running, was
-stopped, or ran elsewhere. The page needs no network and no other file: send it as it is.
+stopped, or ran elsewhere. The page needs no network and no other file: send it as it is. Several searches are
+compared on one page, which ranks only what was measured alike; runs that differ in their seed only are one group.
 
 The log folder is the data.save_dir of the search. Read are
   history.jsonl   a line an epoch; a torn last line is left out, and the page says so
@@ -244,8 +245,9 @@ The log folder is the data.save_dir of the search. Read are
   config.yaml     the configuration; the page does without it
 
 examples:
-  autoreid report --log-dir log/search
-  autoreid report --log-dir log/search --output search.html
+  autoreid report log/search
+  autoreid report log/search --output search.html
+  autoreid report log/darts-1 log/darts-2 log/gdas-1 log/gdas-2 --output comparison.html
 
 The path of the page is printed. Exit status: 0 done; 2 the folder or one of its files is not what it should be.
 """
@@ -414,8 +416,13 @@ def _add_gallery(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-dir", required=True, metavar="DIR", type=path, help="data.save_dir of a search")
-    parser.add_argument("--output", metavar="FILE", type=path, help="the page, *.html (default: DIR/report.html)")
+    parser.add_argument("folders", nargs="*", metavar="DIR", type=path, help="data.save_dir of a search, or of several")
+    parser.add_argument(
+        "--log-dir", dest="log_dirs", action="append", default=[], metavar="DIR", type=path, help="the same as DIR"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=path, help="the page, *.html (default: DIR/report.html; of several: needed)"
+    )
 
 
 def _check_train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -485,7 +492,7 @@ COMMANDS = {
         configured=False,
     ),
     "report": Command(
-        "Writes the report of a search, one HTML page, from its log folder.",
+        "Writes the report of a search, or a comparison of several: one HTML page, from their log folders.",
         _REPORT,
         _add_report,
         configured=False,

@@ -1,12 +1,21 @@
-"""Writes the report of a search, one HTML page, from its log folder: the cells found, curves, alphas, configuration."""
+"""Writes the report of a search, or a comparison of several: one HTML page, from their log folders."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..report import write_report
+from ..errors import UserError
+from ..report import write_comparison, write_report
 
 
 def main(args: argparse.Namespace) -> int:
-    print(write_report(args.log_dir, args.output))
+    folders = [*args.folders, *args.log_dirs]
+    if not folders:
+        raise UserError("no log folder; give the data.save_dir of a search, or of several to compare")
+    if len(folders) == 1:
+        print(write_report(folders[0], args.output))
+        return 0
+    if not args.output:
+        raise UserError(f"--output FILE.html says where the comparison of {len(folders)} log folders goes; give it")
+    print(write_comparison(folders, args.output))
     return 0

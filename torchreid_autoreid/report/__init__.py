@@ -1,5 +1,6 @@
-"""Pictures of a search, and its report for people."""
+"""Pictures of searches, and their reports for people."""
 
+from .comparison import write_comparison
 from .html import amount, write_report
 from .plots import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
 from .verdict import verdict
@@ -12,5 +13,6 @@ __all__ = [
     "draw_history",
     "figure_to_rgb",
     "verdict",
+    "write_comparison",
     "write_report",
 ]

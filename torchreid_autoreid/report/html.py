@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-import matplotlib
 import yaml
-from matplotlib.figure import Figure
 
 from ..config.read import plain_yaml
-from ..errors import UserError
-from ..files import check_output, write_output
 from ..genotype import Genotype
 from ..records import SearchRecord
-from .history import read_history
-from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_cell, draw_costs, draw_history
+from .log import read_log
+from .page import CELLS, Picture, Table, cell_picture, check_page, picture, write_page
+from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_costs, draw_history
 from .verdict import verdict
 
-__all__ = ["amount", "write_report"]
-
-_MAX_CONFIG_BYTES = 1 << 20
-_CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
-
-_PAGE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,  # what files and folders are called is text, and never markup
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+__all__ = ["amount", "duration", "write_report"]
 
 
 def write_report(
@@ -58,66 +40,32 @@ def write_report(
     Raises:
         UserError: if the folder is no log of a search, one of its files is damaged, or the page cannot be written.
     """
-    folder = Path(log_dir)
-    if not folder.is_dir():
-        raise UserError(f"no log folder {folder}; give the data.save_dir of a search")
-    target = Path(output) if output is not None else folder / "report.html"
-    if target.suffix.lower() not in {".html", ".htm"}:
-        raise UserError(f"the report is a web page; give it a name that ends in .html, not {str(target)!r}")
-    check_output("the report", target)
-    records, torn = read_history(folder / "history.jsonl")
-    if not (folder / "genotype.json").is_file():
-        raise UserError(f"{folder} holds no genotype.json, so it is no log of a search; give its data.save_dir")
-    genotype = Genotype.load(folder / "genotype.json")
-    config = _read_config(folder / "config.yaml")
-    page = _PAGE.get_template("page.html").render(
-        name=folder.resolve().name or str(folder),
+    log = read_log(log_dir)
+    target = check_page(output if output is not None else log.folder / "report.html")
+    folder, records, genotype, config = log.folder, log.records, log.genotype, log.config
+    write_page(
+        "search.html",
+        target,
+        name=log.name,
         settings="" if config is None else _settings(config),
-        notes=list(_notes(records, torn, genotype, config)),
+        notes=list(log.notes()),
         verdict=verdict(records),
         tiles=list(_tiles(records, genotype, parameters, macs)),
         genotype_name=genotype.name,
-        cells=[_picture(name, draw_cell(genotype, kind)) for kind, name in _CELLS.items()],
+        cells=[cell_picture(genotype, kind) for kind in CELLS],
         command=_command(folder),
         code=_code(folder),
-        course=_picture("Curves by epoch", draw_history(records), draw_history(records, columns=1)),
-        costs=_picture("Cost by epoch", draw_costs(records)) if records[-1].cost else None,
+        course=picture("Curves by epoch", draw_history(records), draw_history(records, columns=1)),
+        costs=picture("Cost by epoch", draw_costs(records)) if records[-1].cost else None,
         probabilities=list(_alphas(records)),
-        heads=_heads(records),
-        rows=[_row(record, records) for record in records],
+        epochs=Table(
+            "w and α: the half that trains each. none and skips: normal cell / reduction cell.",
+            _heads(records),
+            [_row(record, records) for record in records],
+        ),
         files=_files(genotype, config),
     )
-    write_output("the report", target, lambda name: Path(name).write_text(page, encoding="utf-8", errors="replace"))
     return target
-
-
-def _read_config(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    try:
-        if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
-            raise UserError(f"{path} has {size} bytes, which is no configuration (at most {_MAX_CONFIG_BYTES})")
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _notes(records: Sequence[SearchRecord], torn: bool, genotype: Genotype, config: str | None) -> Iterator[str]:
-    """What a reader has to know before the figures."""
-    last = records[-1]
-    if ended := last.ended:
-        yield f"The search ended after {last.epoch} of {last.epochs} epochs: {ended}."
-    elif last.epoch < last.epochs:
-        yield f"The search is still running, or was stopped: {last.epoch} of {last.epochs} epochs are done."
-    if records[0].epoch > 1:
-        yield f"The history begins with epoch {records[0].epoch}; the time is that of the epochs in it."
-    if torn:
-        yield "The last line of history.jsonl is torn (a crash, or an epoch being written) and was left out."
-    found = last.genotype
-    if (found.normal, found.reduce) != (genotype.normal, genotype.reduce):
-        yield "genotype.json is not the genotype of the last epoch in history.jsonl; its cells are the ones drawn."
-    if config is None:
-        yield "The folder holds no config.yaml, so the settings of the search are not shown."
 
 
 def _settings(config: str) -> str:
@@ -158,7 +106,7 @@ def _tiles(
         yield whose, f"{last['mAP']:.1%}", f"best {best['mAP']:.1%}, epoch {best_epoch}"
         yield "held-out rank-1", f"{last['rank1']:.1%}", f"{last['num_valid_queries']} queries, epoch {epoch}"
     seconds = sum(record.seconds for record in records)
-    yield "time", _duration(seconds), f"{_duration(seconds / len(records))} an epoch"
+    yield "time", duration(seconds), f"{duration(seconds / len(records))} an epoch"
     yield "epochs", str(records[-1].epoch), f"of {records[-1].epochs}"
     for name, operation in (("part-aware edges", "part_aware"), ("skip connections", "skip_connect")):
         count = genotype.count(operation)
@@ -186,17 +134,17 @@ def _code(folder: Path) -> str:
     )
 
 
-def _alphas(records: Sequence[SearchRecord]) -> Iterator[list[_Picture]]:
+def _alphas(records: Sequence[SearchRecord]) -> Iterator[list[Picture]]:
     """Of each kind of cell, the first epoch and the last one."""
     shown = [records[0], records[-1]] if len(records) > 1 else [records[-1]]
-    for kind, name in _CELLS.items():
+    for kind, name in CELLS.items():
         top = max(value for record in shown for row in record.probabilities[kind] for value in row)
         pictures = []
         for record in shown:
             title = f"{name}, epoch {record.epoch}"
             cell = getattr(record.genotype, kind)
             rows = record.probabilities[kind]
-            pictures.append(_picture(title, draw_alphas(rows, record.operations, title, cell=cell, top=top)))
+            pictures.append(picture(title, draw_alphas(rows, record.operations, title, cell=cell, top=top)))
         yield pictures
 
 
@@ -221,8 +169,8 @@ def _row(record: SearchRecord, records: Sequence[SearchRecord]) -> list[str]:
         *(f"{half['top1']:.1%}" if half else "–" for half in (record.w, alpha)),
         *(f"{retrieval[name]:.1%}" if retrieval else "–" for name in ("mAP", "rank1", "mINP")),
         *(f"{record.lr[name]:.3g}" for name in ("w", "alpha")),
-        " / ".join(f"{record.none_mass[kind]:.2f}" for kind in _CELLS),
-        " / ".join(str(record.skips[kind]) for kind in _CELLS),
+        " / ".join(f"{record.none_mass[kind]:.2f}" for kind in CELLS),
+        " / ".join(str(record.skips[kind]) for kind in CELLS),
         *("–" if (value := cost[m][name]) is None else amount(value) for m, name in costs),
     ]
 
@@ -232,30 +180,9 @@ def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:
     return found if config is None else [*found, ("config.yaml", config)]
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A figure as data of the page, and another form of it for narrow screens."""
-
-    text: str
-    source: str
-    narrow: str = ""
-
-
-def _picture(text: str, figure: Figure, narrow: Figure | None = None) -> _Picture:
-    return _Picture(text, _svg(figure), _svg(narrow) if narrow else "")
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    # The same log gives the same page: no date, and names inside the drawing that are not random.
-    with matplotlib.rc_context({"svg.hashsalt": "autoreid", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """
-    >>> _duration(59), _duration(600), _duration(9000)
+    >>> duration(59), duration(600), duration(9000)
     ('59 s', '10 min', '2.5 h')
     """
     minutes, hours = seconds / 60, seconds / 3600

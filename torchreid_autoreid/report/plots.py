@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -26,8 +26,10 @@ __all__ = [
     "MEASURE_NAMES",
     "OPERATION_COLOURS",
     "draw_alphas",
+    "draw_beside",
     "draw_cell",
     "draw_costs",
+    "draw_dots",
     "draw_history",
     "figure_to_rgb",
     "figure_to_svg",
@@ -297,6 +299,70 @@ def draw_costs(records: Sequence[SearchRecord]) -> Figure:
         panel.axhline(limit, color=_INK, linestyle="--", linewidth=1, label="limit")
         panel.yaxis.set_major_formatter(EngFormatter())
         _dress(panel, MEASURE_NAMES[measure])
+    figure.tight_layout()
+    return figure
+
+
+#: by Okabe and Ito, told apart by everybody; a marker a run besides
+_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2b2f36")
+_RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def _run_style(letter: str) -> dict[str, Any]:
+    number = ord(letter) - ord("A")
+    return {"color": _RUN_COLOURS[number % len(_RUN_COLOURS)], "marker": _RUN_MARKERS[number % len(_RUN_MARKERS)]}
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_beside(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]], float | None]], columns: int = 3
+) -> Figure:
+    """Draws the curves of several runs over each other.
+
+    Args:
+        panels: title, letter of a run -> its (epoch, value), and where the axis begins (``None``: where they do).
+        columns: panels side by side.
+    """
+    shown = [panel for panel in panels if panel[1]]
+    lines = -(-len(shown) // columns)
+    figure = _figure(3.9 * min(columns, len(shown)) if columns > 1 else 4.4, 2.9 * lines)
+    axes = iter(figure.subplots(lines, min(columns, len(shown)), squeeze=False).ravel())
+    for title, curves, bottom in shown:
+        panel = next(axes)
+        for letter, points in curves.items():
+            _plot(panel, points, label=letter, markevery=max(1, len(points) // 8), markersize=4, **_run_style(letter))
+        if bottom is not None:
+            panel.set_ylim(bottom=bottom)
+            panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _dress(panel, title, ncols=-(-len(curves) // 8))
+    for panel in axes:
+        panel.axis("off")
+    figure.tight_layout(h_pad=1.6)
+    return figure
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_dots(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure:
+    """Draws the scores of runs as dots, a line a group, with the mean of each group.
+
+    Args:
+        rows: name of a group, and the letter and score (a fraction) of each of its runs; the first one is on top.
+    """
+    figure = _figure(6.6, 0.75 + 0.42 * len(rows))
+    axes = figure.add_subplot()
+    for place, (_, runs) in enumerate(rows):
+        mean = float(np.mean([score for _, score in runs]))
+        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=_INK, linewidth=2, zorder=3)
+        axes.text(mean, place - 0.42, f"{mean:.1%}", **(_CENTRED | {"fontsize": 7}))
+        for letter, score in runs:
+            axes.plot([score], [place], markersize=7, linestyle="", zorder=4, **_run_style(letter))
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.75)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(labelsize=8, length=2)
     figure.tight_layout()
     return figure
 

@@ -16,11 +16,11 @@ from ..errors import UserError
 from ..genotype import Genotype
 from .history import read_lines
 
-__all__ = ["Comparison", "compare", "read_history"]
+__all__ = ["PLACES", "Comparison", "compare", "read_history", "read_settings"]
 
 _MAX_CONFIG_BYTES = 1 << 20
 #: settings that say where a run lies, not what it does
-_PLACES = ("data.save_dir", "data.root", "data.workers", "train.print_freq")
+PLACES = ("data.save_dir", "data.root", "data.workers", "train.print_freq")
 
 
 def read_history(log: str | PathLike[str]) -> Any:
@@ -106,14 +106,14 @@ def compare(log_a: str | PathLike[str], log_b: str | PathLike[str]) -> Compariso
     logs = Path(log_a), Path(log_b)
     one, other = (_figures(_rows(log)) for log in logs)
     names = [*one, *(name for name in other if name not in one)]
-    first, second = (_settings(log) for log in logs)
+    first, second = (read_settings(log) for log in logs)
     return Comparison(
         (str(logs[0]), str(logs[1])),
         {name: (one.get(name), other.get(name)) for name in names},
         {
             name: (first.get(name, "—"), second.get(name, "—"))
             for name in sorted(first.keys() | second.keys())
-            if first.get(name) != second.get(name) and name not in _PLACES
+            if first.get(name) != second.get(name) and name not in PLACES
         },
         (_genotype(logs[0]), _genotype(logs[1])),
     )
@@ -137,7 +137,7 @@ def _shown(value: float | None) -> str:
     return "—" if value is None else f"{value:.4g}"
 
 
-def _settings(log: Path) -> dict[str, Any]:
+def read_settings(log: Path) -> dict[str, Any]:
     """The keys of ``config.yaml``; none if it is missing."""
     path = log / "config.yaml"
     if not path.is_file():
