@@ -20,7 +20,7 @@ from .group import TIMEOUT
 #: how long the processes may take to connect, once torchrun has started them all
 CONNECT_TIMEOUT = timedelta(minutes=5)
 
-_PORT_KEY = "torchreid_autoreid/port"
+_PORT_KEY, _JOINED_KEY, _COMPLETE_KEY = (f"torchreid_autoreid/{name}" for name in ("port", "joined", "complete"))
 
 
 class OneProcess:
@@ -122,6 +122,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         torch.distributed.init_process_group(
             "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
         )
+        AllProcesses().sum(np.zeros(1))  # NCCL connects at the first collective
     try:
         yield processes(distributed=True)
     finally:
@@ -134,27 +135,45 @@ def _store_of_this_start() -> tuple[torch.distributed.Store, int, int]:
     torchrun serves one store for all its restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is set), and the addresses
     of processes that are gone stay in it: some of the new ones read these and connect to nobody
     (https://github.com/pytorch/pytorch/issues/135712). So the first process serves a store of its own, and the others
-    take from torchrun's only where that is. If they read the place of an earlier one, nobody answers, and they look
-    again.
+    take from torchrun's only where that is.
     """
     shared, rank, size = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return shared, rank, size  # the first process serves it
     host = os.environ["MASTER_ADDR"]
-    if rank == 0:
-        own = torch.distributed.TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-        shared.set(_PORT_KEY, str(own.port))
-        return own, rank, size
+    store = _serve_store(shared, host, size) if rank == 0 else _join_store(shared, host)
+    store.set_timeout(TIMEOUT)
+    return store, rank, size
+
+
+def _serve_store(shared: torch.distributed.Store, host: str, size: int) -> torch.distributed.Store:
+    """The first process's store, once all the others have joined it."""
+    own = torch.distributed.TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    shared.set(_PORT_KEY, str(own.port))
+    while own.add(_JOINED_KEY, 0) < size - 1:
+        time.sleep(0.02)
+    own.set(_COMPLETE_KEY, "")
+    return own
+
+
+def _join_store(shared: torch.distributed.Store, host: str) -> torch.distributed.Store:
+    """The store of the first process of this start.
+
+    What torchrun's store says may be of an earlier one. If that is gone, nobody answers; if it is just ending, it
+    answers and never says that all have joined. In both cases we look again.
+    """
     while True:
         port = int(shared.get(_PORT_KEY))
         try:
             socket.create_connection((host, port), timeout=5).close()  # the store would complain at length
-            own = torch.distributed.TCPStore(host, port, size, False, timedelta(seconds=5), wait_for_workers=False)
+            own = torch.distributed.TCPStore(host, port, None, False, timedelta(seconds=5), wait_for_workers=False)
+            own.add(_JOINED_KEY, 1)
+            while int(shared.get(_PORT_KEY)) == port:
+                if own.check([_COMPLETE_KEY]):
+                    return own
+                time.sleep(0.02)
         except (OSError, torch.distributed.DistError):
             time.sleep(0.1)
-            continue
-        own.set_timeout(TIMEOUT)
-        return own, rank, size
 
 
 @contextmanager
