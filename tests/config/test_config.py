@@ -410,7 +410,12 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
         list: lambda: default * 2,
     }[type(default)]()
     with pytest.raises(UserError, match=rf"^{re.escape(key)} .* has no effect in a search"):
-        check_search_config(search_config(key, str(other)))
+        check_search_config(search_config(key, str(other)), given=[key])
+
+
+def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
+    """As that of a training may hold ``search.*``."""
+    check_search_config(search_config("recipe.neck", "before", "recipe.ema_decay", "0.9"))
 
 
 @pytest.mark.parametrize(
@@ -551,7 +556,7 @@ def test_keys_that_a_search_would_ignore_are_refused(key):
 )
 def test_values_out_of_range_get_one_line_that_names_them(opts, words):
     with pytest.raises(UserError) as caught:
-        check_search_config(search_config(*opts.split(" ")))
+        check_search_config(search_config(*opts.split(" ")), given=opts.split(" ")[::2])
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
 

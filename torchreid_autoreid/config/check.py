@@ -40,8 +40,10 @@ def check_test_config(cfg: CfgNode) -> None:
 def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     """Refuses values out of range, values that exclude one another, and keys that a search would ignore.
 
+    One file may serve a search and a training: what it says of the training (``recipe.*``) is passed over.
+
     Args:
-        given: keys of the command line. Those that train the search network are refused there with a strategy that has
+        given: keys of the command line, which are refused even so. Those that train the search network are refused there with a strategy that has
             none; a file may hold them, so that one file serves all strategies.
 
     Raises:
@@ -54,7 +56,8 @@ def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
                     f"{name} has no effect with search.strategy {cfg.search.strategy}, whose networks are trained as "
                     f"search.recipe {cfg.search.recipe} says; change it there"
                 )
-    _check_all_read(cfg, get_default_config(), UNUSED_IN_SEARCH, "a search")
+    unused = {key: text for key, text in UNUSED_IN_SEARCH.items() if not key.startswith("recipe.") or key in given}
+    _check_all_read(cfg, get_default_config(), unused, "a search")
     _check_values(cfg)
     _check_images(cfg)
     _check_search_batches(cfg)
