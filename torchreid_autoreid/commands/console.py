@@ -284,7 +284,7 @@ class _ToTerminal(logging.Handler):
             text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
             tqdm.write(text, file=self.stream)
             self.stream.flush()
-        except BrokenPipeError:  # of `search.py … | head`: the run and its log file go on
+        except BrokenPipeError:  # of ``search.py … | head``: the run and its log file go on
             self.reader_has_gone = True
             # Python flushes the stream at its end, and would complain then.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())

@@ -163,7 +163,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def rules_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What `evaluate` takes of the protocol."""
+    """What ``evaluate`` takes of the protocol."""
     leave_out = args.leave_out and tuple(name for name in args.leave_out if name != "nothing")
     return {
         "protocol": args.protocol,

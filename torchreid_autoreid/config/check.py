@@ -43,8 +43,8 @@ def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     One file may serve a search and a training: what it says of the training (``recipe.*``) is passed over.
 
     Args:
-        given: keys of the command line, which are refused even so. Those that train the search network are refused there with a strategy that has
-            none; a file may hold them, so that one file serves all strategies.
+        given: keys of the command line, which are refused even so, as are those there that train the search network of
+            a strategy that has none; a file may hold them, so that one file serves all strategies.
 
     Raises:
         UserError: naming the key, the value and the fix.

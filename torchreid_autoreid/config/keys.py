@@ -133,7 +133,7 @@ def get_default_config() -> CfgNode:
     cfg.recipe.warmup_factor = 0.1  # share of the learning rate to begin with
     cfg.recipe.min_lr = 0.0  # where the cosine of train.lr ends
     cfg.recipe.grad_clip = 0.0  # largest norm of the gradient; 0: off
-    cfg.recipe.neck = "none"  # batch-norm neck; the feature of testing is taken `before` or `after` it
+    cfg.recipe.neck = "none"  # batch-norm neck; the feature of testing is taken ``before`` or ``after`` it
     cfg.recipe.ema_decay = 0.0  # of a moving average of the weights, which is what is tested and saved; 0: off
     cfg.recipe.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
     cfg.recipe.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes
@@ -165,7 +165,7 @@ def get_default_config() -> CfgNode:
     cfg.search.warmup_epochs = -1  # epochs with the alphas frozen; -1: 30 % of them (PC-DARTS, section 4.2; open)
     cfg.search.real_alpha_every = 1  # epochs from one use of the alpha half to the next; the w half stands in between
     cfg.search.loss_lambda = 0.5  # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
-    cfg.search.derive_renormalised = False  # edge strengths without the mass of `none`; published: with it
+    cfg.search.derive_renormalised = False  # edge strengths without the mass of ``none``; published: with it
     cfg.search.amp = "none"  # mixed precision: none, bfloat16 or float16 (on a GPU)
     cfg.search.grad_sync = "mean"  # under torchrun: mean or sum of the gradients of all processes
     cfg.search.sync_batch_norm = True  # under torchrun: statistics of the batches of all processes

@@ -220,7 +220,7 @@ def plain_yaml(text: str) -> Any:
         return yaml.load(text, _PlainLoader)
     except yaml.YAMLError:
         raise
-    except Exception as error:  # a tag on a text that does not fit it (`!!int x`) raises almost anything
+    except Exception as error:  # a tag on a text that does not fit it (``!!int x``) raises almost anything
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
 
 

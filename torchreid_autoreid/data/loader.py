@@ -330,8 +330,11 @@ def collate(samples: list[Any]) -> Any:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the
-    main one finishes its step and needs its workers for that. They end with it, or when it says so."""
+    """Lets a worker end with the main process, or when that says so.
+
+    Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the
+    main one finishes its step and needs its workers for that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigtimedwait"):  # not everywhere is there a way to learn who has sent a signal
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

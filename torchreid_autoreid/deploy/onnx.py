@@ -21,8 +21,8 @@ _IMAGENET = {"norm_mean": (0.485, 0.456, 0.406), "norm_std": (0.229, 0.224, 0.22
 class OnnxExtractor:
     """A network (B, 3, H, W) → (B, D) in an ONNX file.
 
-    Files of `export` say the size and the standardisation of their input; of others the size must be in the graph, and
-    the standardisation is ImageNet's.
+    Files of ``export`` say the size and the standardisation of their input; of others the size must be in the graph,
+    and the standardisation is ImageNet's.
 
     Attributes:
         height, width: of the input in pixels.

@@ -46,9 +46,9 @@ class Annealing(NamedTuple):
 
 
 class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
-    """Trains derived networks for a few epochs each, as a plan says, and keeps the one that retrieves best among
-    identities that were held out of the training.
+    """Trains derived networks for a few epochs each, as a plan says, and keeps the best one.
 
+    That is the one that retrieves best among identities that were held out of the training.
     A plan of one rung is random search (Li and Talwalkar, UAI 2019, who show that this is a baseline to be beaten), one
     of several is successive halving, and there is aging evolution (:mod:`~torchreid_autoreid.search.plans`). The
     learning rate is annealed within each turn of a candidate, step by step.

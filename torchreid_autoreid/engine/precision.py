@@ -16,7 +16,8 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_precision(name: str) -> None:
-    """
+    """Refuses an unknown precision.
+
     Raises:
         UserError: if there is no such precision.
     """

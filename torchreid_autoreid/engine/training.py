@@ -1,4 +1,4 @@
-"""torchreid's engines for images with what strong ReID training expects: EMA, mixed precision, exact resume, …"""
+"""torchreid's engines for images with what strong ReID training expects: EMA, mixed precision, exact resume."""
 
 from __future__ import annotations
 

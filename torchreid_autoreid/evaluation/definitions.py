@@ -61,9 +61,9 @@ def figures_by_definition(query: Embeddings, gallery: Embeddings, **options: Any
     """The figures under each definition.
 
     Args:
-        query, gallery: as in `evaluate`.
-        options: of `evaluate`, but rerank, definition and rerank_junk. With `junk_pids`, re-ranking is done with and
-            without junk among the neighbours.
+        query, gallery: as in ``evaluate``.
+        options: of ``evaluate``, but rerank, definition and rerank_junk. With ``junk_pids``, re-ranking is done with
+            and without junk among the neighbours.
 
     Example:
         >>> import numpy as np

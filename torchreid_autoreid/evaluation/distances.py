@@ -1,8 +1,8 @@
 """Distances between vectors, block by block: 1 - cosine similarity, or the squared euclidean distance, as in torchreid.
 
-Vectors come prepared from a `Space`. Distances are float32, from products in float32 or, where that is too coarse,
+Vectors come prepared from a ``Space``. Distances are float32, from products in float32 or, where that is too coarse,
 float64. The same pair always gets the same bits, whatever the block or the process: on the CPU, matrix products of at
-least `MIN_ROWS` rows and columns sum in one order; on a GPU the order depends on the shape of the product, so all
+least ``MIN_ROWS`` rows and columns sum in one order; on a GPU the order depends on the shape of the product, so all
 products there have one shape. Exact ties stay ties.
 """
 
@@ -37,7 +37,7 @@ class Vectors:
 
 
 def check_metric(metric: str) -> None:
-    """Raise a UserError for a metric that is neither 'cosine' nor 'euclidean'."""
+    """Raises a UserError for a metric that is neither 'cosine' nor 'euclidean'."""
     if metric not in METRICS:
         raise UserError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
 
@@ -45,7 +45,7 @@ def check_metric(metric: str) -> None:
 def find_devices(device: str, distributed: bool = False) -> list[torch.device]:
     """The devices to compute on: the CPU, one GPU ('cuda:1'), or all of them ('cuda').
 
-    Where every process has its own GPU (`distributed`), 'cuda' is the process's current one.
+    Where every process has its own GPU (``distributed``), 'cuda' is the process's current one.
     """
     try:
         wanted = torch.device(device)
@@ -139,7 +139,7 @@ def one_thread() -> Iterator[None]:
 
 
 def check_squares(sums: torch.Tensor) -> None:
-    """Raise a UserError for squared norms of which two may add up to infinity."""
+    """Raises a UserError for squared norms of which two may add up to infinity."""
     if not bool((sums <= LARGEST_SQUARE).all()):
         raise UserError("feature values are so large that their squares overflow float32; scale the features down")
 
@@ -152,7 +152,7 @@ def _tile(device: torch.device) -> tuple[int, int] | None:
 def distance_block(a: Vectors, b: Vectors, out: torch.Tensor | None = None) -> torch.Tensor:
     """(len(a), len(b)) float32 distances: 1 - cosine similarity, or the squared euclidean distance.
 
-    `out`, a flat buffer of at least that many float32 values, is reused when given.
+    ``out``, a flat buffer of at least that many float32 values, is reused when given.
     """
     rows, columns = len(a.values), len(b.values)
     tile = _tile(a.values.device)
@@ -194,7 +194,7 @@ def _view(
 
 
 def _at_least(vectors: Vectors, count: int) -> Vectors:
-    """The vectors, padded with zeros up to `count`."""
+    """The vectors, padded with zeros up to ``count``."""
     missing = count - len(vectors.values)
     if missing <= 0:
         return vectors
@@ -203,7 +203,7 @@ def _at_least(vectors: Vectors, count: int) -> Vectors:
 
 
 def pair_distances(a: Vectors, b: Vectors) -> torch.Tensor:
-    """(N,) float32 distances of a[i] to b[i]; they may differ from `distance_block` in the last bits."""
+    """(N,) float32 distances of a[i] to b[i]; they may differ from ``distance_block`` in the last bits."""
     return exact_pairs(a, b).to(torch.float32)
 
 

@@ -30,7 +30,7 @@ class Embeddings:
     """Feature vectors with the identity and, where they are known, the camera, clothes and tracklet of each.
 
     Args:
-        features: (N, D) real numbers; float16, float32 and float64 arrays, `numpy.memmap` included, are kept as they
+        features: (N, D) real numbers; float16, float32 and float64 arrays, ``numpy.memmap`` included, are kept as they
             are (a memory-mapped file is only ever read in pieces); anything else becomes one of these, without loss.
         pids: (N,) identities, whole numbers or names. Names become numbers, the same for the same name everywhere.
         camids, clothids, tracklets: (N,) the same, or nothing; an array of no items says that they are not known.
@@ -105,7 +105,7 @@ def as_features(features: Any) -> np.ndarray:
 
 
 def release(features: np.ndarray) -> None:
-    """Let go of what was read of a memory-mapped file; else all of it would stay in memory as long as there is room."""
+    """Lets go of what was read of a memory-mapped file; else all of it would stay in memory as long as there is room."""
     base: Any = features
     while isinstance(base, np.ndarray):
         base = base.base
@@ -116,13 +116,13 @@ def release(features: np.ndarray) -> None:
 
 
 def check_dimensions(query: int, gallery: int) -> None:
-    """Raise a UserError for queries and gallery of different dimensions."""
+    """Raises a UserError for queries and gallery of different dimensions."""
     if query != gallery:
         raise UserError(f"queries have {query} dimensions, the gallery {gallery}; use one model for both")
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Raise a UserError for an option that is not a whole number of at least `least`."""
+    """Raises a UserError for an option that is not a whole number of at least ``least``."""
     if not isinstance(value, Integral) or value < least:
         raise UserError(f"{name} is {value}; give a whole number of at least {least}")
 
@@ -151,8 +151,10 @@ def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
 
 
 def _numbers_of_names(names: np.ndarray, name: str) -> np.ndarray:
-    """(N,) a number of 62 bits for each name, whatever other names there are: queries and gallery need not be read
-    together, nor by one process. Both Unicode forms of a name are one."""
+    """(N,) a number of 62 bits for each name, whatever other names there are.
+
+    So queries and gallery need not be read together, nor by one process. Both Unicode forms of a name are one.
+    """
     distinct, places = np.unique(names, return_inverse=True)
     forms = [unicodedata.normalize("NFC", str(text)) for text in distinct]
     digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in forms)
@@ -163,7 +165,7 @@ def _numbers_of_names(names: np.ndarray, name: str) -> np.ndarray:
 
 
 def _check_finite(values: np.ndarray) -> None:
-    """Raise a UserError that names the rows holding NaN or infinity."""
+    """Raises a UserError that names the rows holding NaN or infinity."""
     bad: list[int] = []
     count = 0
     for start in range(0, len(values), CHECK_ROWS):
@@ -191,16 +193,16 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
     """Query and gallery from an npz file of any framework.
 
     Args:
-        path: an npz with `query_features` (Nq, D), `query_pids` (Nq,), `query_camids` (Nq,) and the same three of the
-            gallery; `query_clothids`, `query_tracklets` and the gallery's are read where there are any, and the camids
-            may be missing. Pickled objects are refused: loading never runs code. So is what would unpack to more than a
-            hundred times the file's size.
+        path: an npz with ``query_features`` (Nq, D), ``query_pids`` (Nq,), ``query_camids`` (Nq,) and the same three of
+            the gallery; ``query_clothids``, ``query_tracklets`` and the gallery's are read where there are any, and the
+            camids may be missing. Pickled objects are refused: loading never runs code. So is what would unpack to
+            more than a hundred times the file's size.
 
     Returns:
         (query, gallery).
 
     Raises:
-        UserError: no such file, not an npz, a key is missing, pickled objects, absurd sizes, or whatever `Embeddings`
+        UserError: no such file, not an npz, a key is missing, pickled objects, absurd sizes, or whatever ``Embeddings``
             refuses.
     """
     path = Path(path)
@@ -249,7 +251,7 @@ def _twin(key: str) -> str:
 
 
 def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddings) -> None:
-    """Write query and gallery as an npz that `load_embeddings` reads.
+    """Writes query and gallery as an npz that ``load_embeddings`` reads.
 
     Example:
         >>> import tempfile

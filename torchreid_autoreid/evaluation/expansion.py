@@ -56,7 +56,7 @@ class Expansion:
         world: OneProcess,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Expanded (query, gallery) features; `gallery` is this process's. Without a change, the same arrays."""
+        """Expanded (query, gallery) features; ``gallery`` is this process's. Without a change, the same arrays."""
         if self.alpha and space.metric != "cosine":
             raise UserError(
                 f"query_expansion_alpha weighs by cosine similarity; use metric='cosine', not {space.metric!r}"

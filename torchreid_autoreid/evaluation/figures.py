@@ -57,8 +57,10 @@ def trapezoid_precision(matches: MatchRanks) -> np.ndarray:
 
 
 def inverse_negative_penalty(matches: MatchRanks) -> np.ndarray:
-    """The number of true matches over the rank of the last (Ye et al., "Deep Learning for Person Re-identification: a
-    Survey and Outlook", equation 19); 0 where one has no rank."""
+    """The number of true matches over the rank of the last; 0 where one has no rank.
+
+    Source: Ye et al., "Deep Learning for Person Re-identification: a Survey and Outlook", equation 19.
+    """
     ranked = np.bincount(matches.rows, minlength=len(matches.counts))
     last = np.zeros(len(matches.counts))
     last[matches.rows] = matches.ranks  # ascending, so the last one stays
@@ -68,8 +70,10 @@ def inverse_negative_penalty(matches: MatchRanks) -> np.ndarray:
 
 
 def r_precision(matches: MatchRanks) -> np.ndarray:
-    """The share of true matches among the R nearest, R the number of true matches (Manning et al., "Introduction to
-    Information Retrieval", section 8.4)."""
+    """The share of true matches among the R nearest, R being the number of true matches.
+
+    Source: Manning et al., "Introduction to Information Retrieval", section 8.4.
+    """
     return matches.mean((matches.ranks <= matches.counts[matches.rows]).astype(float))
 
 

@@ -30,7 +30,8 @@ FAISS_METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC
 class RetrievalIndex:
     """A faiss index of gallery features, with the metric they are compared by.
 
-    Make one with `build` or `load`. Distances are those of `evaluate`: 1 - cosine similarity, or squared euclidean.
+    Make one with ``build`` or ``load``. Distances are those of ``evaluate``: 1 - cosine similarity, or squared
+    euclidean.
     """
 
     def __init__(self, index: faiss.Index, space: Space, factory: str):
@@ -53,12 +54,12 @@ class RetrievalIndex:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> RetrievalIndex:
-        """Train and fill an index.
+        """Trains and fills an index.
 
         Args:
             features: (N, D) gallery features, in memory or memory-mapped; read in pieces. Where they are far from the
                 origin and close to one another, the index holds them centred.
-            factory: a faiss factory string: `Flat`, `IVF4096,Flat`, `HNSW32`, `OPQ64,IVF4096,PQ64`, ...
+            factory: a faiss factory string: ``Flat``, ``IVF4096,Flat``, ``HNSW32``, ``OPQ64,IVF4096,PQ64``, ...
             metric: 'cosine' or 'euclidean'.
             device: 'cpu', 'cuda' to search on all GPUs, 'cuda:1' for one of them. What faiss cannot search on GPUs is
                 searched on the CPU, and a warning says so.
@@ -113,9 +114,9 @@ class RetrievalIndex:
     def load(
         cls, path: str | os.PathLike, dimension: int | None = None, metric: str = "cosine", device: str = "cpu"
     ) -> RetrievalIndex:
-        """An index that `save` or faiss wrote.
+        """An index that ``save`` or faiss wrote.
 
-        The file is not trusted: see `index_file`.
+        The file is not trusted: see ``index_file``.
 
         Args:
             path: the file.
@@ -147,7 +148,7 @@ class RetrievalIndex:
         return loaded
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the index as a plain faiss file.
+        """Writes the index as a plain faiss file.
 
         Raises:
             UserError: an index for cosine that faiss has for euclidean distances only; its file would not tell. One of
@@ -185,7 +186,7 @@ class RetrievalIndex:
         return self.index.d
 
     def set_parameters(self, parameters: str) -> None:
-        """Set what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
+        """Sets what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
         try:
             faiss.ParameterSpace().set_index_parameters(self.index, parameters)  # a file keeps these
             if self.searcher is not self.index and not self._stay(self._plan()):
@@ -253,7 +254,7 @@ class RetrievalIndex:
             first, ties by position.
 
         Raises:
-            UserError: queries of another dimension, features that `Embeddings` refuses.
+            UserError: queries of another dimension, features that ``Embeddings`` refuses.
         """
         queries = as_features(queries)
         check_count("k", k, 1)
@@ -333,7 +334,7 @@ def _ready(features: np.ndarray, space: Space) -> np.ndarray:
 
 
 def _without_centring(index: faiss.Index, path: Path) -> tuple[faiss.Index, np.ndarray | None]:
-    """An index that `save` put behind a centring, which is done in float64 here, and the centre."""
+    """An index that ``save`` put behind a centring, which is done in float64 here, and the centre."""
     if not isinstance(index, faiss.IndexPreTransform) or index.chain.size() != 1:
         return index, None
     transform = faiss.downcast_VectorTransform(index.chain.at(0))

@@ -45,7 +45,7 @@ class BadIndexError(Exception):
     """What is wrong with the file, as words that follow its name."""
 
 
-#: A table of products is larger than the codes, so a limit by the size of the file would refuse it; see `precompute`.
+#: A table of products is larger than the codes, so a limit by the size of the file would refuse it; see ``precompute``.
 _FLAGS = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
@@ -169,7 +169,7 @@ def check_index(index: faiss.Index) -> None:
     if name := uncheckable(index):
         raise BadIndexError(f"holds an {name}, of which faiss does not show all that would have to be checked")
     _need(index.ntotal > 0, "holds no vectors")
-    _check(faiss.downcast_index(index))  # which owns nothing, so `index` has to live on
+    _check(faiss.downcast_index(index))  # which owns nothing, so ``index`` has to live on
 
 
 def uncheckable(index: faiss.Index) -> str:

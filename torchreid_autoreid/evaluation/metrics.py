@@ -48,7 +48,7 @@ class Ranked(NamedTuple):
 def rank_queries(
     distances: Distances, labels: Labels, topk: int, world: OneProcess, progress: Progress | None = None
 ) -> Ranked:
-    """Per-query figures, and the `topk` nearest items when that is not 0."""
+    """Per-query figures, and the ``topk`` nearest items when that is not 0."""
     if labels.ignored is not None:
         distances = WithoutIgnored(distances, labels.ignored)
     pairs = OwnPairs.of(labels)
@@ -138,9 +138,9 @@ def join_ranked(parts: list[Ranked]) -> Ranked:
 
 
 def summarise(ranked: Ranked, num_candidates: int, max_rank: int, shots: np.ndarray | None = None) -> RetrievalResult:
-    """Means over the counted queries; the CMC is that of the ranks `shots` when given.
+    """Means over the counted queries; the CMC is that of the ranks ``shots`` when given.
 
-    `num_candidates`, the gallery items or identities that can be ranked, bounds the length of the curve.
+    ``num_candidates``, the gallery items or identities that can be ranked, bounds the length of the curve.
     """
     valid = ~np.isnan(ranked.figures["mAP"])
     if not valid.any():
@@ -164,11 +164,11 @@ def single_shot_ranks(
 ) -> np.ndarray:
     """Ranks of the CUHK03 protocol (Li et al., "DeepReID", CVPR 2014): a gallery of one image of each identity.
 
-    For each query, `repeats` times, one image of every gallery identity is drawn, the query's own identity and camera
-    left out. Draws depend on `seed` and the query's position (`first_query` is that of the first row) alone.
+    For each query, ``repeats`` times, one image of every gallery identity is drawn, the query's own identity and camera
+    left out. Draws depend on ``seed`` and the query's position (``first_query`` is that of the first row) alone.
 
     Returns:
-        (counted queries, repeats) rank of the query's identity, from 1; `cmc_curve` of them is the protocol's curve.
+        (counted queries, repeats) rank of the query's identity, from 1; ``cmc_curve`` of them is the protocol's curve.
     """
     lots = _Lots(labels, world)
     ranks = [np.empty((0, repeats), dtype=np.int64)]
@@ -244,13 +244,13 @@ def evaluate_rank(
     use_cython: bool = True,
     seed: int = 0,
 ) -> tuple[np.ndarray, float]:
-    """CMC curve and mAP of a distance matrix: a drop-in for `torchreid.metrics.evaluate_rank`.
+    """CMC curve and mAP of a distance matrix: a drop-in for ``torchreid.metrics.evaluate_rank``.
 
     Args:
         distmat: (Nq, Ng) distances, compared as they are (torchreid's compiled form rounds them to float32).
         q_pids, g_pids, q_camids, g_camids: identities and cameras.
         max_rank: length of the curve; the gallery's size where that is smaller.
-        use_metric_cuhk03: the CUHK03 single-shot curve, drawn 10 times for each query from `seed`.
+        use_metric_cuhk03: the CUHK03 single-shot curve, drawn 10 times for each query from ``seed``.
         use_cython: accepted for torchreid's sake; there is one implementation.
 
     Returns:
@@ -302,7 +302,7 @@ class RocCurve:
         fpr: (F,) the asked false-accept rates.
         tpr: (F,) true-accept rate at the threshold.
         thresholds: (F,) the largest distance at which no more than that share of false pairs is accepted.
-        achieved_fpr: (F,) the share of false pairs accepted at the threshold; below `fpr` because of ties and steps.
+        achieved_fpr: (F,) the share of false pairs accepted at the threshold; below ``fpr`` because of ties and steps.
         num_positive, num_negative: true and false pairs compared.
     """
 

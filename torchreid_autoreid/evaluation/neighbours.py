@@ -45,7 +45,7 @@ class Farthest:
         self.keep(row, block.amax(dim=1))
 
     def keep(self, row: int, values: torch.Tensor) -> None:
-        """Take over the largest distances of consecutive rows."""
+        """Takes over the largest distances of consecutive rows."""
         if self.values.device != values.device:
             self.values = self.values.to(values.device)
         kept = self.values[row : row + len(values)]
@@ -76,7 +76,7 @@ class Collection:
         return len(self.head) + sum(self.sizes)
 
     def pieces(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(first position, raw features) of at most `step` items; each process sends its shard to the others."""
+        """(first position, raw features) of at most ``step`` items; each process sends its shard to the others."""
         for start, stop in ranges(len(self.head), step):
             yield start, self.head[start:stop]
         first = len(self.head)
@@ -189,7 +189,7 @@ class Items(CollectionDistances):
         row_ranges: list[tuple[int, int]],
         first_row: int,
     ) -> None:
-        """Show blocks of some columns, and the same transposed where they lie below the diagonal piece."""
+        """Shows blocks of some columns, and the same transposed where they lie below the diagonal piece."""
         device = self.devices[0]
         start, stop = columns
         piece = self.query[device].take(slice(start, stop))

@@ -1,7 +1,7 @@
 """One pass over all query-gallery distances in blocks small enough for the cache, and who may look at each block.
 
 A source of distances yields pieces of the gallery, each with a function that gives the block of a range of queries;
-`between` gives chosen pairs. Observers get every block once.
+``between`` gives chosen pairs. Observers get every block once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BlockSource(Protocol):
     devices: list[torch.device]
 
     def columns(self) -> Iterator[tuple[int, int, RowsOf]]:
-        """Yield (first column, end column, device -> (first row, end row) -> block) of each piece of the gallery."""
+        """Yields (first column, end column, device -> (first row, end row) -> block) of each piece of the gallery."""
 
 
 class Distances(BlockSource, Protocol):
@@ -56,7 +56,7 @@ class Observer(Protocol):
         """An observer of the same kind that has seen nothing."""
 
     def merge(self, other: Any) -> None:
-        """Take over what a twin saw."""
+        """Takes over what a twin saw."""
 
 
 def block_shape(devices: Sequence[torch.device]) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def ranges(length: int, step: int) -> list[tuple[int, int]]:
 
 
 def ranges_within(costs: np.ndarray, limit: int) -> list[tuple[int, int]]:
-    """(start, stop) of consecutive pieces of at least one item whose costs add up to at most `limit` where they can."""
+    """(start, stop) of consecutive pieces, of one item at least, that cost at most ``limit`` if they can."""
     ends = np.cumsum(costs)
     found, start = [], 0
     while start < len(ends):
@@ -147,7 +147,7 @@ class MatrixDistances:
     """BlockSource of a given (Nq, Ng) matrix.
 
     Attributes:
-        exact: whether float32 holds every value; if not, blocks are rounded to it, and `between` is not.
+        exact: whether float32 holds every value; if not, blocks are rounded to it, and ``between`` is not.
     """
 
     def __init__(self, matrix: np.ndarray, exact: bool | None = None):
@@ -186,7 +186,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 
 def share_out(items: Iterable[Item], work: Callable[[int, Item], None], count: int) -> None:
-    """Call work(worker, item) for every item; `count` threads take the items in order, and use no other threads.
+    """Calls work(worker, item) for every item; ``count`` threads take the items in order, and use no other threads.
 
     BlockSource are small: threads that each take whole blocks do not wait for one another after every operator.
     """
@@ -229,7 +229,7 @@ def scan(
     progress: Progress | None = None,
     description: str = "comparing",
 ) -> None:
-    """Show every block to the observers. Workers take the pieces of the gallery in order; twins watch all but one."""
+    """Shows every block to the observers. Workers take the pieces of the gallery in order; twins watch all but one."""
     row_ranges = ranges(distances.num_queries, block_shape(distances.devices)[0])
     total = len(ranges(distances.num_gallery, block_shape(distances.devices)[1]))
     team = workers(distances.devices)[:total]

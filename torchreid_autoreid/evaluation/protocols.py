@@ -31,7 +31,7 @@ Evaluation = Callable[..., RetrievalResult]
 
 @dataclass(frozen=True)
 class Rules:
-    """Which gallery items a query passes over. The arguments are those of `evaluate`."""
+    """Which gallery items a query passes over. The arguments are those of ``evaluate``."""
 
     leave_out: Sequence[str] | None = None
     junk_pids: Sequence[int | str] = ()
@@ -49,7 +49,7 @@ class Rules:
         return np.isin(gallery.pids, _pids(self.junk_pids))
 
     def labels(self, query: Embeddings, gallery: Embeddings, first: int = 0) -> Labels:
-        """What ranking needs to know of queries and this process's gallery, which starts at position `first`."""
+        """What ranking needs to know of queries and this process's gallery, which starts at position ``first``."""
         names = self.leave_out
         if names is None:
             if query.knows("camids") != gallery.knows("camids"):
@@ -76,7 +76,7 @@ def _pids(pids: Sequence[int | str]) -> np.ndarray:
 
 
 def check_pool(name: str, how: str) -> None:
-    """Raise a UserError for a way of pooling that is not known."""
+    """Raises a UserError for a way of pooling that is not known."""
     if how not in POOLS:
         raise UserError(f"{name} is {how!r}; choose from {', '.join(POOLS)}")
 
@@ -142,7 +142,7 @@ def draw_protocol(
             and visible camera (1, 2, 4, 5; indoors 1, 2). Queries of camera 3 pass over camera 2, which is at the same
             place, and the CMC counts identities. Cameras are numbered as in the dataset.
             'vehicleid': of all images of both parts, one of each identity makes the gallery, the others are queries.
-        once: `evaluate` with everything but query, gallery, rules, topk and max_rank.
+        once: ``evaluate`` with everything but query, gallery, rules, topk and max_rank.
     """
     draw = _draw_sysu if protocol in SYSU_GALLERY else _draw_vehicles
     return _mean(

@@ -34,7 +34,7 @@ def ordered(distances: torch.Tensor) -> torch.Tensor:
 
 
 def unordered(values: torch.Tensor) -> torch.Tensor:
-    """The float32 distances that `ordered` was given."""
+    """The float32 distances that ``ordered`` was given."""
     bits = (values - (1 << 31)).to(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
@@ -66,7 +66,7 @@ def true_places(mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Labels:
-    """Identities of the queries and of one process's gallery, which starts at position `first`.
+    """Identities of the queries and of one process's gallery, which starts at position ``first``.
 
     A pair of one identity that also shares a tag (the camera, the clothes) is left out of the ranking of its query.
 
@@ -99,7 +99,7 @@ class Labels:
         return ranges_within(world.sum(self.spans()[1]), max(PAIRS_AT_ONCE, 4 * size))
 
     def spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """(first entry in `order`, number of gallery items) of each query's identity."""
+        """(first entry in ``order``, number of gallery items) of each query's identity."""
         assert self.order is not None
         pids = self.g_pids[self.order]
         left = np.searchsorted(pids, self.q_pids, "left")
@@ -108,7 +108,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class OwnPairs:
-    """All pairs of one identity, by query row and gallery column; `left_out` are those that share a tag too."""
+    """All pairs of one identity, by query row and gallery column; ``left_out`` are those that share a tag too."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -365,7 +365,7 @@ class Nearest:
     def candidates_transposed(
         self, row: int, column: int, block: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Candidates for the transposed tile, as `offer_rows` takes them; each row must already hold k neighbours.
+        """Candidates for the transposed tile, as ``offer_rows`` takes them; each row must already hold k neighbours.
 
         Other threads may offer to the same rows meanwhile, in any order: limits only get tighter, and ties are kept.
         """
@@ -380,7 +380,7 @@ class Nearest:
     def offer_rows(
         self, row: int, height: int, rows: torch.Tensor, distances: torch.Tensor, columns: torch.Tensor
     ) -> None:
-        """Keep, in `height` rows from `row` on, what is nearer than the items so far; `rows`, from 0, are sorted."""
+        """Keeps, in ``height`` rows from ``row`` on, what is nearer than the items so far; ``rows`` are sorted."""
         if not len(rows):
             return
         best = self.keys[row : row + height]
@@ -411,12 +411,12 @@ class Nearest:
         self.keys = both.topk(self.k, dim=1, largest=False).values
 
     def merge_processes(self, world: OneProcess) -> None:
-        """Take over what the other processes found."""
+        """Takes over what the other processes found."""
         parts = [torch.from_numpy(part) for part in world.gather(self.keys.cpu().numpy())]
         self.keys = torch.cat(parts, dim=1).topk(self.k, dim=1, largest=False).values
 
     def complete(self) -> tuple[np.ndarray, np.ndarray]:
-        """`result` of rows that all have k items.
+        """``result`` of rows that all have k items.
 
         Raises:
             UserError: infinite or missing distances, which no neighbourhood can be made of.

@@ -55,7 +55,7 @@ class Reranking:
         k1, k2: sizes of the reciprocal and of the averaged neighbourhood; at least 1. k2 = 1 averages nothing.
         lambda_value: weight of the original distance, 0 .. 1.
         definition: 'torchreid' squares torchreid's distances ('cosine' and the squared 'euclidean') once more before
-            they are used, as `torchreid.utils.re_ranking` does; 'zhong' takes the squared euclidean distance itself
+            they are used, as ``torchreid.utils.re_ranking`` does; 'zhong' takes the squared euclidean distance itself
             (of unit vectors for 'cosine'), as the paper and its own code do. Figures of Zhong et al. and of Luo et al.
             ("Bag of Tricks", CVPRW 2019) are of this kind; those made with torchreid's own command are of the other.
     """
@@ -79,7 +79,7 @@ class Reranking:
         return max(self.k1 + 1, self.k2)
 
     def check_gallery(self, num_gallery: int) -> None:
-        """Raise a UserError for a neighbourhood larger than the gallery."""
+        """Raises a UserError for a neighbourhood larger than the gallery."""
         for name in ("k1", "k2"):
             if getattr(self, name) > num_gallery:
                 raise UserError(f"{name} is {getattr(self, name)}, larger than the gallery of {num_gallery}; give less")
@@ -89,7 +89,7 @@ class Reranking:
 
 
 def original(distances: ArrayOrTensor, farthest: ArrayOrTensor, definition: str) -> ArrayOrTensor:
-    """Distances as re-ranking uses them: squared (or not, see `Reranking`) and divided by the row's largest.
+    """Distances as re-ranking uses them: squared (or not, see ``Reranking``) and divided by the row's largest.
 
     Takes arrays or tensors that broadcast. A row of zeros stays zero, and rounding below zero is zero.
     """
@@ -101,7 +101,7 @@ def original(distances: ArrayOrTensor, farthest: ArrayOrTensor, definition: str)
 
 
 def reciprocal(indices: np.ndarray) -> sp.csr_array:
-    """(N, N) 0/1 matrix of the pairs that are in each other's list; `indices` is (N, k)."""
+    """(N, N) 0/1 matrix of the pairs that are in each other's list; ``indices`` is (N, k)."""
     n, k = indices.shape
     listed = sp.csr_array(
         (np.ones(n * k, dtype=np.float32), indices.reshape(-1), np.arange(0, n * k + 1, k)), shape=(n, n)
@@ -276,7 +276,7 @@ def reranked_parts(
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
     """(first query, end query, final distances to this process's gallery) of parts that fit in memory.
 
-    A part also ends at each of `ends`.
+    A part also ends at each of ``ends``.
     """
     index = InvertedIndex(encoding[own_gallery])
     work = world.sum(index.work(encoding[:num_queries]))
@@ -303,7 +303,7 @@ def feature_parts(
     ends: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
-    """`reranked_parts` from raw features; `gallery` is this process's."""
+    """``reranked_parts`` from raw features; ``gallery`` is this process's."""
     collection = Collection(query, gallery, space, world)
     settings.check_gallery(sum(collection.sizes))
     near = Items(collection, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress)
@@ -358,13 +358,13 @@ def k_reciprocal_distances(
     Args:
         query_features, gallery_features: (Nq, D) and (Ng, D).
         metric: 'cosine' or 'euclidean' (the squared distance, as in torchreid).
-        k1, k2, lambda_value, definition: see `Reranking`. With definition='torchreid' the result is that of torchreid's
-            `compute_distance_matrix` and `re_ranking`; with 'zhong', that of the paper.
+        k1, k2, lambda_value, definition: see ``Reranking``. With definition='torchreid' the result is that of
+            torchreid's ``compute_distance_matrix`` and ``re_ranking``; with 'zhong', that of the paper.
         device: 'cpu' or 'cuda'.
         progress: called as progress(what is being done, pieces done, pieces in all).
 
     Returns:
-        (Nq, Ng) float32: the only dense matrix made. `evaluate(..., rerank=True)` makes none.
+        (Nq, Ng) float32: the only dense matrix made. ``evaluate(..., rerank=True)`` makes none.
 
     Raises:
         UserError: bad features or parameters, different dimensions, k1 or k2 larger than the gallery.
@@ -398,7 +398,7 @@ def nearest_pairs(query: np.ndarray, gallery: np.ndarray, space: Space) -> tuple
 
 
 class _AllPairs:
-    """The rows of torchreid's `original_dist` before the division: the squared columns of [[qq, qg], [qg.T, gg]].
+    """The rows of torchreid's ``original_dist`` before the division: the squared columns of [[qq, qg], [qg.T, gg]].
 
     Values are converted before they are squared, and scaled by a power of two where float32 does not hold the squares.
     """
@@ -459,12 +459,12 @@ def re_ranking(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> np.ndarray:
-    """Re-ranked distances of three given matrices: a drop-in for `torchreid.utils.re_ranking`.
+    """Re-ranked distances of three given matrices: a drop-in for ``torchreid.utils.re_ranking``.
 
     Args:
         q_g_dist, q_q_dist, g_g_dist: (Nq, Ng), (Nq, Nq), (Ng, Ng) distances, arrays or tensors. From features,
-            `k_reciprocal_distances` needs none of them.
-        k1, k2, lambda_value: see `Reranking`; a neighbourhood larger than all items is all items, as in torchreid.
+            ``k_reciprocal_distances`` needs none of them.
+        k1, k2, lambda_value: see ``Reranking``; a neighbourhood larger than all items is all items, as in torchreid.
 
     Returns:
         (Nq, Ng) float32.
@@ -491,7 +491,7 @@ def re_ranking(
             raise UserError(f"{name} has type {matrix.dtype}; give real numbers")
         if not np.isfinite(matrix).all():
             raise UserError(f"{name} holds NaN or infinity; mend the features behind it")
-    settings = Reranking(k1, k2, lambda_value, definition="zhong")  # `_AllPairs` squares already
+    settings = Reranking(k1, k2, lambda_value, definition="zhong")  # ``_AllPairs`` squares already
     pairs = _AllPairs(q_g, q_q, g_g)
     n = nq + ng
     nearest, farthest = Nearest(n, min(settings.num_neighbours, n)), Farthest(n)

@@ -17,16 +17,16 @@ class RetrievalResult:
     Attributes:
         figures: means over the counted queries, by the names of :data:`~.figures.FIGURES`. With an approximate index
             they are those on what was retrieved (a true match that the index did not return counts as precision 0);
-            `exact` is then False and `to_dict()` says `mAP_on_retrieved`.
+            ``exact`` is then False and ``to_dict()`` says ``mAP_on_retrieved``.
         cmc: (max_rank,) float64; cmc[r - 1] is the rank-r accuracy. Shorter when the gallery is smaller.
         num_valid_queries: queries with at least one true match; only these are counted.
         per_query: (Nq,) of each figure, NaN where the query is not counted.
         first_match: (Nq,) rank (from 1) of the first true match, 0 where not counted or not retrieved.
         topk_indices: (Nq, topk) gallery positions, nearest first, the query's own identity and camera removed; -1 where
-            there are fewer. None unless `topk` was asked for.
+            there are fewer. None unless ``topk`` was asked for.
         topk_distances: (Nq, topk) float32 distances of those, infinite where there are fewer.
         exact: whether every gallery item was compared.
-        index: the faiss factory string, `Flat` for exact search.
+        index: the faiss factory string, ``Flat`` for exact search.
         num_retrieved: how many items the approximate index returned for each query; None when exact.
         recall: recall@k of the approximate index against exact search on a sample of queries, by k; empty when exact.
 

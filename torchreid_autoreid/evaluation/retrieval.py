@@ -101,21 +101,21 @@ def evaluate(
     AP is the mean of the precision at each true match; ties are broken by gallery position.
 
     Args:
-        query, gallery: embeddings of the same dimension. `gallery.features` may be a `numpy.memmap`.
+        query, gallery: embeddings of the same dimension. ``gallery.features`` may be a ``numpy.memmap``.
         metric: 'cosine' (1 - cosine similarity) or 'euclidean' (the squared distance, as in torchreid).
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) with k1, k2 and lambda_value.
         query_expansion: number of nearest gallery items averaged into each query; 0 is none.
-        index: 'Flat' is exact; any other faiss factory string, or a `RetrievalIndex` of the gallery, is approximate:
-            the result says so, its figures are those on what was retrieved, and `recall` compares a sample with exact
+        index: 'Flat' is exact; any other faiss factory string, or a ``RetrievalIndex`` of the gallery, is approximate:
+            the result says so, its figures are those on what was retrieved, and ``recall`` compares a sample with exact
             search.
         max_rank: length of the CMC curve.
-        device: 'cpu' or 'cuda' (all GPUs; with `distributed`, the process's current one).
+        device: 'cpu' or 'cuda' (all GPUs; with ``distributed``, the process's current one).
         definition: 'torchreid' squares the distances once more than the paper; 'zhong' is the paper's own. See
-            `k_reciprocal_distances`.
+            ``k_reciprocal_distances``.
         query_expansion_alpha: 0 averages; greater than 0 weights each neighbour by similarity ** alpha (alpha-QE).
         database_augmentation: number of nearest gallery items averaged into each gallery item; 0 is none.
         use_metric_cuhk03: the CUHK03 single-shot CMC: one image of each gallery identity drawn at random,
-            `cuhk03_repeats` times for each query, from `seed`.
+            ``cuhk03_repeats`` times for each query, from ``seed``.
         topk: how many nearest gallery items per query to return in the result.
         search_parameters: for an approximate index, as faiss names them: 'nprobe=32', 'efSearch=128'. Without them, an
             inverted file visits 16 of its lists; the rest is faiss's default.
@@ -128,11 +128,11 @@ def evaluate(
         rerank_junk: whether junk takes part in re-ranking as a neighbour.
         pool: 'mean' or 'max' makes one vector of each tracklet, of queries and gallery.
         multi_query: 'mean' or 'max' makes one query of all queries of an identity and camera.
-        protocol: 'market1501'; 'sysu_all' or 'sysu_indoor' (SYSU-MM01), 'vehicleid': see `protocols`.
-        draws: how many random galleries those two are averaged over, from `seed`.
-        distributed: `gallery` is this process's shard (the whole gallery is the shards in rank order), `query` is the
-            same in every process; `torch.distributed` must be initialised. All processes get the same figures, and
-            positions in the whole gallery.
+        protocol: 'market1501'; 'sysu_all' or 'sysu_indoor' (SYSU-MM01), 'vehicleid': see ``protocols``.
+        draws: how many random galleries those two are averaged over, from ``seed``.
+        distributed: ``gallery`` is this process's shard (the whole gallery is the shards in rank order), ``query`` is
+            the same in every process; ``torch.distributed`` must be initialised. All processes get the same figures,
+            and positions in the whole gallery.
         progress: called as progress(what is being done, pieces done, pieces in all); draw a bar with it.
 
     Raises:
@@ -247,7 +247,7 @@ def _evaluate(
     max_rank: int,
     progress: Progress | None,
 ) -> RetrievalResult:
-    """The figures of one query set and gallery; `cuhk03_repeats` of 0 is the ordinary CMC."""
+    """The figures of one query set and gallery; ``cuhk03_repeats`` of 0 is the ordinary CMC."""
     world, devices = setting.world, setting.devices
     if index != "Flat" and (reranking is not None or cuhk03_repeats):
         option = "rerank" if reranking is not None else "use_metric_cuhk03"
@@ -318,7 +318,7 @@ class _ApproximateSearch:
     def evaluate(
         self, query: np.ndarray, max_rank: int, topk: int, num_retrieved: int, recall_sample: int
     ) -> RetrievalResult:
-        """Figures on the `num_retrieved` items found for each query."""
+        """Figures on the ``num_retrieved`` items found for each query."""
         k = min(num_retrieved, self.setting.num_gallery)
         found = self._search(query, k)
         ranked = rank_retrieved(*found.result(), self.setting.labels, topk, self.setting.world)
@@ -365,7 +365,7 @@ def roc(
     All pairs of query and gallery item are compared but those that are left out.
 
     Args:
-        query, gallery, metric, device, leave_out, distributed, progress: as in `evaluate`.
+        query, gallery, metric, device, leave_out, distributed, progress: as in ``evaluate``.
         fpr: false-accept rates, 0 .. 1.
 
     Raises:

@@ -57,7 +57,7 @@ class Space:
         return np.float64 if self.wide else np.float32
 
     def prepare(self, features: np.ndarray | Sequence[np.ndarray], device: torch.device) -> Vectors:
-        """(N, D) raw features, or several such one after the other, as `Vectors`; one copy is made.
+        """(N, D) raw features, or several such one after the other, as ``Vectors``; one copy is made.
 
         Raises:
             UserError: squared euclidean distances that float32 does not hold.
@@ -150,7 +150,7 @@ def choose_space(
 
     Args:
         query: (Nq, D) raw features, the same in every process.
-        gallery: (Ng, D) raw features of this process, which start at position `first`.
+        gallery: (Ng, D) raw features of this process, which start at position ``first``.
         near: gives (rows, columns) of some pairs of query and this process's gallery that have to be told apart.
 
     Raises:

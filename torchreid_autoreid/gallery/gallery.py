@@ -97,7 +97,7 @@ class Gallery:
         """The gallery of a folder.
 
         Raises:
-            UserError: no gallery, a damaged one, or one of another network than `network`, if both are named.
+            UserError: no gallery, a damaged one, or one of another network than ``network``, if both are named.
         """
         store = Store(Path(folder))
         if network and store.network and network != store.network:
@@ -201,7 +201,7 @@ class Gallery:
         return Answer(ranked[:, 0], scores[:, 0], margins, known, float(threshold), ranked[:, :top], scores[:, :top])
 
     def calibrate(self, far: float = 0.01, cohort: Any = None, cohort_pids: Any = None) -> Calibration:
-        """Sets the threshold at which a share `far` of strangers is taken for somebody enrolled.
+        """Sets the threshold at which a share ``far`` of strangers is taken for somebody enrolled.
 
         A stranger is wrongly known if the most similar of all people enrolled is above the threshold, so the threshold
         is a quantile of such extreme scores: those of a cohort of strangers, or of each enrolled vector among all other

@@ -42,7 +42,7 @@ class Nearest:
         self._asked = False
 
     def people(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """(N, top) scores, descending, and places in `snapshot.people`, of unit queries (N, D)."""
+        """(N, top) scores, descending, and places in ``snapshot.people``, of unit queries (N, D)."""
         top = min(top, len(self.snapshot.people))
         # Codes cost as much as a few queries, so that a single one does without.
         if self._asked and self._codes is None and len(queries) < _QUERIES:

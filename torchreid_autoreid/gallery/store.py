@@ -37,7 +37,7 @@ class Snapshot:
         renumbered: how often rows have been removed.
         vectors: (R, D) float32, memory-mapped; removed rows included.
         people: (P,) identities.
-        person: (R,) place in `people` of each row; -1 where the row has been removed.
+        person: (R,) place in ``people`` of each row; -1 where the row has been removed.
     """
 
     revision: int
@@ -97,7 +97,7 @@ class Store:
         return dict(self._connection.execute("SELECT name, value FROM facts"))
 
     def read(self, known: Snapshot | None = None) -> Snapshot:
-        """What is enrolled now; only what is new is read if nothing has been removed since `known`."""
+        """What is enrolled now; only what is new is read if nothing has been removed since ``known``."""
         for attempt in (0, 1):
             with self._telling(), self._transaction("DEFERRED"):
                 facts = self.facts()

@@ -27,7 +27,7 @@ class Impostors:
 def quantile(scores: np.ndarray, far: float) -> float:
     """The (k + 1)-th largest of n scores, k = ⌊far · (n + 1)⌋.
 
-    One more score of the same distribution is larger with a probability of at most `far` (Vovk, Gammerman, Shafer,
+    One more score of the same distribution is larger with a probability of at most ``far`` (Vovk, Gammerman, Shafer,
     "Algorithmic Learning in a Random World", 2005, section 2.1).
 
     >>> quantile(np.arange(99), 0.05)
@@ -39,11 +39,11 @@ def quantile(scores: np.ndarray, far: float) -> float:
 def threshold_of_enrolled(impostors: Impostors, far: float) -> float:
     """The threshold for strangers, from people who are each other's.
 
-    The quantile of `impostors.score` would let too many strangers pass. Whoever resembles a stranger most would score
+    The quantile of ``impostors.score`` would let too many strangers pass. Whoever resembles a stranger most would score
     high too if the stranger were enrolled, and does not, because he is not: high scores come in pairs, of which a
     stranger takes both away. So each person is made a stranger in turn, as in a jackknife: all vectors of that person
     are removed, probes and enrolled ones, and the share of them that passes is counted. Of the order statistics, the
-    lowest is taken for which that share is at most `far`.
+    lowest is taken for which that share is at most ``far``.
     """
     order = np.argsort(-impostors.score, kind="stable")
     allowed = far * (len(order) + 1)

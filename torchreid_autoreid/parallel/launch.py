@@ -38,7 +38,7 @@ class OneProcess:
         return array
 
     def broadcast(self, array: np.ndarray, source: int) -> np.ndarray:
-        """The array of process `source`; the others give one of the same shape and type."""
+        """The array of process ``source``; the others give one of the same shape and type."""
         return array
 
     def concatenate(self, array: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ class OneProcess:
 
 
 class AllProcesses(OneProcess):
-    """The processes of the default `torch.distributed` group (gloo on CPU, NCCL on GPUs)."""
+    """The processes of the default ``torch.distributed`` group (gloo on CPU, NCCL on GPUs)."""
 
     def __init__(self) -> None:
         self.rank = torch.distributed.get_rank()
@@ -82,7 +82,7 @@ class AllProcesses(OneProcess):
 
 
 def processes(distributed: bool) -> OneProcess:
-    """This process alone, or the group it was started in (`torchrun`)."""
+    """This process alone, or the group it was started in (``torchrun``)."""
     if not distributed:
         return OneProcess()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

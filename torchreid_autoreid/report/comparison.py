@@ -197,7 +197,8 @@ def _of(runs: Sequence[_Run]) -> str:
 
 
 def _joined(names: Iterable[str]) -> str:
-    """
+    """Names in a sentence.
+
     >>> _joined("A"), _joined("ABC")
     ('A', 'A, B and C')
     """

@@ -181,7 +181,8 @@ def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """
+    """A time as people say it.
+
     >>> duration(59), duration(600), duration(9000)
     ('59 s', '10 min', '2.5 h')
     """

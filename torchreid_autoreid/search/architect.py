@@ -60,8 +60,9 @@ class SearchableNetwork(Protocol):
 
 
 class Architect:
-    """Fills ``.grad`` of the alphas, and leaves weights, buffers, gradients of weights and optimiser state as they
-    were.
+    """Fills ``.grad`` of the alphas.
+
+    Weights, buffers, gradients of weights and optimiser state stay as they were.
 
     First order: the gradient of ``L_val(w, alpha)``. Second order: that of ``L_val(w'(alpha), alpha)``, where
     ``w' = w - xi * step(grad_w L_train(w, alpha))`` is what the weight optimiser would do next, with its own learning

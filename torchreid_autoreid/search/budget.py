@@ -107,8 +107,9 @@ class Budget:
         return torch.stack(terms).sum()
 
     def adapt(self, derived: Genotype) -> None:
-        """Moves the weights after a step of the alphas: each grows while the derived network is above the limit, and
-        shrinks while it is below.
+        """Moves the weights after a step of the alphas.
+
+        Each grows while the derived network is above the limit, and shrinks while it is below:
 
         ``weight_m <- weight_m * exp(gain * (derived_m - limit_m) / (largest_m - smallest_m))``, within bounds: ascent
         of the logarithm of the multiplier, so that it finds its size whatever the size of the retrieval loss, and never

@@ -179,7 +179,7 @@ class CostTable:
         nothing, mixed = alone.cost(_nothing(shape.blocks)), alone.cost(_mixed(shape.blocks, operations))
         more, more_alone = measured.mixed - measured.fixed_part, mixed - nothing
         factor = more / more_alone if min(more, more_alone) > 0 else 1.0
-        # The fixed part was measured with `none` on its edges.
+        # The fixed part was measured with ``none`` on its edges.
         base = max(0.0, measured.fixed_part - factor * nothing)
         return cls(operations, base, {kind: factor * costs for kind, costs in alone.edges.items()})
 
@@ -209,8 +209,10 @@ class CostTable:
         return total
 
     def smallest(self) -> float:
-        """The exact minimum over all genotypes that a search can derive: every block by itself takes its two cheapest
-        edges, each with its cheapest operation."""
+        """The exact minimum over all genotypes that a search can derive.
+
+        Every block by itself takes its two cheapest edges, each with its cheapest operation.
+        """
         return self._extreme(largest=False)
 
     def largest(self) -> float:
@@ -281,7 +283,7 @@ def _two_of(logits: Tensor) -> Tensor:
 
 
 def _block_sizes(edges: Tensor) -> list[int]:
-    """How many of the E edges each block has: 2, 3, …"""
+    """How many of the E edges each block has: 2, 3 and so on."""
     sizes = [2]
     while sum(sizes) < len(edges):
         sizes.append(sizes[-1] + 1)
@@ -297,8 +299,11 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, size: tuple[int, int, int]) -> int:
-    """Multiply-adds of a module on one (C, H, W) map: half the operations that PyTorch counts in convolutions and
-    matrix products. A network in eval mode returns its features, so the classifier does not count."""
+    """Multiply-adds of a module on one (C, H, W) map.
+
+    They are half the operations that PyTorch counts in convolutions and matrix products. A network in eval mode returns
+    its features, so the classifier does not count.
+    """
     device = next((p.device for p in module.parameters()), None)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(1, *size, device=device))

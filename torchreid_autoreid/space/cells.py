@@ -108,7 +108,7 @@ class MixedOperation(nn.Module):
     def mix(self, x: Tensor, weights: Tensor, chosen: int | None, skip_dropout: float) -> Tensor:
         terms = []
         for index, (name, operation) in enumerate(self.operations.items()):
-            # Among others `none` adds nothing: its weight acts through the softmax alone.
+            # Among others ``none`` adds nothing: its weight acts through the softmax alone.
             if index != chosen if chosen is not None else name == "none":
                 continue
             out = operation(x)

@@ -25,7 +25,7 @@ class ReluConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, affine: bool) -> None:
         super().__init__()
         self.stride = stride
-        # The stride is taken by `split`, so that nothing is computed on pixels that no convolution reads.
+        # The stride is taken by ``split``, so that nothing is computed on pixels that no convolution reads.
         halves = (out_channels,) if stride == 1 else (out_channels - out_channels // 2, out_channels // 2)
         self.convs = nn.ModuleList(nn.Conv2d(in_channels, half, 1, bias=False) for half in halves)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)

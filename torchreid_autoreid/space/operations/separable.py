@@ -34,8 +34,10 @@ def _layers(channels: int, stride: int, dilation: int, affine: bool) -> list[nn.
 
 
 class SeparableOperation(Operation):
-    """Twice ReLU, depth-wise 3x3, point-wise 1x1, batch norm, as in DARTS and NASNet; the published size of the network
-    needs the second."""
+    """Twice ReLU, depth-wise 3x3, point-wise 1x1, batch norm, as in DARTS and NASNet.
+
+    The published size of the network needs the second.
+    """
 
     def build(self, channels: int, stride: int, parts: int, affine: bool) -> nn.Module:
         return nn.Sequential(*_layers(channels, stride, 1, affine), *_layers(channels, 1, 1, affine))
