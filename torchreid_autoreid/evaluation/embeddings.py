@@ -105,7 +105,7 @@ def as_features(features: Any) -> np.ndarray:
 
 
 def release(features: np.ndarray) -> None:
-    """Lets go of what was read of a memory-mapped file; else all of it would stay in memory as long as there is room."""
+    """Lets go of what was read of a memory-mapped file; else all of it would stay in memory while there is room."""
     base: Any = features
     while isinstance(base, np.ndarray):
         base = base.base
