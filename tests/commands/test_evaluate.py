@@ -347,7 +347,8 @@ def on_drawn(drawn, weights, *pairs, flags=()):
     ],
 )
 def test_a_model_on_its_dataset(drawn, tmp_path, weights, pairs):
-    flags = ["--json", tmp_path / "f.json", "--topk-csv", tmp_path / "t.csv"]
+    flags = ["--json", tmp_path / "f.json", "--topk-csv", tmp_path / "t.csv", "--report", tmp_path / "r.html"]
+    flags += ["--embed-images", 2]
     done = on_drawn(drawn, weights, *pairs, flags=flags)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "f.json").read_text())["synthetic_pedestrians"]
@@ -356,6 +357,9 @@ def test_a_model_on_its_dataset(drawn, tmp_path, weights, pairs):
     row = next(csv.DictReader((tmp_path / "t.csv").open()))
     assert Path(row["query_path"]).is_file()
     assert Path(row["gallery_path"]).is_file()
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("<img src=") == 2 * 11  # a query and its answers
+    assert f"{figures['mAP']:.1%}" in page
 
 
 @pytest.mark.slow

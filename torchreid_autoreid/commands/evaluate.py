@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
 from ..data import ReidDataManager
+from ..data.images import read_image
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
 from ..evaluation import (
@@ -48,6 +49,8 @@ from ..evaluation.index import is_factory
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..report.page import check_page
+from ..report.retrieval import ANSWERS, FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from .origin import SAME_DATA, tested_network
@@ -97,6 +100,8 @@ def main(args: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     with torchrun_processes(device) as world:
+        if args.report and world.size > 1:
+            raise UserError("--report runs in one process; start the command without torchrun")
         evaluate_all(args, cfg, weights, description, device, world)
     return 0
 
@@ -119,9 +124,9 @@ def evaluate_all(
     figures: dict[str, Any] = {}
     rows: list[Any] = []
     for test_set in sets:
-        if figures and (args.save_features or args.save_index or args.cluster_labels):
+        if figures and (args.save_features or args.save_index or args.cluster_labels or args.report):
             raise UserError(
-                "--save-features, --save-index and --cluster-labels write one dataset; give a single -t NAME"
+                "--save-features, --save-index, --cluster-labels and --report write one dataset; give a single -t NAME"
             )
         whole = whole_gallery(test_set.gallery, world) if args.save_features or args.topk_csv else test_set.gallery
         if args.save_features and world.rank == 0:
@@ -145,7 +150,9 @@ def evaluate_all(
             figures[test_set.name]["clusters"] = asdict(agreement)
             print(clusters_table(agreement))
         if args.topk_csv:
-            rows += topk_rows(test_set, whole.pids, result)
+            rows += topk_rows(test_set, whole.pids, result, args.topk)
+        if args.report:
+            report(test_set, args, metric, device, world, result)
     if world.rank == 0:
         if args.topk_csv:
             write(args, "topk_csv", partial(write_topk, rows=rows))
@@ -223,6 +230,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--no-rerank-junk is an option of --rerank with --junk-pid; give these too, or leave it out")
     if args.topk_csv and (args.pool or args.multi_query or args.protocol in DRAWN):
         raise UserError("--topk-csv lists images; leave out --pool, --multi-query and protocols that draw galleries")
+    if args.report and (args.pool or args.multi_query or args.protocol in DRAWN):
+        raise UserError("--report shows images; leave out --pool, --multi-query and protocols that draw galleries")
+    if args.embed_images is not None and not (args.report and args.weights):
+        raise UserError("--embed-images is an option of --report with --weights, which knows where the images are")
+    if args.embed_images is not None and args.embed_images < 0:
+        raise UserError(f"--embed-images must be at least 0, not {args.embed_images}")
     if args.fpr and (args.pool or args.multi_query or args.protocol in DRAWN or args.junk_pids):
         raise UserError("--fpr compares all images; leave out --pool, --multi-query, --junk-pid and drawn protocols")
     if args.definitions and (args.rerank or args.cuhk03 or args.index != "Flat" or args.no_rerank_junk):
@@ -237,12 +250,14 @@ def check_options(args: argparse.Namespace) -> None:
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work, not after it, that a result has nowhere to go."""
     taken = {"--features": args.features, "--weights": args.weights, "--index": args.index}
-    for option in ("json", "save_features", "save_index", "topk_csv", "cluster_labels"):
+    for option in ("json", "save_features", "save_index", "topk_csv", "cluster_labels", "report"):
         path = getattr(args, option)
         if path:
             name = f"--{option.replace('_', '-')}"
             check_output(name, path, taken)
             taken[name] = path
+    if args.report:
+        check_page(args.report, "--report")
     if args.save_index and args.index == "Flat":
         raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
 
@@ -322,12 +337,25 @@ def evaluate_set(
     device: str,
     world: OneProcess,
 ) -> tuple[RetrievalResult, RocCurve | None]:
+    result = ranked(test_set, args, metric, device, world, args.rerank)
+    if not args.fpr:
+        return result, None
+    distributed = world.size > 1
+    left_out = rules_of(args)["leave_out"]
+    return result, roc(
+        test_set.query, test_set.gallery, args.fpr, metric, device, leave_out=left_out, distributed=distributed
+    )
+
+
+def ranked(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess, rerank: bool
+) -> RetrievalResult:
     with Bar(world) as bar:
-        result = evaluate(
+        return evaluate(
             test_set.query,
             test_set.gallery,
             metric=metric,
-            rerank=args.rerank,
+            rerank=rerank,
             **reranking(args),
             **{name: value for name, value in rules_of(args).items() if name != "draws" or value is not None},
             query_expansion=args.query_expansion,
@@ -338,17 +366,45 @@ def evaluate_set(
             max_rank=args.max_rank,
             device=device,
             use_metric_cuhk03=args.cuhk03,
-            topk=args.topk if args.topk_csv else 0,
+            topk=max(args.topk if args.topk_csv else 0, ANSWERS if args.report else 0),
             distributed=world.size > 1,
             progress=bar,
         )
-        if not args.fpr:
-            return result, None
-        distributed = world.size > 1
-        left_out = rules_of(args)["leave_out"]
-        return result, roc(
-            test_set.query, test_set.gallery, args.fpr, metric, device, leave_out=left_out, distributed=distributed
-        )
+
+
+def report(
+    test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess, result: RetrievalResult
+) -> None:
+    """Writes the page of an evaluation; what it shows besides the result is measured by plain distances."""
+    rules = rules_of(args)
+    query, gallery = test_set.query, test_set.gallery
+    curve = None
+    if not rules["junk_pids"]:
+        with Bar(world) as bar:
+            curve = roc(query, gallery, FALSE_ACCEPTS, metric, device, leave_out=rules["leave_out"], progress=bar)
+    asked = ("leave_out", "junk_pids", "distractor_pids")
+    page = Evaluated(
+        test_set.name,
+        ", ".join([metric, *described(settings(args))]),
+        query,
+        gallery,
+        result,
+        ranked(test_set, args, metric, device, world, False) if args.rerank else None,
+        curve,
+        camera_table(query, gallery, metric=metric, device=device, **{name: rules[name] for name in asked}),
+        test_set.query_paths,
+        test_set.gallery_paths,
+    )
+    write_retrieval(page, args.report, small_jpeg, args.embed_images or 0)
+
+
+def small_jpeg(path: str) -> bytes:
+    """A picture for a page, at most 64 x 128 pixels."""
+    image = read_image(path)
+    image.thumbnail((64, 128))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def definitions(
@@ -505,7 +561,7 @@ def roc_figures(curve: RocCurve) -> list[dict[str, float | None]]:
     ]
 
 
-def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResult) -> list[list[Any]]:
+def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResult, topk: int) -> list[list[Any]]:
     assert result.topk_indices is not None
     assert result.topk_distances is not None
     return [
@@ -520,7 +576,7 @@ def topk_rows(test_set: TestSet, gallery_pids: np.ndarray, result: RetrievalResu
             int(test_set.query.pids[query] == gallery_pids[index]),
         ]
         for query, nearest in enumerate(zip(result.topk_indices, result.topk_distances, strict=True))
-        for rank, (index, distance) in enumerate(zip(*nearest, strict=True), start=1)
+        for rank, (index, distance) in enumerate(zip(*(part[:topk] for part in nearest), strict=True), start=1)
         if index >= 0  # else the gallery has fewer
     ]
 

@@ -178,6 +178,8 @@ examples:
   # feature vectors of any framework, plain and re-ranked
   autoreid evaluate --features features.npz
   autoreid evaluate --features features.npz --rerank --json figures.json
+  # a page that shows how far to trust it, at which threshold people are told apart, and where it fails
+  autoreid evaluate --features features.npz --rerank --report retrieval.html
   # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
   autoreid evaluate --features features.npz --index IVF1024,Flat
   # a trained network on the test set of its dataset
@@ -359,6 +361,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-features", metavar="FILE.npz", type=path, help="write the features (one dataset only)")
     parser.add_argument("--topk-csv", metavar="FILE", type=path, help="write the nearest gallery items of each query")
     parser.add_argument("--topk", type=int, help="how many of them (default: 10)")
+    parser.add_argument(
+        "--report", metavar="FILE", type=path, help="write a page, *.html: ranks, thresholds, cameras, hardest queries"
+    )
+    parser.add_argument(
+        "--embed-images", type=int, metavar="N", help="put the images of the N hardest queries into it (default: 0)"
+    )
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:

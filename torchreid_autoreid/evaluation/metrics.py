@@ -304,6 +304,9 @@ class RocCurve:
         thresholds: (F,) the largest distance at which no more than that share of false pairs is accepted.
         achieved_fpr: (F,) the share of false pairs accepted at the threshold; below ``fpr`` because of ties and steps.
         num_positive, num_negative: true and false pairs compared.
+        distances: (B,) ascending; a bin holds the pairs from this distance to the next one. A bin is as fine as the
+            first 16 bits of a float32 tell; bins without pairs are left out.
+        pairs: (2, B) false and true pairs in each bin.
     """
 
     fpr: np.ndarray
@@ -312,6 +315,8 @@ class RocCurve:
     achieved_fpr: np.ndarray
     num_positive: int
     num_negative: int
+    distances: np.ndarray
+    pairs: np.ndarray
 
 
 class _Histogram:
@@ -388,4 +393,6 @@ def roc_curve(
         thresholds.append(float(np.nextafter(refused, np.float32(-np.inf))[0]))
         accepted.append(tuple(below[:, high] + within[:, :low].sum(axis=1)))
     rates = np.array(accepted, dtype=np.float64) / (total, positive)
-    return RocCurve(fpr, rates[:, 1], np.array(thresholds), rates[:, 0], positive, total)
+    bins = np.flatnonzero(counts.any(axis=0))
+    starts = unordered(torch.from_numpy(bins.astype(np.int64) << 16)).numpy()
+    return RocCurve(fpr, rates[:, 1], np.array(thresholds), rates[:, 0], positive, total, starts, counts[:, bins])

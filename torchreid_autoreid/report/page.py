@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -31,6 +33,9 @@ _PAGES = jinja2.Environment(
     lstrip_blocks=True,
 )
 
+_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+_SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}"
+
 
 def check_page(path: str | Path, what: str = "the report") -> Path:
     """Refuses what can be no page, before any work.
@@ -47,7 +52,7 @@ def check_page(path: str | Path, what: str = "the report") -> Path:
 
 def write_page(template: str, target: str | Path, what: str = "the report", **values: Any) -> None:
     """Fills a template of this folder, and replaces the page in one step."""
-    text = _PAGES.get_template(template).render(**values)
+    text = _PAGES.get_template(template).render(script=Markup(_SCRIPT), script_hash=_SCRIPT_HASH, **values)
     write_output(what, target, lambda file: Path(file).write_text(text, encoding="utf-8", errors="replace"))
 
 
@@ -77,12 +82,14 @@ class Table:
         heads: of the columns.
         rows: of cells, each a text.
         of_text: whether its cells are words rather than numbers.
+        sortable: whether a reader may sort it by a column.
     """
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[Any]]
     of_text: bool = False
+    sortable: bool = False
 
 
 def picture(caption: str, figure: Figure, narrow: Figure | None = None, text: str = "") -> Picture:

@@ -28,6 +28,7 @@ __all__ = [
     "draw_alphas",
     "draw_beside",
     "draw_cell",
+    "draw_cmc",
     "draw_costs",
     "draw_dots",
     "draw_history",
@@ -363,6 +364,20 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=8, length=2)
+    figure.tight_layout()
+    return figure
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_cmc(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draws CMC curves: name -> share of the queries with a true match within 1, 2, … answers."""
+    figure = _figure(6.6, 3)
+    axes = figure.add_subplot()
+    for letter, (name, curve) in zip("AB", curves.items(), strict=False):
+        _plot(axes, list(enumerate(curve, start=1)), label=name, **_run_style(letter))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("rank")
+    _dress(axes, "CMC")
     figure.tight_layout()
     return figure
 
