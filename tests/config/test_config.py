@@ -684,7 +684,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["train.batch_size", "30"], "train.batch_size 30 does not divide"),
         (["train.batch_size", "1", "sampler.train_sampler", "RandomSampler"], "train.batch_size must be at least 2"),
         (["train.batch_size", "4"], "a single identity"),
-        (["recipe.warmup_epochs", "100"], "recipe.warmup_epochs must be"),
+        (["recipe.warmup_epochs", "100"], "recipe.warmup_epochs 100 leaves no epoch of train.max_epoch"),
         (["recipe.warmup_factor", "0"], "recipe.warmup_factor must be above 0"),
         (["recipe.neck", "long"], "recipe.neck must be none or before or after, not 'long'"),
         (["recipe.amp", "fp16"], "recipe.amp must be none or bfloat16 or float16"),

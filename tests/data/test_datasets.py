@@ -85,14 +85,17 @@ def test_what_is_left_out_is_told_in_one_warning_with_counts_and_reasons(tmp_pat
     write_images(tmp_path / "train", ["-1_c1s1_000001_00.jpg"])
     (tmp_path / "train" / "Thumbs.db").write_bytes(b"what Windows leaves")
     (tmp_path / "query" / "0009_c1s1_000007_00.jpg").symlink_to("/nowhere/a.jpg")
+    (tmp_path / "query" / "0009_c1s1_000008_00.jpg").symlink_to("0009_c1s1_000008_00.jpg")  # a circle
     os.mkfifo(tmp_path / "gallery" / "0009_c1s1_000008_00.jpg")
+    (tmp_path / "gallery" / "0010").mkdir()
     for mode in ("train", "query", "gallery"):
         load(tmp_path, mode=mode)
     (message,) = [record.message for record in caplog.records]
     for text in (
         f"1 images of identities -1 and 0 in {tmp_path / 'train'}",
-        f"1 dead links in {tmp_path / 'query'} (such as 0009_c1s1_000007_00.jpg)",
+        f"2 dead links in {tmp_path / 'query'} (such as 0009_c1s1_000007_00.jpg)",
         f"2 .gif files in {tmp_path / 'gallery'} (such as 0009_c2s1_000002_00.gif)",
+        f"1 empty folders in {tmp_path / 'gallery'} (such as 0010)",
         f"1 pipes or devices in {tmp_path / 'gallery'} (such as 0009_c1s1_000008_00.jpg)",
     ):
         assert text in message
@@ -161,6 +164,14 @@ def test_names_that_are_no_utf8(tmp_path):
         os.rename(tmp_path / part / "0000", os.fsencode(tmp_path / part) + b"/\xd5\xc5")
     dataset = load(tmp_path)
     assert dataset.query[0][1] in {pid for _, pid, _, _ in dataset.gallery}
+
+
+@pytest.mark.parametrize("folder", ["alice", "0003"])
+def test_a_camera_in_a_name_that_is_of_another_identity_than_its_folder_is_not_passed_over(tmp_path, folder):
+    for part in ("train", "query", "gallery"):
+        write_images(tmp_path / part, [f"{folder}/0002_c1s1_1.jpg", f"{folder}/0002_c2s1_2.jpg"])
+    with pytest.raises(UserError, match=f"6 of 6 names .* {tmp_path}/train/{folder}/0002_c1s1_1.jpg, whose folder is"):
+        load(tmp_path)
 
 
 def test_names_without_cameras_are_read_without_them(tmp_path, caplog):

@@ -4,6 +4,7 @@ import glob
 import logging
 import random
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -209,6 +210,22 @@ def test_messages_of_a_training_speak_of_its_own_keys(tmp_path):
     with pytest.raises(UserError, match="the training set has 4 identities") as caught:
         train(tmp_path, train_sampler="RandomIdentitySampler", num_instances=2, batch_size_train=10, held_out=0.5)
     assert "search." not in str(caught.value)
+
+
+def test_one_identity_cannot_be_held_out(tmp_path):
+    write_folder_dataset(tmp_path, [4])
+    with pytest.raises(UserError, match=r"the training set has 1 identity, .*give images of more people"):
+        train(tmp_path, train_sampler="RandomIdentitySampler", num_instances=2, batch_size_train=4, held_out=0.5)
+
+
+def test_more_workers_than_cores_is_no_warning(images_root, monkeypatch):
+    """One line on stderr is for a mistake."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="This DataLoader will create")
+        manager = ReidDataManager(str(images_root), "folder", height=24, width=12, workers=2, use_gpu=False)
+        manager.test_loader["folder"]["gallery"].batch_size = 1
+        assert len(list(manager.test_loader["folder"]["gallery"])) == 2
 
 
 def test_random_patch_warns(images_root, caplog):

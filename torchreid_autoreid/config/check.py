@@ -110,7 +110,11 @@ def _check_recipe(cfg: CfgNode) -> None:
             )
         if cfg.loss.triplet.weight_t:
             _check_triplets(cfg)
-    _check_below(cfg, "recipe.warmup_epochs", cfg.train.max_epoch - 1)
+    if cfg.recipe.warmup_epochs >= cfg.train.max_epoch:
+        raise UserError(
+            f"recipe.warmup_epochs {cfg.recipe.warmup_epochs} leaves no epoch of train.max_epoch {cfg.train.max_epoch} "
+            "at the full learning rate; lower it"
+        )
     for key, chooser in (("train.open_layers", "train.fixbase_epoch"), ("train.new_layers", "train.staged_lr")):
         if get(cfg, chooser) and not get(cfg, key):
             raise UserError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import logging
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -213,14 +215,16 @@ def _images(folder: Path, left_out: _LeftOut) -> list[Path]:
             f"give the folder that holds train/, query/ and gallery/ with --root; {_EMBEDDED}"
         )
     inside = _listed(folder)
-    below = [entry for sub in inside if sub.is_dir() for entry in _listed(sub.path)]
-    if deeper := [entry.path for entry in below if entry.is_dir()]:
-        raise UserError(f"{deeper[0]} is a folder in the folder of an identity; move its images one level up")
+    below = {entry.path: _listed(entry.path) for entry in inside if _holds(entry, stat.S_ISDIR)}
+    entries = [*inside, *(entry for listed in below.values() for entry in listed)]
     images = []
-    for entry in inside + below:
-        if entry.is_dir():
-            continue
-        if entry.is_file():
+    for entry in entries:
+        if entry.path in below:
+            if not below[entry.path]:
+                left_out.add("empty folders", folder, entry.path)
+        elif _holds(entry, stat.S_ISDIR):
+            raise UserError(f"{entry.path} is a folder in the folder of an identity; move its images one level up")
+        elif _holds(entry, stat.S_ISREG):
             ending = os.path.splitext(entry.name)[1].lower()
             if ending in SUFFIXES:
                 images.append(Path(entry.path))
@@ -239,6 +243,18 @@ def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
+def _holds(entry: os.DirEntry[str], kind: Callable[[int], bool]) -> bool:
+    """Whether an entry of a folder is of a kind; links are followed, and one that leads nowhere is of none."""
+    try:
+        return kind(entry.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links in a circle
+            return False
+        raise
+
+
 def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:
     """Market-style names lie directly in train/, query/ and gallery/; a folder an identity lies between."""
     flat = [path for path in paths if path.parent.parent == folder]
@@ -253,6 +269,12 @@ def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:
     if _read_market_name_in_folder(nested[0]):
         return _read_market_name_in_folder
     if not any(_names_camera(path) for path in nested):
+        if others := [path for path in nested if _MARKET_NAME.match(path.name)]:
+            raise UserError(
+                f"{len(others)} of {len(nested)} names in folders of an identity say identity and camera themselves, "
+                f"such as {others[0]}, whose folder is of another identity; name folders as the images "
+                "(0002/0002_c1s1_1.jpg), or images by their camera (alice/c1_0001.jpg)"
+            )
         _warn_once(
             f"no file name in {folder} begins with a camera, such as c1_0001.jpg: the {len(nested)} images are read "
             "without cameras"

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count as count_from
@@ -274,16 +275,19 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
     """Yields the given batches of keys. Closing the iterator ends its worker processes."""
     workers = min(workers, len(batches))
     _check_descriptors(workers)
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=pin,
-        collate_fn=collate,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
-    )
-    for batch in loader:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # more loader processes than cores are what data.workers says
+        loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=pin,
+            collate_fn=collate,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
+        )
+        loaded = iter(loader)
+    for batch in loaded:
         if isinstance(batch, UserError):
             raise batch
         yield batch

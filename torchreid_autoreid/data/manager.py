@@ -60,7 +60,7 @@ class ReidDataManager(torchreid.data.ImageDataManager):
                     sources=sources,
                     targets=targets or None,
                     batch_size_test=batch_size_test,
-                    workers=workers,
+                    workers=0,  # its loaders are replaced
                     **options,
                 )
         except (UserError, BrokenPipeError):  # it prints, perhaps to a reader that has gone
@@ -318,12 +318,14 @@ class TrainDataManager(ReidDataManager):
         self.trained_images = described_images(items)
         query: Sequence[Item] = ()
         gallery: Sequence[Item] = ()
+        rest: Sequence[Item] = ()
         if held_out:
             items, rest = split_by_identity(items, held_out, seed)
             items = _relabelled(items)
-            query, gallery = held_out_retrieval(rest, seed, "those held out", f"raise {held_out_key}")
         instances = num_instances if train_sampler == "RandomIdentitySampler" else batch_size_train
         _check_enough("the training set", items, batch_size_train, instances, held_out_key)
+        if held_out:
+            query, gallery = held_out_retrieval(rest, seed, "those held out", f"raise {held_out_key}")
         self._num_train_pids = len(_identities(items))  # torchreid's own name, behind its property
         self.train_loader = SearchLoader(
             ReidImages(items, self.transform_tr),
