@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torchreid
 from drawn_images import draw_people
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from torchreid_autoreid.data import SearchDataManager
@@ -446,7 +448,9 @@ def test_log_folder_holds_what_it_should(root, tmp_path):
 
 
 def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path):
-    run(build(root), tmp_path)
+    engine = build(root)
+    engine.settings = engine.configuration = {"train.lr": 0.05}
+    run(engine, tmp_path)
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
     tags = events.Tags()
     for part in ("w/loss_triplet", "alpha/top5", "lr/w", "none_mass/normal", "skips/reduce", "retrieval/mAP"):
@@ -458,6 +462,14 @@ def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path):
         (first, second) = events.Images(f"Cells/{kind}")
         assert first.width > 300
         assert second.encoded_image_string.startswith(b"\x89PNG")
+    assert len(events.Images("Probabilities/normal")) == 2  # a frame an epoch
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: chart.multiline.tag for page in layout.category for chart in page.chart}
+    drawn = {title for title, (pattern,) in charts.items() if any(re.match(pattern, tag) for tag in tags["scalars"])}
+    assert len(drawn) >= 10
+    assert charts.keys() - drawn <= {"params", "macs", "latency_ms"}  # without limits
+    assert b"train.lr: 0.05" in events.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0]
+    assert b"train.lr" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
 
 
 def test_losses_of_the_history_are_means_over_the_steps(root, tmp_path):

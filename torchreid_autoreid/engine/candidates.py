@@ -80,6 +80,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an argument is out of range, or no genotype is accepted.
     """
 
+    board_pages = ("Search", "Operations", "Cost")
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "candidates")
     rates = "train.lr of the file search.recipe"
     clip = "recipe.grad_clip of the file search.recipe"

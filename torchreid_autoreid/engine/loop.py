@@ -28,6 +28,7 @@ from ..parallel.group import group
 from ..records import EpochRecord
 from .evaluation import FaissEvaluationMixin, tell
 from .resume import load_like, load_optimizer, random_state, restore_random_state
+from .tensorboard import begin_board
 
 __all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
 
@@ -112,6 +113,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     #: what a checkpoint must hold to be resumed
     checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
+    #: of TensorBoard, see :func:`~torchreid_autoreid.engine.tensorboard.begin_board`
+    board_pages: tuple[str, ...] = ("Training",)
     #: keys suggested in the error when a loss diverges
     rates = "train.lr"
     #: the key that clips the gradient
@@ -221,6 +224,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
                     self._write_results()  # perhaps into another folder
             return
         self.writer = SummaryWriter(save_dir) if self.group.rank == 0 else None
+        if self.writer is not None:
+            begin_board(self.writer, self.board_pages, self.configuration, self.settings)
         try:
             self._loop(start_epoch, max_epoch)
         finally:

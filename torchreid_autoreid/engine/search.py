@@ -91,6 +91,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
+    board_pages = ("Search", "Operations", "Cost")
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
     clip = "search.grad_clip"

@@ -27,6 +27,7 @@ __all__ = [
     "OPERATION_COLOURS",
     "draw_alphas",
     "draw_beside",
+    "draw_card",
     "draw_cell",
     "draw_cmc",
     "draw_costs",
@@ -131,6 +132,29 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
 
 _CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 6}
 _ROUND = "round,pad=0,rounding_size=0.05"
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_card(genotype: Genotype, kind: str) -> Figure:
+    """Draws a cell as a table that is read at the size of a card: a block a row, its operations with their inputs.
+
+    Numbers are those of :func:`draw_cell`.
+
+    >>> figure_to_rgb(draw_card(Genotype.load("retrieval"), "normal")).shape
+    (3, 190, 400)
+    """
+    cell: tuple[Block, ...] = getattr(genotype, kind)
+    figure, axes = _canvas(4.0, 0.38 + 0.38 * len(cell))
+    top = 0.38 * len(cell)
+    axes.text(0.08, top + 0.19, _CELL_TITLES[kind], fontsize=11, fontweight="bold", color=_INK, va="center")
+    for row, block in enumerate(cell):
+        y = top - 0.38 * (row + 0.5)
+        axes.text(0.19, y, str(row + 2), **(_CENTRED | {"fontsize": 11}), fontweight="bold", color=_INK)
+        for column, (operation, source) in enumerate(block):
+            left, colour = 0.36 + 1.81 * column, OPERATION_COLOURS[operation]
+            axes.add_patch(Rectangle((left, y - 0.16), 1.75, 0.32, facecolor=_tint(colour), edgecolor=colour))
+            axes.text(left + 0.08, y, f"{source}: {operation}", fontsize=11, color=_INK, va="center")
+    return figure
 
 
 def _edge(
