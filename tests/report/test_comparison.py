@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 from torchreid_autoreid.commands import main
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
-from torchreid_autoreid.report import comparison, page, write_comparison
+from torchreid_autoreid.report import comparison, write_comparison
 from torchreid_autoreid.report.comparison import _by_chance
 
 NASTY = "<script>alert(1)</script>'\"&"
@@ -21,8 +21,8 @@ NASTY = "<script>alert(1)</script>'\"&"
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Empty pictures: drawing takes most of the time."""
-    for module, name in ((comparison, "draw_beside"), (comparison, "draw_dots"), (page, "draw_cell")):
-        monkeypatch.setattr(module, name, lambda *_, **__: Figure(figsize=(1, 1)))
+    for name in ("draw_beside", "draw_dots"):
+        monkeypatch.setattr(comparison, name, lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Pictures of searches, and their reports for people."""
 
 from .comparison import write_comparison
-from .html import amount, write_report
+from .html import write_report
+from .numbers import amount
 from .plots import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
 from .verdict import verdict
 

@@ -13,7 +13,7 @@ from ..records import SearchRecord
 
 __all__ = ["read_history", "read_lines"]
 
-_MAX_BYTES = 16 << 20  # some 2000 epochs of the usual cell
+_MAX_BYTES = 32 << 20  # some 3000 epochs of the usual cell
 _MAX_LINE = 1 << 20  # a line of it has some 8 kB
 
 

@@ -12,12 +12,18 @@ import yaml
 from ..config.read import plain_yaml
 from ..genotype import Genotype
 from ..records import SearchRecord
+from .candidates import candidate_strip, candidate_table
+from .cells import CELLS
+from .epochs import steps_of, thinned
 from .log import read_log
-from .page import CELLS, Picture, Table, cell_picture, check_page, picture, write_page
-from .plots import COST_LABELS, MEASURE_NAMES, draw_alphas, draw_costs, draw_history
+from .numbers import amount, duration
+from .page import Table, cell_picture, check_page, picture, write_page
+from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history
 from .verdict import verdict
 
-__all__ = ["amount", "duration", "write_report"]
+__all__ = ["write_report"]
+
+_MOST_ROWS = 400  # epochs in the table and in the curves
 
 
 def write_report(
@@ -43,6 +49,8 @@ def write_report(
     log = read_log(log_dir)
     target = check_page(output if output is not None else log.folder / "report.html")
     folder, records, genotype, config = log.folder, log.records, log.genotype, log.config
+    of_candidates = records[-1].candidate is not None
+    drawn = thinned(records, _MOST_ROWS)
     write_page(
         "search.html",
         target,
@@ -55,14 +63,13 @@ def write_report(
         cells=[cell_picture(genotype, kind) for kind in CELLS],
         command=_command(folder),
         code=_code(folder),
-        course=picture("Curves by epoch", draw_history(records), draw_history(records, columns=1)),
-        costs=picture("Cost by epoch", draw_costs(records)) if records[-1].cost else None,
-        probabilities=list(_alphas(records)),
-        epochs=Table(
-            "w and α: the half that trains each. none and skips: normal cell / reduction cell.",
-            _heads(records),
-            [_row(record, records) for record in records],
-        ),
+        course=picture("Curves by epoch", draw_history(drawn), draw_history(drawn, columns=1)),
+        costs=picture("Cost by epoch", draw_costs(drawn)) if records[-1].cost else None,
+        steps=None if of_candidates else steps_of(records),
+        operations=records[-1].operations,
+        strip=candidate_strip(records),
+        candidates=candidate_table(records),
+        epochs=_epochs(records),
         files=_files(genotype, config),
     )
     return target
@@ -134,23 +141,17 @@ def _code(folder: Path) -> str:
     )
 
 
-def _alphas(records: Sequence[SearchRecord]) -> Iterator[list[Picture]]:
-    """Of each kind of cell, the first epoch and the last one."""
-    shown = [records[0], records[-1]] if len(records) > 1 else [records[-1]]
-    for kind, name in CELLS.items():
-        top = max(value for record in shown for row in record.probabilities[kind] for value in row)
-        pictures = []
-        for record in shown:
-            title = f"{name}, epoch {record.epoch}"
-            cell = getattr(record.genotype, kind)
-            rows = record.probabilities[kind]
-            pictures.append(picture(title, draw_alphas(rows, record.operations, title, cell=cell, top=top)))
-        yield pictures
-
-
 def _costs_of(records: Sequence[SearchRecord]) -> list[tuple[str, str]]:
     """Measure and name of the columns with costs."""
     return [(measure, name) for measure in records[0].cost or () for name in COST_LABELS]
+
+
+def _epochs(records: Sequence[SearchRecord]) -> Table:
+    shown = thinned(records, _MOST_ROWS)
+    caption = "w and α: the half that trains each. none and skips: normal cell / reduction cell."
+    if len(shown) < len(records):
+        caption += f" {len(shown)} of {len(records)} epochs are shown and drawn, evenly spread."
+    return Table(caption, _heads(records), [_row(record, records) for record in shown], sortable=True)
 
 
 def _heads(records: Sequence[SearchRecord]) -> list[str]:
@@ -178,25 +179,3 @@ def _row(record: SearchRecord, records: Sequence[SearchRecord]) -> list[str]:
 def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:
     found = [("genotype.json", json.dumps(genotype.to_dict(), indent=1))]
     return found if config is None else [*found, ("config.yaml", config)]
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> duration(59), duration(600), duration(9000)
-    ('59 s', '10 min', '2.5 h')
-    """
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-def amount(number: float) -> str:
-    """A number of parameters, multiply-adds or milliseconds for people.
-
-    >>> amount(9_874_321), amount(1_940_000_000), amount(12.3456), amount(12)
-    ('9.87 M', '1.94 G', '12.35', '12')
-    """
-    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
-            return f"{number / unit:.2f} {name}"
-    return str(number) if isinstance(number, int) else f"{number:.2f}"

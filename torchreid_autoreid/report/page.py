@@ -19,11 +19,9 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..files import check_output, write_output
 from ..genotype import Genotype
-from .plots import draw_cell
+from .cells import CELLS, cell_in_words, cell_svg
 
-__all__ = ["CELLS", "Picture", "Table", "cell_picture", "check_page", "picture", "write_page"]
-
-CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
+__all__ = ["Picture", "Table", "cell_picture", "check_page", "picture", "write_page"]
 
 _PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -32,6 +30,7 @@ _PAGES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_PAGES.filters["breakable"] = lambda name: Markup("_<wbr>").join(name.split("_"))
 
 _SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 _SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}"
@@ -99,11 +98,8 @@ def picture(caption: str, figure: Figure, narrow: Figure | None = None, text: st
 
 def cell_picture(genotype: Genotype, kind: str, of: str = "") -> Picture:
     """A cell of a genotype, told in words too."""
-    blocks = (
-        f"block {number} adds " + " and ".join(f"{operation} of {source}" for operation, source in edges)
-        for number, edges in enumerate(getattr(genotype, kind), start=2)
-    )
-    return picture(f"{CELLS[kind]}{of}", draw_cell(genotype, kind), text=f"{CELLS[kind]}{of}: {'; '.join(blocks)}.")
+    name = f"{CELLS[kind]}{of}"
+    return Picture(name, f"{name}: {cell_in_words(genotype, kind)}.", cell_svg(genotype, kind))
 
 
 def _svg(figure: Figure) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,11 +22,15 @@ from ..genotype import Block, Genotype, cell_edges, num_blocks, num_edges
 from ..records import SearchRecord
 
 __all__ = [
+    "BOX_HEIGHT",
+    "BOX_WIDTH",
     "COST_LABELS",
     "MEASURE_NAMES",
     "OPERATION_COLOURS",
+    "RADIUS",
     "draw_alphas",
     "draw_beside",
+    "draw_candidates",
     "draw_card",
     "draw_cell",
     "draw_cmc",
@@ -35,6 +39,7 @@ __all__ = [
     "draw_history",
     "figure_to_rgb",
     "figure_to_svg",
+    "lay_out",
 ]
 
 #: One colour an operation, in every picture.
@@ -66,12 +71,62 @@ _LOOK = {
 }
 
 # Of a drawn cell, in inches.
-_BOX_WIDTH, _BOX_HEIGHT = 1.06, 0.27
+BOX_WIDTH, BOX_HEIGHT = 1.06, 0.27
 _LANE = 0.15  # between two wires that go down side by side
 _ROW = 0.86  # from block to block
 _SPREAD = 0.18  # from the middle of a block to each of its two operations
-_RADIUS = 0.14  # of a block
-_COLUMN = _BOX_WIDTH + 0.36 + _RADIUS + 0.3 + _LANE
+RADIUS = 0.14  # of a block
+_COLUMN = BOX_WIDTH + 0.36 + RADIUS + 0.3 + _LANE
+
+
+class PlacedEdge(NamedTuple):
+    """An edge of a drawn cell: where its wire leaves the source, the left end of its box, the middle of its block."""
+
+    operation: str
+    start: tuple[float, float]
+    left: tuple[float, float]
+    block: tuple[float, float]
+
+
+class CellLayout(NamedTuple):
+    """Where the parts of a drawn cell lie, in inches from the lower left corner.
+
+    Attributes:
+        width, height: of the drawing.
+        nodes: x of the blocks.
+        rows: y of the two inputs and of the blocks.
+        reach: how far right the wire of each of them goes.
+        bar: x at which the outputs are joined.
+        edges: in the order of the genotype.
+    """
+
+    width: float
+    height: float
+    nodes: list[float]
+    rows: list[float]
+    reach: list[float]
+    bar: float
+    edges: list[PlacedEdge]
+
+
+def lay_out(cell: Sequence[Block]) -> CellLayout:
+    """Places a cell: inputs at the left, a step down for each block, the joined output at the right."""
+    lefts = [1.17 + _COLUMN * block for block in range(len(cell))]  # of the operations
+    nodes = [left + BOX_WIDTH + 0.36 for left in lefts]
+    bar = nodes[-1] + RADIUS + 0.22
+    height = 1.75 + _ROW * (len(cell) - 1)
+    rows = [height - 0.55, height - 0.87, *(height - 1.35 - _ROW * block for block in range(len(cell)))]
+    reach = [0.62, 0.62, *(bar for _ in cell)]
+    edges = []
+    for block, pair in enumerate(cell):
+        for place, (operation, source) in enumerate(pair):
+            lane = lefts[block] - 0.14 - _LANE * place  # the upper operation has the inner one: the two never cross
+            reach[source] = max(reach[source], lane)
+            y = rows[block + 2] + (_SPREAD if place == 0 else -_SPREAD)
+            edges.append(
+                PlacedEdge(operation, (lane, rows[source]), (lefts[block], y), (nodes[block], rows[block + 2]))
+            )
+    return CellLayout(bar + 0.86, height, nodes, rows, reach, bar, edges)
 
 
 @matplotlib.rc_context(_LOOK)
@@ -93,28 +148,18 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     """
     if kind not in _CELL_TITLES:
         raise UserError(f"unknown kind of cell {kind!r}; choose one of {', '.join(_CELL_TITLES)}")
-    cell: tuple[Block, ...] = getattr(genotype, kind)
-    lefts = [1.17 + _COLUMN * block for block in range(len(cell))]  # of the operations
-    nodes = [left + _BOX_WIDTH + 0.36 for left in lefts]  # the middles of the blocks
-    bar = nodes[-1] + _RADIUS + 0.22  # where the outputs are joined
-    height = 1.75 + _ROW * (len(cell) - 1)
-    rows = [height - 0.55, height - 0.87, *(height - 1.35 - _ROW * block for block in range(len(cell)))]  # by source
-    figure, axes = _canvas(bar + 0.86, height)
-
-    reach = [0.62, 0.62, *(bar for _ in cell)]  # how far right the wire of a source goes
-    for block, edges in enumerate(cell):
-        for place, (operation, source) in enumerate(edges):
-            lane = lefts[block] - 0.14 - _LANE * place  # the upper operation has the inner one: the two never cross
-            reach[source] = max(reach[source], lane)
-            y = rows[block + 2] + (_SPREAD if place == 0 else -_SPREAD)
-            _edge(axes, operation, (lane, rows[source]), (lefts[block], y), (nodes[block], rows[block + 2]))
+    layout = lay_out(getattr(genotype, kind))
+    nodes, rows, reach, bar, height = layout.nodes, layout.rows, layout.reach, layout.bar, layout.height
+    figure, axes = _canvas(layout.width, height)
+    for edge in layout.edges:
+        _edge(axes, edge.operation, edge.start, edge.left, edge.block)
     for source, start in enumerate([0.52, 0.52, *nodes]):
         axes.plot([start, reach[source]], [rows[source]] * 2, color=_WIRE, linewidth=1.4, zorder=1)
     for source, name in enumerate(("$c_{k-2}$", "$c_{k-1}$")):
         _box(axes, (0.08, rows[source]), 0.5, name, face="#eef0f3", edge=_WIRE, size=9)
         axes.text(0.64, rows[source] + 0.08, str(source), fontsize=7, color=_WIRE, ha="left", va="center")
     for block, x in enumerate(nodes):
-        axes.add_patch(Circle((x, rows[block + 2]), _RADIUS, color=_INK, zorder=4))
+        axes.add_patch(Circle((x, rows[block + 2]), RADIUS, color=_INK, zorder=4))
         axes.text(x, rows[block + 2], str(block + 2), color="white", **_CENTRED)
 
     low, high = rows[-1] - 0.3, rows[2] + 0.3
@@ -164,7 +209,7 @@ def _edge(
     (lane, top), (x, y), bend = start, left, 0.09
     down = [(lane, top), (lane, y + bend), (lane, y), (lane + bend, y), (x, y)]
     codes = [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
-    right = x + _BOX_WIDTH
+    right = x + BOX_WIDTH
     middle = (right + block[0]) / 2
     join = [(right, y), (middle, y), (middle, block[1]), block]
     colour, bold = OPERATION_COLOURS.get(operation, "#4b5563"), operation == "part_aware"
@@ -178,7 +223,7 @@ def _edge(
     axes.add_patch(PathPatch(Path(down, codes), **wire))
     axes.add_patch(PathPatch(Path(join, [Path.MOVETO] + [Path.CURVE4] * 3), **wire))
     axes.add_patch(Circle(start, 0.035, color=colour, zorder=3))
-    _box(axes, left, _BOX_WIDTH, operation, face=colour if bold else _tint(colour), edge=colour, bold=bold)
+    _box(axes, left, BOX_WIDTH, operation, face=colour if bold else _tint(colour), edge=colour, bold=bold)
 
 
 def _box(
@@ -193,10 +238,8 @@ def _box(
     size: float = 8,
 ) -> None:
     x, y = left
-    corner = (x, y - _BOX_HEIGHT / 2)
-    axes.add_patch(
-        FancyBboxPatch(corner, width, _BOX_HEIGHT, boxstyle=_ROUND, facecolor=face, edgecolor=edge, zorder=5)
-    )
+    corner = (x, y - BOX_HEIGHT / 2)
+    axes.add_patch(FancyBboxPatch(corner, width, BOX_HEIGHT, boxstyle=_ROUND, facecolor=face, edgecolor=edge, zorder=5))
     style = {"color": "white", "fontweight": "bold"} if bold else {"color": _INK}
     axes.text(x + width / 2, y - 0.005, text, **(_CENTRED | {"fontsize": size}), **style)
 
@@ -388,6 +431,28 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=8, length=2)
+    figure.tight_layout()
+    return figure
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_candidates(scores: Sequence[tuple[int, float]]) -> Figure:
+    """Draws the scores of candidates in the order of their training, and the best so far of each rung.
+
+    Args:
+        scores: rung and score (a fraction) of each, at least one.
+    """
+    figure = _figure(8, 2.6)
+    axes = figure.add_subplot()
+    rungs = sorted({rung for rung, _ in scores})
+    for number, rung in enumerate(rungs):
+        style = _run_style(chr(ord("A") + number % 26))
+        points = [(place, score) for place, (own, score) in enumerate(scores, start=1) if own == rung]
+        axes.plot(*zip(*points, strict=True), linestyle="", markersize=5, label=f"rung {rung}", **style)
+        best = np.maximum.accumulate([score for _, score in points])
+        axes.step([place for place, _ in points], best, where="post", color=style["color"], linewidth=1.2)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _dress(axes, "held-out mAP of the candidates")
     figure.tight_layout()
     return figure
 

@@ -1,0 +1,68 @@
+"""The candidates of a search that trains them: a strip of scores, and a table with their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ..genotype import KINDS
+from ..records import CandidateRecord, SearchRecord
+from .cells import CELLS, cell_in_words, cell_svg
+from .numbers import amount
+from .page import Picture, Table, picture
+from .plots import draw_candidates
+
+__all__ = ["candidate_strip", "candidate_table"]
+
+_MOST = 200
+
+
+def _finished(records: Sequence[SearchRecord]) -> list[CandidateRecord]:
+    """With a score, in the order in which they got it."""
+    return [r.candidate for r in records if r.candidate is not None and r.candidate.mAP is not None]
+
+
+def candidate_strip(records: Sequence[SearchRecord]) -> Picture | None:
+    """Scores in the order of training, with the best so far of each rung; ``None`` before the first one."""
+    found = _finished(records)
+    if not found:
+        return None
+    best = max((c for c in found if c.rung == found[-1].rung), key=_score)
+    text = f"{len(found)} scores; the best of rung {best.rung} is candidate {best.number} with {best.mAP:.1%}."
+    caption = "Held-out mAP of the candidates as they were trained; the line is the best so far of each rung."
+    return picture(caption, draw_candidates([(c.rung, _score(c)) for c in found]), text=text)
+
+
+def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
+    """The candidates with their scores, the last rung and the best first."""
+    found = sorted(_finished(records), key=lambda c: (-c.rung, -_score(c)))
+    if not found:
+        return None
+    caption = "A head sorts by its column." + (
+        f" The first {_MOST} of {len(found)} are shown." if len(found) > _MOST else ""
+    )
+    costs = any(candidate.cost is not None for candidate in found)
+    heads = ["candidate", "rung", "mAP", "parent", *(["cost"] if costs else []), *CELLS.values()]
+    rows: list[list[Any]] = []
+    for candidate in found[:_MOST]:
+        row: list[Any] = [
+            str(candidate.number),
+            str(candidate.rung),
+            f"{candidate.mAP:.2%}",
+            "–" if candidate.parent is None else str(candidate.parent),
+        ]
+        if costs:
+            row.append("–" if candidate.cost is None else amount(candidate.cost))
+        rows.append(row + [_small(candidate, kind) for kind in KINDS])
+    return Table(caption, heads, rows, sortable=True)
+
+
+def _score(candidate: CandidateRecord) -> float:
+    return candidate.mAP or 0.0
+
+
+def _small(candidate: CandidateRecord, kind: str) -> Markup:
+    words = escape(f"{CELLS[kind]}: {cell_in_words(candidate.genotype, kind)}.")
+    return Markup(f'<div role=img aria-label="{words}">{cell_svg(candidate.genotype, kind, 260)}</div>')
