@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,7 +84,15 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
     assert "the search has ended" in done.stdout
     assert "epoch: [1/2][1/" in done.stdout  # torchreid's lines, since this is no terminal
     assert "held out" in (log / "search.log").read_text()
-    assert "edge 0" in " ".join((log / "search.log").read_text().split())
+    for detail in ("edge  0: ", "# images"):  # tables are for the file
+        assert detail in (log / "search.log").read_text()
+        assert detail not in done.stdout
+    lines = done.stdout.splitlines()
+    assert sum(" took " in line for line in lines) == sum(line.startswith("  held out: ") for line in lines) == 2
+    (command,) = (line for line in lines if line.startswith("to train it: autoreid train "))
+    train = completed("train.py", [*shlex.split(command.partition("autoreid train ")[2]), "--dry-run"])
+    assert train.returncode == 0, train.stderr
+    assert "nothing was written" in train.stdout
     # The same again: the earlier search is kept, and one seed gives one result.
     again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
     assert again.returncode == 0, again.stderr
@@ -170,7 +179,7 @@ def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
     )
     for line in process.stdout:
-        if "candidate   2 in rung 1" in line:
+        if "candidate 2 in rung 1" in line:
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()

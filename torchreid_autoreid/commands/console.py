@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import resource_sharer
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,8 @@ from tqdm import tqdm
 
 from ..errors import Interrupted, SharedError, UserError, line_of_the_machine
 from ..files import not_writable
+from ..records import EpochRecord
+from ..report.numbers import duration
 
 __all__ = ["Log", "StepBar", "begin_log", "quieten", "run", "setup_logging", "stop_on_signals"]
 
@@ -172,6 +175,15 @@ class Log:
         self.handlers = [to_file, *self.handlers[1:]]
         self.logger.addHandler(to_file)
 
+    @contextmanager
+    def details(self) -> Iterator[None]:
+        """What is printed in the block goes to the file alone."""
+        self.printed.level = logging.DEBUG
+        try:
+            yield
+        finally:
+            self.printed.level = logging.INFO
+
     def end(self) -> None:
         """Puts everything back."""
         self.printed.end()
@@ -189,6 +201,11 @@ def begin_log(rank: int) -> Log | None:
         return Log()
     quieten()
     return None
+
+
+def details_of(log: Log | None) -> AbstractContextManager[None]:
+    """See :meth:`Log.details`."""
+    return log.details() if log else nullcontext()
 
 
 def quieten() -> Callable[[], None]:
@@ -235,29 +252,52 @@ def stop_on_signals(engine: Any) -> None:
         signal.signal(signum, stop)
 
 
+class TimeLeft:
+    """Of the whole run, by the epochs that this process has seen."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.epochs = 0
+
+    def __call__(self, record: EpochRecord) -> str:
+        """The epoch's number, its time, and the time left after it."""
+        self.seconds, self.epochs = self.seconds + record.seconds, self.epochs + 1
+        left = (record.epochs - record.epoch) * self.seconds / self.epochs
+        rest = f", {duration(left)} left" if left and not record.ended else ""
+        return f"epoch {record.epoch}/{record.epochs} took {duration(record.seconds)}{rest}"
+
+
+_EPOCH_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+
+
 class StepBar:
-    """A bar over all epochs with the time left, on a terminal."""
+    """Two bars on a terminal: the steps of the whole run with the time left, and those of the epoch."""
 
     def __init__(self, start_epoch: int, epochs: int) -> None:
         self.start_epoch, self.epochs = start_epoch, epochs
-        self.bar: tqdm | None = None
+        self.bars: tuple[tqdm, tqdm] | None = None
 
     def __call__(self, epoch: int, batch: int, batches: int, figures: Mapping[str, float]) -> None:
-        if self.bar is None:
-            done = epoch * batches + batch
+        done = epoch * batches + batch + 1
+        if self.bars is None:
             # Some terminals say that they have no columns and rows at all; tqdm would believe them.
             size = shutil.get_terminal_size()
-            self.bar = tqdm(
-                total=self.epochs * batches, initial=done, unit="step", ncols=size.columns, nrows=size.lines
+            options = {"unit": "step", "ncols": size.columns, "nrows": size.lines, "leave": False}
+            self.bars = (
+                tqdm(desc="run", initial=done - 1, position=0, **options),
+                tqdm(position=1, bar_format=_EPOCH_BAR, **options),
             )
+        run, own = self.bars
         # Epochs differ by a batch or two, since the sampler draws identities until too few are left.
-        self.bar.n = epoch * batches + batch + 1
-        self.bar.total = self.epochs * batches
-        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{figures['top1']:.0%}", refresh=False)
-        self.bar.refresh()
-        if self.bar.n >= self.bar.total:
-            self.bar.close()
+        run.n, run.total = done, self.epochs * batches
+        own.n, own.total = batch + 1, batches
+        own.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        own.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{figures['top1']:.0%}", refresh=False)
+        for bar in self.bars:
+            bar.refresh()
+        if run.n >= run.total:
+            for bar in reversed(self.bars):
+                bar.close()
 
 
 class _ToFile(logging.FileHandler):
@@ -298,11 +338,12 @@ class _Printed:
 
     def __init__(self, stream: TextIO, logger: logging.Logger) -> None:
         self.stream, self.logger, self.line = stream, logger, ""
+        self.level = logging.INFO
 
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
         for line in filter(str.strip, lines):
-            self.logger.info("%s", line.replace("\t", "  "))
+            self.logger.log(self.level, "%s", line.replace("\t", "  "))
         return len(text)
 
     def end(self) -> None:

@@ -34,7 +34,7 @@ from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..records import PretrainingRecord
 from ..spec import Description
-from .console import StepBar, begin_log, stop_on_signals
+from .console import StepBar, TimeLeft, begin_log, stop_on_signals
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -130,7 +130,7 @@ def pretrain(
     _LOGGER.info("training on %s; validation on %s; %d processes", *images.values(), world.size)
     if world.rank == 0:
         engine.on_step = StepBar(start_epoch, args.epochs) if sys.stderr.isatty() else None
-        engine.on_epoch = log_epoch
+        engine.on_epoch = EpochLog()
     stop_on_signals(engine)
     engine.run(str(output), args.epochs, start_epoch, print_freq=sys.maxsize)
 
@@ -199,17 +199,17 @@ def build_engine(
     )
 
 
-def log_epoch(record: PretrainingRecord) -> None:
-    _LOGGER.info(
-        "epoch %d/%d took %.1f s, learning rate %.5f: loss %.4f, validation top-1 %.2f%%, top-5 %.2f%%",
-        record.epoch,
-        record.epochs,
-        record.seconds,
-        record.lr,
-        record.train["loss"],
-        100 * record.val["top1"],
-        100 * record.val["top5"],
-    )
+class EpochLog:
+    """A line an epoch."""
+
+    def __init__(self) -> None:
+        self.time_left = TimeLeft()
+
+    def __call__(self, record: PretrainingRecord) -> None:
+        _LOGGER.info(
+            "%s: loss %.4f, validation top-1 %.2f%%, top-5 %.2f%%, learning rate %.2g",
+            self.time_left(record), record.train["loss"], 100 * record.val["top1"], 100 * record.val["top5"], record.lr,
+        )  # fmt: skip
 
 
 def transform(size: int, part: str) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ from ..search.selection import draw_from_alphas, draw_genotype, propose
 from ..search.study import Study, StudyPlan, shown
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
-from .console import StepBar, begin_log, stop_on_signals
+from .console import StepBar, TimeLeft, begin_log, details_of, stop_on_signals
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -111,7 +111,7 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
             _LOGGER.info("%s", describe_budget(budget))
         torchreid.utils.set_random_seed(cfg.train.seed)
         torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-        with first_process_first(world):
+        with first_process_first(world), details_of(log):
             share = (world.rank, world.size)
             datamanager: Any = (
                 candidate_data(cfg, share)
@@ -151,7 +151,7 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
     on_terminal = sys.stderr.isatty()
     if world.rank == 0:
         engine.on_step = StepBar(start_epoch, epochs) if on_terminal else None
-        engine.on_epoch = log_epoch
+        engine.on_epoch = EpochLog()
     stop_on_signals(engine)
     genotype = engine.run(
         save_dir=str(save_dir),
@@ -170,7 +170,7 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
         if world.rank == 0 and (save_dir / "history.jsonl").exists():
             report = write_report(save_dir)
             records, _ = read_history(save_dir / "history.jsonl")
-            _LOGGER.info("%s", summary(genotype, save_dir, report, verdict(records)))
+            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, verdict(records)))
 
 
 def worker_folder(save_dir: Path, resume: Path | None) -> Path:
@@ -344,7 +344,7 @@ def select_by_halving(
             _LOGGER.warning("%s", found[1])
         start_epoch = chooser.resume(found[0]) if found else 0
     chooser.on_step = StepBar(start_epoch, plan.total_epochs) if engine.on_step is not None else None
-    chooser.on_epoch = engine.on_epoch
+    chooser.on_epoch = EpochLog() if engine.on_epoch is not None else None
     stop_on_signals(chooser)
     try:
         chosen = chooser.run(
@@ -465,39 +465,55 @@ def retrieval_loss(cfg: Any, form: str = "published") -> RetrievalLoss:
     return ALPHA_LOSSES[form](cfg.search.loss_lambda, cfg.loss.triplet.margin, smoothing)
 
 
-def log_epoch(record: SearchRecord) -> None:
-    w, alpha, retrieval = record.w, record.alpha, record.retrieval
-    lines = [
-        f"epoch {record.epoch}/{record.epochs} took {record.seconds:.1f} s, "
-        f"learning rates {record.lr['w']:.5f} (w) {record.lr['alpha']:.5f} (alpha)",
-        f"  w half      {_figures(w)}",
-    ]
-    if record.candidate is not None:
-        parent = "" if record.candidate.parent is None else f", from the weights of candidate {record.candidate.parent}"
-        lines.append(f"  candidate   {record.candidate.number} in rung {record.candidate.rung}{parent}")
-    else:
-        lines.append(
-            f"  alpha half  {_figures(alpha)}" if alpha else "  alpha half  not used (alphas are frozen in the warm-up)"
+class EpochLog:
+    """Two lines an epoch on the terminal; all figures, with the table of the alphas, in the log file alone."""
+
+    def __init__(self) -> None:
+        self.time_left, self.best = TimeLeft(), 0.0
+
+    def __call__(self, record: SearchRecord) -> None:
+        self.best = max(self.best, record.retrieval["mAP"] if record.retrieval else 0.0)
+        _LOGGER.info("%s: %s\n  %s", self.time_left(record), _what_changed(record), self._how_good(record))
+        _LOGGER.debug("%s", "\n".join(_details(record)))
+
+    def _how_good(self, record: SearchRecord) -> str:
+        losses = f"loss {record.w['loss']:.3f} (w)" + (f", {record.alpha['loss']:.3f} (alphas)" if record.alpha else "")
+        if (found := record.retrieval) is None:
+            return losses
+        return (
+            f"held out: mAP {found['mAP']:.1%} (best {self.best:.1%}), rank-1 {found['rank1']:.1%}, "
+            f"{found['num_valid_queries']} queries; {losses}"
         )
+
+
+def _what_changed(record: SearchRecord) -> str:
+    if (candidate := record.candidate) is not None:
+        parent = "" if candidate.parent is None else f", from the weights of candidate {candidate.parent}"
+        return f"candidate {candidate.number} in rung {candidate.rung}{parent}"
+    if record.alpha is None:
+        return "the weights alone, the alphas are frozen in the warm-up"
+    none, skips = ([f"{values[kind]:.2g}" for kind in KINDS] for values in (record.none_mass, record.skips))
+    changed = record.diagnosis.get("changed_edges")
+    edges = "" if changed is None else f"{changed} of {4 * record.genotype.blocks} edges changed, "
+    return f"{edges}none {' and '.join(none)}, skips {' and '.join(skips)} (normal and reduction cell)"
+
+
+def _details(record: SearchRecord) -> Iterator[str]:
+    yield f"epoch {record.epoch}: learning rates {record.lr['w']:.5f} (w) {record.lr['alpha']:.5f} (alpha)"
+    yield f"  w half      {_figures(record.w)}"
+    if record.alpha:
+        yield f"  alpha half  {_figures(record.alpha)}"
     if record.scheduled:
-        lines.append("  scheduled   " + ", ".join(f"{name} {value:.4g}" for name, value in record.scheduled.items()))
-    if retrieval:
-        lines.append(
-            f"  held out    mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
-            f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
-        )
+        yield "  scheduled   " + ", ".join(f"{name} {value:.4g}" for name, value in record.scheduled.items())
     for name, cost in (record.cost or {}).items():
         figures = [f"{amount(cost['derived'])} derived", f"{amount(cost['genotype'])} in the genotype"]
         if cost["expected"] is not None:
             figures = [f"{amount(cost['expected'])} expected", *figures, f"weight {cost['weight']:.3g}"]
-        lines.append(f"  budget      {', '.join(figures)}; at most {amount(cost['limit'])} {UNITS[name]}")
-    genotype = record.genotype
+        yield f"  budget      {', '.join(figures)}; at most {amount(cost['limit'])} {UNITS[name]}"
     for kind in KINDS:
-        none, skips = record.none_mass[kind], record.skips[kind]
-        lines.append(f"  {kind:<10}  none {none:.3f}, {skips} skips: {describe(genotype, kind)}")
+        yield f"  {kind:<10}  {describe(record.genotype, kind)}"
         if record.candidate is None:
-            lines += [f"    edge {i:>2}: {row}" for i, row in enumerate(_softmax_rows(record, kind))]
-    _LOGGER.info("%s", "\n".join(lines))
+            yield from (f"    edge {i:>2}: {row}" for i, row in enumerate(_softmax_rows(record, kind)))
 
 
 def _figures(part: Mapping[str, float]) -> str:
@@ -519,15 +535,24 @@ def describe(genotype: Genotype, kind: str) -> str:
     return " | ".join(" ".join(f"{name}<-{source}" for name, source in block) for block in cell)
 
 
-def summary(genotype: Genotype, save_dir: Path, report: Path, findings: Sequence[Sentence]) -> str:
+def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, findings: Sequence[Sentence]) -> str:
+    """What the search has found, what it costs, how far to trust it, and the command that trains it."""
+    tables = {measure: cost_table(cfg, measure, None) for measure in ("params", "macs")}
+    costs = ", ".join(f"{amount(table.cost(genotype))} {UNITS[measure]}" for measure, table in tables.items())
+    shape = NetworkShape(**shape_kwargs(cfg))
+    words = ["--genotype", save_dir / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
+    words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
+    words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]
     return "\n".join(
         [
             "the search has ended",
             f"  normal cell     {describe(genotype, 'normal')}",
             f"  reduction cell  {describe(genotype, 'reduce')}",
+            f"  network         {costs} of {shape.height} x {shape.width}, at {shape.channels} channels "
+            f"and {sum(shape.layers)} cells",
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
             *(f"  {'+' if one.speaks_for else '-' if one.speaks_for is False else ' '} {one.text}" for one in findings),
-            f"to train it: autoreid train --genotype {shlex.quote(str(save_dir / 'genotype.json'))} --config-file …",
+            f"to train it: autoreid train {shlex.join(map(str, words))}",
         ]
     )

@@ -25,7 +25,7 @@ from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
 from ..records import TrainingRecord
 from ..spec import Description
-from .console import Log, StepBar, begin_log, stop_on_signals
+from .console import Log, StepBar, TimeLeft, begin_log, details_of, stop_on_signals
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -56,7 +56,7 @@ def train(
             _LOGGER.info("%d processes, each with %d images of a batch", world.size, cfg.train.batch_size // world.size)
         torchreid.utils.set_random_seed(cfg.train.seed)
         torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
-        with first_process_first(world):
+        with first_process_first(world), details_of(log):
             datamanager = TrainDataManager(**traindata_kwargs(cfg), share=(world.rank, world.size))
     everyone.check_same(
         "at the start",
@@ -80,7 +80,7 @@ def train(
     on_terminal = sys.stderr.isatty()
     if world.rank == 0:
         engine.on_step = StepBar(start_epoch, cfg.train.max_epoch) if on_terminal else None
-        engine.on_epoch = log_epoch
+        engine.on_epoch = EpochLog()
     stop_on_signals(engine)
     options = engine_run_kwargs(cfg)
     engine.run(
@@ -235,16 +235,25 @@ def write_results(engine: Any, cfg: Any, save_dir: Path) -> None:
             )
 
 
-def log_epoch(record: TrainingRecord) -> None:
-    train, retrieval = record.train, record.retrieval
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in train.items() if name.startswith("loss"))
-    lines = [
-        f"epoch {record.epoch}/{record.epochs} took {record.seconds:.1f} s, learning rate {record.lr:.6f}",
-        f"  training    {losses}, top-1/5/10 {train['top1']:.1%} {train['top5']:.1%} {train['top10']:.1%}",
-    ]
-    if retrieval:
-        lines.append(
-            f"  validation  mAP {retrieval['mAP']:.1%}, rank-1 {retrieval['rank1']:.1%}, "
-            f"mINP {retrieval['mINP']:.1%} ({retrieval['num_valid_queries']} queries)"
+class EpochLog:
+    """Two lines an epoch, on the terminal and in the log file."""
+
+    def __init__(self) -> None:
+        self.time_left, self.best = TimeLeft(), 0.0
+
+    def __call__(self, record: TrainingRecord) -> None:
+        train, found = record.train, record.retrieval
+        losses = ", ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}" for name, value in train.items() if name.startswith("loss")
         )
-    _LOGGER.info("%s", "\n".join(lines))
+        lines = [
+            f"{self.time_left(record)}: {losses}, top-1/5/10 {train['top1']:.1%} {train['top5']:.1%} "
+            f"{train['top10']:.1%}, learning rate {record.lr:.2g}"
+        ]
+        if found:
+            self.best = max(self.best, found["mAP"])
+            lines.append(
+                f"  validation: mAP {found['mAP']:.1%} (best {self.best:.1%}), rank-1 {found['rank1']:.1%}, "
+                f"mINP {found['mINP']:.1%}, {found['num_valid_queries']} queries"
+            )
+        _LOGGER.info("%s", "\n".join(lines))

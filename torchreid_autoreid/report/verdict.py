@@ -143,8 +143,13 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         total = sum(known)
         yield Sentence(
             total == 0,
-            f"In its last {len(known)} epochs the genotype {'did not change' if not total else 'changed'}"
-            + (f" on {total} edges: it has not settled, and more epochs may give another." if total else "."),
+            f"{'In its last epoch' if len(known) == 1 else f'In its last {len(known)} epochs'} the genotype "
+            + (
+                f"changed on {total} edge{'s' if total > 1 else ''}: it has not settled, and more epochs may give "
+                "another."
+                if total
+                else "did not change."
+            ),
         )
     if edges:
         close = [edge for edge in edges if edge.margin < _CLOSE]
