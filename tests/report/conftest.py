@@ -2,12 +2,16 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
 from torchreid_autoreid.records import SearchRecord
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 
 CONFIG = """
 autoreid: {channels: 16, layers: [2, 2, 2, 2]}
@@ -57,7 +61,7 @@ def _write_history(path, records):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record():
     return _make_record
 
@@ -71,7 +75,7 @@ def parsed():
     return _parsed
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_history():
     return _write_history
 
