@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "evaluation": {"parallel", "errors"},
     "gallery": {"evaluation", "errors"},
     "data": {"errors"},
-    "report": {"config", "evaluation", "files", "genotype", "records", "errors"},
+    "report": {"config", "evaluation", "files", "genotype", "records", "errors", "version"},
     "plugin": {"space", "genotype", "checkpoint", "errors"},
     "spec": {"limits", "checkpoint", "config", "errors", "genotype", "plugin", "space"},
     "deploy": {"checkpoint", "data", "errors", "files", "genotype", "space", "spec", "version"},

@@ -249,6 +249,8 @@ The log folder is the data.save_dir of the search. Read are
 examples:
   autoreid report log/search
   autoreid report log/search --output search.html
+  # with the figures of the trained network, apart from those of the search
+  autoreid report log/search --trained log/train
   autoreid report log/darts-1 log/darts-2 log/gdas-1 log/gdas-2 --output comparison.html
 
 The path of the page is printed. Exit status: 0 done; 2 the folder or one of its files is not what it should be.
@@ -430,6 +432,14 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", metavar="FILE", type=path, help="the page, *.html (default: DIR/report.html; of several: needed)"
+    )
+    parser.add_argument(
+        "--trained",
+        action="append",
+        default=[],
+        metavar="DIR",
+        type=path,
+        help="data.save_dir of a training of the genotype found, for the report of one search; may be repeated",
     )
 
 

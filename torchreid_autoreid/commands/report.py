@@ -13,8 +13,10 @@ def main(args: argparse.Namespace) -> int:
     if not folders:
         raise UserError("no log folder; give the data.save_dir of a search, or of several to compare")
     if len(folders) == 1:
-        print(write_report(folders[0], args.output))
+        print(write_report(folders[0], args.output, trained=args.trained))
         return 0
+    if args.trained:
+        raise UserError("--trained belongs to the report of one search; leave it out, or give one log folder")
     if not args.output:
         raise UserError(f"--output FILE.html says where the comparison of {len(folders)} log folders goes; give it")
     print(write_comparison(folders, args.output))

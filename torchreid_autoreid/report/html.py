@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,15 @@ import yaml
 from ..config.read import plain_yaml
 from ..genotype import Genotype
 from ..records import SearchRecord
+from ..version import __version__
 from .candidates import candidate_strip, candidate_table
 from .cells import CELLS
 from .epochs import steps_of, thinned
-from .log import read_log
+from .log import SearchLog, read_log
 from .numbers import amount, duration
 from .page import Table, cell_picture, check_page, picture, write_page
 from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history
+from .trained import trained_table
 from .verdict import verdict
 
 __all__ = ["write_report"]
@@ -32,6 +35,7 @@ def write_report(
     *,
     parameters: int | None = None,
     macs: int | None = None,
+    trained: Sequence[str | Path] = (),
 ) -> Path:
     """Writes the report of a search, finished or not, from its log folder.
 
@@ -39,6 +43,7 @@ def write_report(
         log_dir: the ``data.save_dir`` of a search: ``history.jsonl``, ``genotype.json`` and, if there, ``config.yaml``.
         output: the page, ``*.html``; ``log_dir/report.html`` by default. It is replaced in one step.
         parameters, macs: of the network found, shown if given (numbers, not millions).
+        trained: log folders of trainings of the genotype found; their figures are shown apart from the search's.
 
     Returns:
         The path of the page.
@@ -61,6 +66,7 @@ def write_report(
         tiles=list(_tiles(records, genotype, parameters, macs)),
         genotype_name=genotype.name,
         cells=[cell_picture(genotype, kind) for kind in CELLS],
+        trained=trained_table(trained, genotype) if trained else None,
         command=_command(folder),
         code=_code(folder),
         course=picture("Curves by epoch", draw_history(drawn), draw_history(drawn, columns=1)),
@@ -70,6 +76,7 @@ def write_report(
         strip=candidate_strip(records),
         candidates=candidate_table(records),
         epochs=_epochs(records),
+        provenance=_provenance(log),
         files=_files(genotype, config),
     )
     return target
@@ -174,6 +181,16 @@ def _row(record: SearchRecord, records: Sequence[SearchRecord]) -> list[str]:
         " / ".join(str(record.skips[kind]) for kind in CELLS),
         *("–" if (value := cost[m][name]) is None else amount(value) for m, name in costs),
     ]
+
+
+def _provenance(log: SearchLog) -> Table:
+    """From what the page was made, so that a reader can tell whether a folder is the one."""
+    rows = [["page", f"torchreid_autoreid {__version__}"], ["log folder", str(log.folder.resolve())]]
+    for name in ("history.jsonl", "genotype.json", "config.yaml"):
+        path = log.folder / name
+        if path.is_file():
+            rows.append([f"SHA-256 of {name}", hashlib.sha256(path.read_bytes()).hexdigest()])
+    return Table("From what this page was made.", ["what", "which"], rows, of_text=True)
 
 
 def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:
