@@ -1,6 +1,8 @@
 """``autoreid gallery``, in process, with a network that averages colours."""
 
 import csv
+import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -88,6 +90,12 @@ def test_features_instead_of_images(tmp_path, capsys):
     assert "0: 0 (margin" in capsys.readouterr().out
     with pytest.raises(UserError, match="of the cohort is enrolled"):
         run("calibrate", folder, "--features", path, "--far", 0.2)
+    names = np.array([f"somebody {row // 2}" for row in range(20)])
+    np.savez(path, gallery_features=features, gallery_pids=names, query_features=features[:3], query_pids=names[:3])
+    run("build", tmp_path / "named", "--features", path)
+    capsys.readouterr()
+    run("query", tmp_path / "named", "--features", path, "--threshold", 0)
+    assert "0: somebody 0 (margin" in capsys.readouterr().out
     with pytest.raises(UserError, match="--pids ann is no number"):
         run("remove", folder, "--pids", "ann")
 
@@ -130,3 +138,39 @@ def test_an_onnx_file_computes_what_its_network_does(onnx_file, tmp_path):
     images = torch.stack([network.preprocess(paint(tmp_path / "a.png", colour)) for colour in COLOURS.values()])
     assert images.shape == (3, 3, 16, 8)
     torch.testing.assert_close(network(images), images.mean((2, 3)))
+
+
+def test_names_of_every_kind(tmp_path, onnx_file, capsys, caplog):
+    """Both Unicode forms of a name are one person; hidden files are passed over, and what is left out is counted."""
+    crops, network = tmp_path / "crops", ("--weights", onnx_file)
+    for form in ("NFC", "NFD"):
+        paint(crops / unicodedata.normalize(form, "Zo\u00eb") / "0.png", COLOURS["ann"])
+    paint(tmp_path / "elsewhere" / "0.png", COLOURS["bob"])
+    (crops / "bob").symlink_to(tmp_path / "elsewhere")
+    (crops / "bob" / "again").symlink_to(crops)  # a circle
+    (crops / "bob" / "._0.png").write_bytes(b"what macOS leaves")
+    (crops / "bob" / "1.png").symlink_to("/nowhere.png")
+    (crops / "bob" / "2.gif").write_bytes(b"GIF89a")
+    run("build", tmp_path / "gallery", "--images", crops, *network)
+    assert "enrolled 3 vectors of 2 people" in capsys.readouterr().out
+    (record,) = caplog.records
+    assert f"1 dead links in {crops} (such as bob/1.png), 1 .gif files in {crops} (such as bob/2.gif)" in record.message
+    query = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    os.rename(paint(tmp_path / "query.png", COLOURS["ann"]), query)
+    run("query", tmp_path / "gallery", "--images", query, *network, "--threshold", 0, "--csv", tmp_path / "a.csv")
+    assert r"\udcff.png,1,Zo" in (tmp_path / "a.csv").read_text(encoding="utf-8")
+    run("remove", tmp_path / "gallery", "--pids", "Zoe\u0308")
+    assert "removed 2 vectors of 1 people" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vector", [[0, 0], [1, 2]])
+def test_a_gallery_that_cannot_be_filled_is_not_begun(tmp_path, vector):
+    pids = ["ann", "bob" if vector == [0, 0] else "b\nb"]
+    np.savez(tmp_path / "f.npz", gallery_features=np.array([[1, 2], vector]), gallery_pids=pids,
+             query_features=np.ones((1, 2)), query_pids=["ann"])  # fmt: skip
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "gallery", tmp_path / "there"):
+        with pytest.raises(UserError, match=r"zero in row 1|printable names"):
+            run("build", folder, "--features", tmp_path / "f.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "there"]
+    assert not list((tmp_path / "there").iterdir())

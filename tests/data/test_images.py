@@ -134,7 +134,7 @@ def test_every_ending_is_of_a_format_that_is_read(tmp_path):
         assert pixels(tmp_path / f"a{suffix}").shape == (6, 4, 3)
 
 
-def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path):
+def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path, caplog):
     """A 16-bit photo that a camera held upright stored sideways."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -143,7 +143,10 @@ def test_training_pretraining_and_torchreids_extractor_read_alike(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 65536, (64, 32), dtype=np.uint16)).save(path, exif=exif)
     transform = transforms.Compose([transforms.Resize((64, 32)), transforms.ToTensor()])
     trained = ReidImages([(str(path), 0, 0, 0)], transform)[0]["img"]
-    item = ClassifiedImages(tmp_path, transform)[0]
+    (path.parent / "._a.png").write_bytes(b"what macOS leaves")
+    (path.parent / "b.gif").write_bytes(b"GIF89a")
+    (item,) = ClassifiedImages(tmp_path, transform)
+    assert f"left out 1 .gif files in {tmp_path} (such as class/b.gif)" in caplog.text
     pretrained, label = item["img"], item["pid"]
     assert torch.equal(trained, pretrained)
     assert label == 0

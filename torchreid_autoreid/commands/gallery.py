@@ -6,8 +6,10 @@ import argparse
 import csv
 import hashlib
 import io
+import logging
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import numpy as np
 import torch
 
 from ..data.images import SUFFIXES
+from ..data.left_out import LeftOut
 from ..deploy import onnx
 from ..deploy.model import load_model
 from ..errors import UserError, short
 from ..evaluation import Embeddings, load_embeddings
 from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
+from ..gallery.gallery import as_identities
+
+_LOGGER = logging.getLogger(__name__)
 
 _BATCH = 32
 #: action -> options that have an effect there, besides the gallery's folder
@@ -47,13 +53,16 @@ def main(args: argparse.Namespace) -> int:
     if args.action != "build":
         Gallery.open(args.folder, network).close()  # found out before images are read
     features, pids, names = _read(args)
+    if args.action in ("build", "add"):
+        pids = as_identities(pids, len(features))
     if args.action == "build":
-        with Gallery.create(args.folder, features.shape[1], network) as gallery:
-            _enrol(gallery, features, pids)
+        with Gallery.build(args.folder, features, pids, network) as gallery:
+            _tell_enrolled(gallery, pids)
         return 0
     with Gallery.open(args.folder, network) as gallery:
         if args.action == "add":
-            _enrol(gallery, features, pids)
+            gallery.add(features, pids)
+            _tell_enrolled(gallery, pids)
         elif args.action == "calibrate":
             cohort = (features, pids) if len(features) else (None, None)
             found = gallery.calibrate(0.01 if args.far is None else args.far, *cohort)
@@ -88,7 +97,9 @@ def _read(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None, Sequ
     if args.features:
         query, gallery = load_embeddings(args.features)
         part: Embeddings = query if args.action == "query" else gallery
-        return part.features, part.pids, [str(row) for row in range(len(part))]
+        with np.load(args.features, allow_pickle=False) as archive:
+            pids = archive["gallery_pids"]  # names, of which Embeddings makes numbers
+        return part.features, pids if pids.dtype.kind == "U" else part.pids, [str(row) for row in range(len(part))]
     if not args.images:
         return np.empty((0, 1)), None, []
     paths = _pictures(Path(args.images))
@@ -101,10 +112,27 @@ def _pictures(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise UserError(f"--images {folder} does not exist; give an image or a folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    left_out = LeftOut()
+    paths = list(_walked(folder, left_out))
+    if left_out.found:
+        _LOGGER.warning("left out %s", left_out)
     if not paths:
         raise UserError(f"--images {folder} holds no image ({', '.join(SUFFIXES)}); give another folder")
     return paths
+
+
+def _walked(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """The images in a folder and all folders below; links are followed, and what is hidden is passed over."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # by a link to a folder above, or to one that has been walked
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [os.path.join(place, name) for name in sorted(files)]
+        yield from (Path(path) for path in paths if left_out.is_picture(path, folder))
 
 
 def _person(path: Path, folder: Path) -> str:
@@ -128,10 +156,8 @@ def _features(weights: str, paths: Sequence[Path]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _enrol(gallery: Gallery, features: np.ndarray, pids: np.ndarray | None) -> None:
-    assert pids is not None
-    gallery.add(features, pids)
-    print(f"enrolled {len(features)} vectors of {len(np.unique(pids))} people; {_size(gallery)}")
+def _tell_enrolled(gallery: Gallery, pids: Any) -> None:
+    print(f"enrolled {len(pids)} vectors of {len(np.unique(pids))} people; {_size(gallery)}")
 
 
 def _size(gallery: Gallery) -> str:
@@ -163,7 +189,9 @@ def _tell(answer: Answer, names: Sequence[str], output: str | None, note: str) -
                 rows.append((name, rank + 1, pid, f"{score:.6f}", *own))
         text = io.StringIO(newline="")
         csv.writer(text).writerows(rows)
-        write_output("--csv", output, lambda path: Path(path).write_text(text.getvalue(), "utf-8", newline=""))
+        # A name may have bytes that are no text.
+        encoded = text.getvalue().encode("utf-8", "backslashreplace")
+        write_output("--csv", output, lambda path: Path(path).write_bytes(encoded))
         print(f"{int(answer.known.sum())} of {len(names)} queries are known (threshold {answer.threshold:.4f})")
     else:
         for row, name in enumerate(names):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import glob
 import logging
 import os
 import re
-import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ import torchreid
 
 from ..errors import UserError
 from .images import SUFFIXES
+from .left_out import LeftOut, is_folder
 from .pedestrians import SyntheticPedestrians
 
 __all__ = ["FolderDataset", "check_dataset", "dataset_names", "literal_root", "register_datasets"]
@@ -34,8 +33,6 @@ _JUNK, _DISTRACTOR = -1, 0  # identities in Market-1501's names
 #: What to do without any data.
 _EMBEDDED = "to try without data: autoreid search --config-file autoreid_search.yaml"
 
-#: files that systems leave in folders
-_OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
 _MOST_LABEL = (1 << 63) - 1  # of a tensor
 
 Read = Callable[[Path], "tuple[int, int] | None"]  # identity and camera by a path, or None
@@ -148,7 +145,7 @@ class FolderDataset(torchreid.data.ImageDataset):
 
     def __init__(self, root: str = "", **options: Any) -> None:
         folder = Path(root or ".").expanduser().absolute()
-        left_out = _LeftOut()
+        left_out = LeftOut()
         paths = {part: _images(folder / part, left_out) for part in ("train", "query", "gallery")}
         read = _way_of_naming(folder, [path for part in paths.values() for path in part])
         train, query, gallery = _numbered([_labelled(part, read) for part in paths.values()])
@@ -185,29 +182,13 @@ class FolderDataset(torchreid.data.ImageDataset):
         self.num_train_cams = self.get_num_cams(self.train)
 
 
-class _LeftOut:
-    """Counts the files that a dataset does not use, by reason and folder."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, Path], list[str]] = {}
-
-    def add(self, reason: str, folder: Path, path: str) -> None:
-        self.found.setdefault((reason, folder), []).append(path)
-
-    def __str__(self) -> str:
-        return ", ".join(
-            f"{len(paths)} {reason} in {folder}{f' (such as {os.path.relpath(paths[0], folder)})' if paths[0] else ''}"
-            for (reason, folder), paths in self.found.items()
-        )
-
-
 @functools.cache
 def _warn_once(text: str) -> None:
     """torchreid loads a dataset once for every mode."""
     _LOGGER.warning("%s", text)
 
 
-def _images(folder: Path, left_out: _LeftOut) -> list[Path]:
+def _images(folder: Path, left_out: LeftOut) -> list[Path]:
     """The images in a folder and in the folders therein, sorted."""
     if not folder.is_dir():
         raise UserError(
@@ -215,23 +196,16 @@ def _images(folder: Path, left_out: _LeftOut) -> list[Path]:
             f"give the folder that holds train/, query/ and gallery/ with --root; {_EMBEDDED}"
         )
     inside = _listed(folder)
-    below = {entry.path: _listed(entry.path) for entry in inside if _holds(entry, stat.S_ISDIR)}
-    entries = [*inside, *(entry for listed in below.values() for entry in listed)]
+    below = {entry.path: _listed(entry.path) for entry in inside if is_folder(entry.path)}
     images = []
-    for entry in entries:
+    for entry in [*inside, *(entry for listed in below.values() for entry in listed)]:
         if entry.path in below:
             if not below[entry.path]:
                 left_out.add("empty folders", folder, entry.path)
-        elif _holds(entry, stat.S_ISDIR):
+        elif is_folder(entry.path):
             raise UserError(f"{entry.path} is a folder in the folder of an identity; move its images one level up")
-        elif _holds(entry, stat.S_ISREG):
-            ending = os.path.splitext(entry.name)[1].lower()
-            if ending in SUFFIXES:
-                images.append(Path(entry.path))
-            elif entry.name.lower() not in _OF_THE_SYSTEM:
-                left_out.add(f"{ending} files" if ending else "files without an ending", folder, entry.path)
-        else:
-            left_out.add("dead links" if entry.is_symlink() else "pipes or devices", folder, entry.path)
+        elif left_out.is_picture(entry.path, folder):
+            images.append(Path(entry.path))
     if not images:
         others = f", but {left_out}" if left_out.found else ""
         raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}){others}; put some there")
@@ -241,18 +215,6 @@ def _images(folder: Path, left_out: _LeftOut) -> list[Path]:
 def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _holds(entry: os.DirEntry[str], kind: Callable[[int], bool]) -> bool:
-    """Whether an entry of a folder is of a kind; links are followed, and one that leads nowhere is of none."""
-    try:
-        return kind(entry.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # links in a circle
-            return False
-        raise
 
 
 def _way_of_naming(folder: Path, paths: Sequence[Path]) -> Read:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import logging
 import multiprocessing
 import os
 import random
@@ -30,8 +31,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import UserError
 from .images import read_image
+from .left_out import LeftOut
 
 __all__ = ["ClassifiedImages", "InOrderLoader", "ReidImages", "SearchLoader", "collate"]
+
+_LOGGER = logging.getLogger(__name__)
 
 #: open files of a loader process in the main one (pipes, and batches that wait, a file a tensor), measured with a
 #: margin; and of everything else that an epoch opens
@@ -70,13 +74,18 @@ class ClassifiedImages(Dataset):
     """
 
     def __init__(self, folder: Path, transform: Any) -> None:
+        left_out = LeftOut()
         try:
-            found = torchvision.datasets.ImageFolder(str(folder))
+            found = torchvision.datasets.ImageFolder(
+                str(folder), is_valid_file=lambda path: left_out.is_named_as_picture(path, folder)
+            )
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"cannot read {folder} as a folder of images by class ({' '.join(str(error).split())[:160]}); "
                 "give --data with train/CLASS and val/CLASS in it"
             ) from None
+        if left_out.found:
+            _LOGGER.warning("left out %s", left_out)
         self.classes, self.transform = found.classes, transform
         self.data: list[Item] = [(path, label, 0, 0) for path, label in found.samples]
 

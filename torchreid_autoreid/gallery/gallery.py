@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,31 @@ class Gallery:
         return cls(Store.create(Path(folder), int(dimension), network))
 
     @classmethod
+    def build(cls, folder: str | os.PathLike[str], features: Any, pids: Any, network: str = "") -> Gallery:
+        """A gallery of these people, in a new or empty folder.
+
+        Args:
+            folder, network: as of :meth:`create`.
+            features, pids: as of :meth:`add`.
+
+        Raises:
+            UserError: as of both; the folder is as it was then.
+        """
+        place = Path(folder)
+        new = not place.exists()
+        gallery = cls.create(place, as_features(features).shape[1], network)
+        try:
+            gallery.add(features, pids)
+        except BaseException:
+            gallery.close()
+            for path in place.iterdir():
+                path.unlink()
+            if new:
+                place.rmdir()
+            raise
+        return gallery
+
+    @classmethod
     def open(cls, folder: str | os.PathLike[str], network: str = "") -> Gallery:
         """The gallery of a folder.
 
@@ -158,7 +184,7 @@ class Gallery:
             UserError: bad features or labels; nothing is enrolled then.
         """
         vectors = self._unit(features)
-        self._store.add(vectors, _identities(pids, len(vectors)))
+        self._store.add(vectors, as_identities(pids, len(vectors)))
 
     def remove(self, pids: Any) -> int:
         """Forgets people; returns how many vectors they had.
@@ -167,7 +193,7 @@ class Gallery:
             UserError: somebody is not enrolled; nobody is removed then.
         """
         pids = np.atleast_1d(np.asarray(pids))
-        return self._store.remove(np.unique(_identities(pids, len(pids))))
+        return self._store.remove(np.unique(as_identities(pids, len(pids))))
 
     def query(self, features: Any, top: int = 1, threshold: float | None = None) -> Answer:
         """Who the queries are.
@@ -255,7 +281,7 @@ class Gallery:
 
     def _of_cohort(self, snapshot: Snapshot, cohort: np.ndarray, pids: Any) -> np.ndarray:
         if pids is not None:
-            both = np.intersect1d(_identities(pids, len(cohort)), snapshot.people)
+            both = np.intersect1d(as_identities(pids, len(cohort)), snapshot.people)
             if len(both):
                 raise UserError(f"{short(both[0].item())} of the cohort is enrolled; a cohort is of strangers")
         scores = np.concatenate([best.amax(1).numpy() for _, best in best_by_person(cohort, snapshot)])
@@ -287,19 +313,19 @@ class Gallery:
         return (wide / length).astype(np.float32)
 
 
-def _identities(pids: Any, length: int) -> np.ndarray:
-    """(N,) int64, or str."""
+def as_identities(pids: Any, length: int) -> np.ndarray:
+    """Identities, (N,) int64 or str, or a UserError that names them; both Unicode forms of a name are one."""
     values = pids.detach().cpu().numpy() if hasattr(pids, "detach") else np.asarray(pids)
     names = values.dtype.kind == "U" or (values.dtype.kind == "O" and all(isinstance(pid, str) for pid in values.flat))
     if not names:
         return as_labels(values, "pids", length)
     if values.shape != (length,):
         raise UserError(f"pids have shape {values.shape} for {length} vectors; give one per vector")
-    values = values.astype(str)
-    for row, name in enumerate(values.tolist()):
+    found = [unicodedata.normalize("NFC", str(name)) for name in values.tolist()]
+    for row, name in enumerate(found):
         if not name or "\0" in name or not name.isprintable():
             raise UserError(f"pids hold {short(name)} in row {row}; give printable names")
-    return values
+    return np.array(found, dtype=str)
 
 
 def _check_rate(far: float, probes: int) -> None:
