@@ -195,6 +195,15 @@ def test_a_pickled_object_is_refused_without_running_it(tmp_path, monkeypatch):
     assert not mark.exists()
 
 
+def test_a_whole_module_is_told_from_its_weights(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pth")
+    with pytest.raises(
+        UserError, match=r"an object of torch\.nn\.modules\.linear\.Linear, .* save .* state_dict"
+    ) as caught:
+        load_checkpoint(tmp_path / "m.pth")
+    assert "add_safe_globals" not in str(caught.value)
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "missing.pth")
@@ -204,6 +213,10 @@ def test_wrong_files_are_named(tmp_path):
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds a list"):
         load_checkpoint(tmp_path / "list.pth")
+    two = small_network().state_dict()
+    torch.save({"student": two, "teacher": two}, tmp_path / "two.pth")
+    with pytest.raises(UserError, match=r"holds no weights, but \['student', 'teacher'\]"):
+        load_weights(small_network(), tmp_path / "two.pth")
     torch.save({"epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="'state_dict'"):
         load_checkpoint(tmp_path / "other.pth")
@@ -262,6 +275,7 @@ WRAPPED = {
     "under model": lambda state: {"model": state, "epoch": 3},
     "under model_state_dict": lambda state: {"model_state_dict": state, "optimizer": {}},
     "under state_dict": lambda state: {"state_dict": state, "rank1": 0.5},
+    "under any other name": lambda state: {"net": state, "optimizer": {"state": {}, "param_groups": [1]}, "epoch": 3},
     "before PyTorch 0.4.1": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
     "half": lambda state: {key: v.half() if v.is_floating_point() else v for key, v in state.items()},
 }

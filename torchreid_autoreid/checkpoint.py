@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import pickletools
+import re
 import warnings
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, short
 from .files import write_atomically
 from .genotype import Genotype
 
@@ -188,6 +189,9 @@ def _is_ordinary(value: Any) -> bool:
 def _first_line(error: BaseException) -> str:
     # PyTorch's first paragraph advises to load the file without protection; the reason follows.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if found := re.match(r"Unsupported (?:global|class)\S*:? GLOBAL (\S+)", text):
+        # PyTorch would advise to allow it.
+        return f"it holds an object of {found[1][:80]}, which is more than tensors; save the network's state_dict()"
     if text.startswith("Weights only load failed"):
         text = text.partition("\n\n")[2].strip()
     return (text.splitlines() or [type(error).__name__])[0][:160]
@@ -302,7 +306,7 @@ def load_weights(module: nn.Module, path: str | Path | Checkpoint, testing: bool
     _check_wiring(module, described, found.path)
 
 
-#: where files keep their weights
+#: where most files keep their weights
 _PLACES = ("state_dict", "model", "model_state_dict")
 
 
@@ -312,16 +316,24 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises:
         UserError: if there is none.
     """
-    places = (checkpoint[place] for place in _PLACES if isinstance(checkpoint.get(place), Mapping))
-    found: Mapping[str, Any] = next(places, checkpoint)
-    if not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{checkpoint.path} holds no weights; give a checkpoint, or the state dict of a network")
+    named = [checkpoint[place] for place in _PLACES if isinstance(checkpoint.get(place), Mapping)]
+    others = [value for value in checkpoint.values() if _is_state_dict(value)]
+    found = named[0] if named else others[0] if len(others) == 1 else checkpoint
+    if not _is_state_dict(found):
+        raise UserError(
+            f"{checkpoint.path} holds no weights, but {short(sorted(map(str, checkpoint)))}; give a checkpoint, or the "
+            "state dict of a network"
+        )
     state = {_without_compile(str(key)): value for key, value in found.items()}
     if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
         del state["n_averaged"]  # of AveragedModel
     while state and all(key.startswith("module.") for key in state):  # DataParallel, once or more
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _without_compile(key: str) -> str:

@@ -180,6 +180,15 @@ class Genotype:
         """The three cells that the authors published (Auto-ReID, Figure 4 and the appendix), by name."""
         return dict(_PRESETS)
 
+    @staticmethod
+    def file(path_or_preset: str) -> str:
+        """The file that :meth:`load` reads; empty for a preset.
+
+        >>> Genotype.file("retrieval"), Genotype.file("mine.json")
+        ('', 'mine.json')
+        """
+        return "" if path_or_preset in _PRESETS else path_or_preset
+
     @classmethod
     def load(cls, path_or_preset: str | Path) -> Genotype:
         """Reads a genotype from a JSON file, or returns a preset by its name.

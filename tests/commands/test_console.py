@@ -19,7 +19,7 @@ from tqdm import tqdm
 from torchreid_autoreid.checkpoint import save_checkpoint
 from torchreid_autoreid.commands import console
 from torchreid_autoreid.commands.console import quieten, run, setup_logging, stop_on_signals
-from torchreid_autoreid.commands.options import base_parser, config_from_args, told_once
+from torchreid_autoreid.commands.options import base_parser, config_from_args, parse, told_once
 from torchreid_autoreid.engine import run_folder
 from torchreid_autoreid.engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
 from torchreid_autoreid.errors import Interrupted, SharedError, UserError
@@ -61,6 +61,8 @@ def test_pairs_may_follow_a_list_of_names(option):
     assert (cfg.train.max_epoch, cfg.use_gpu) == (3, False)
     with pytest.raises(UserError, match=r"unknown key 'train\.max_epochs'"):
         config(option, "one", "train.max_epochs", "3")
+    with pytest.raises(UserError, match=r"search\.order 2 has no effect in a training"):
+        parse("train", [option, "one", "search.order", "2"])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,9 @@ def test_a_tilde_is_the_home_in_options_and_keys(tmp_path, monkeypatch):
     assert config("data.save_dir", "./~").data.save_dir == "./~"
     with pytest.raises(UserError, match=r"data\.save_dir: there is no home folder ~nobody0; write \./~nobody0/x for"):
         config("data.save_dir", "~nobody0/x")
+    (tmp_path / "c.yaml").write_text(r'data: {save_dir: "a\0b"}')
+    with pytest.raises(UserError, match=r"data\.save_dir: 'a\\x00b' has a NUL"):
+        config("--config-file=~/c.yaml")
 
 
 def test_a_tilde_of_nobody_in_an_option_gets_one_line(capsys):

@@ -8,7 +8,11 @@ import torch
 from drawn_images import draw_people
 from forks import completed
 
-from torchreid_autoreid.commands import execute
+from torchreid_autoreid.checkpoint import Checkpoint
+from torchreid_autoreid.commands import execute, origin
+from torchreid_autoreid.commands.options import parse
+from torchreid_autoreid.commands.train import check_files
+from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
 
 TINY = """
@@ -82,7 +86,7 @@ def test_a_resume_takes_its_configuration_from_the_checkpoint(log, images, confi
     ("words", "texts"),
     [
         ("train.lr 0.1", ["train.lr 0.003 (now 0.1)"]),
-        ("--genotype retrieval", ["belongs to another network"]),
+        ("--genotype retrieval", ["autoreid.genotype {'name': 'mine'", "(now {'name': 'retrieval'"]),
         ("recipe.neck before", ["neck"]),
         ("data.width 48", ["data.width 32 (now 48)"]),
     ],
@@ -98,20 +102,25 @@ def test_other_images_under_the_same_names_of_folders_are_refused(log, images, t
     shutil.copytree(images, other)
     assert command("train", "--root", other, "--resume", log).returncode == 0  # moved
     path = other / "train" / "0008_c1s1_000000_00.jpg"
-    path.rename(path.with_name("0007_c1s1_000009_00.jpg"))
     before = contents(log)
-    refused(
-        command("train", "--root", other, "--resume", log),
-        "training images: '64 images of 8 identities by 2 cameras, digest", "(now '64 images of 8 identities",
-    )  # fmt: skip
-    assert contents(log) == before
+    for name, identities in (("0007_c1s1_000009_00.jpg", 8), ("0099_c1s1_000009_00.jpg", 9)):
+        path = path.rename(path.with_name(name))
+        refused(
+            command("train", "--root", other, "--resume", log),
+            "training images: '64 images of 8 identities by 2 cameras, digest",
+            f"(now '64 images of {identities} identities",
+        )
+        assert contents(log) == before
 
 
-def test_a_test_is_that_of_the_training(log, images, tmp_path):
+def test_a_search_does_not_go_on_from_a_training(log):
+    with pytest.raises(UserError, match=r"pth is of autoreid train, from which autoreid search cannot go on"):
+        parse("search", ["--resume", str(log)])
+
+
+def test_a_test_is_that_of_the_training(log, tmp_path):
     figures = tmp_path / "f.json"
-    done = command(
-        "evaluate", "--root", images, "-t", "folder", "--weights", log / "checkpoint-best.pth", "--json", figures
-    )
+    done = command("evaluate", "--weights", log / "checkpoint-best.pth", "--json", figures)
     assert done.returncode == 0, done.stderr
     assert "cosine" in done.stdout
     (found,), (expected,) = (json.loads(path.read_text()).values() for path in (figures, log / "results.json"))
@@ -176,6 +185,13 @@ def test_a_genotype_is_not_moved_away_from_under_its_training(log, images, confi
     assert contents(tmp_path) == before
 
 
+def test_a_preset_is_not_taken_for_a_file_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "history.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^the current folder .* lies in data\.save_dir \."):
+        check_files(parse("train", ["data.save_dir", ".", "--root", "/somewhere"]).cfg, None)
+
+
 def test_the_network_of_a_search_is_tested_as_it_was_made(images, tmp_path):
     """Its checkpoint says strategy, space and size itself."""
     pairs = (
@@ -195,6 +211,18 @@ def test_the_network_of_a_search_is_tested_as_it_was_made(images, tmp_path):
         command("evaluate", "--weights", weights, "-t", "folder", "search.space", "reid"), "search.space 'standard'"
     )
     refused(command("export", "--weights", weights, "--output", tmp_path / "a.onnx"), "is not for deployment")
+    with pytest.raises(UserError, match=r"is of autoreid search, .*train the genotype\.json beside it"):
+        parse("train", ["--resume", str(weights)])
+
+
+def test_the_protocol_of_a_dataset_is_taken_over_for_that_dataset_alone(tmp_path):
+    made_with = {"data.targets": ["cuhk03"], "data.root": "there", "cuhk03.use_metric_cuhk03": True}
+    state = Checkpoint({"state_dict": {"architecture.x": 0}, "configuration": made_with}, tmp_path)
+    for options, taken in ([], True), (["-t", "cuhk03"], True), (["-t", "market1501"], False):
+        args = parse("evaluate", ["--weights", "x.pth", *options])
+        origin.tested_network(state, args.cfg, args.given)
+        assert args.cfg.cuhk03.use_metric_cuhk03 == taken
+        assert args.cfg.data.root == "there"
 
 
 @pytest.mark.parametrize("words", ["evaluate --weights", "export --output there.onnx --weights", "train --resume"])

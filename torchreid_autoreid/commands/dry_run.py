@@ -86,9 +86,9 @@ def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
         query, gallery = load_embeddings(args.features)
         yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
         return
-    yield from _datasets(cfg, cfg.data.targets)
     weights = load_checkpoint(args.weights, ())
     description = tested_network(weights, cfg, args.given)
+    yield from _datasets(cfg, cfg.data.targets)
     model = AutoReIDSearchNetwork(2, **network_kwargs(cfg)) if description is None else description.build(2)
     load_weights(model, weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"

@@ -215,7 +215,8 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.removesuffix('_value')} is an option of --rerank; give that too, or leave it out")
     if args.fpr and (args.rerank or args.query_expansion or args.database_augmentation):
         raise UserError(
-            "--fpr compares plain distances; leave out --rerank, --query-expansion, --database-augmentation"
+            "--fpr compares plain distances; leave out --rerank (or set test.rerank false), --query-expansion and "
+            "--database-augmentation"
         )
     for name in ("cluster_labels", "eps", "min_samples"):
         if getattr(args, name) is not None and not args.cluster:
@@ -239,7 +240,10 @@ def check_options(args: argparse.Namespace) -> None:
     if args.fpr and (args.pool or args.multi_query or args.protocol in DRAWN or args.junk_pids):
         raise UserError("--fpr compares all images; leave out --pool, --multi-query, --junk-pid and drawn protocols")
     if args.definitions and (args.rerank or args.cuhk03 or args.index != "Flat" or args.no_rerank_junk):
-        raise UserError("--definitions does the re-ranking itself; leave out --rerank, --cuhk03 and --index")
+        raise UserError(
+            "--definitions does the re-ranking itself; leave out --rerank, --cuhk03 and --index (or set test.rerank "
+            "and cuhk03.use_metric_cuhk03 false)"
+        )
     if args.topk is not None and not args.topk_csv:
         raise UserError("--topk is an option of --topk-csv; give that too, or leave it out")
     args.topk = 10 if args.topk is None else args.topk

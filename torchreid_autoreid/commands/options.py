@@ -94,13 +94,13 @@ def config_from_args(args: argparse.Namespace) -> CfgNode:
 
 
 def given_config(args: argparse.Namespace) -> tuple[CfgNode, set[str]]:
-    """:func:`config_from_args`, and the keys that somebody has given."""
+    """:func:`config_from_args`, and the keys that somebody has given; all pairs are in ``opts`` then."""
     names = {}
-    opts: list[str] = []
-    for option in ("sources", "targets", "transforms"):
+    for option in ("transforms", "targets", "sources"):
         names[option], pairs = _split_off_pairs(getattr(args, option) or [])
-        opts += pairs
-    return read_config(args.config_file, [*opts, *args.opts], root=args.root, **names)
+        setattr(args, option, names[option])
+        args.opts = [*pairs, *args.opts]
+    return read_config(args.config_file, args.opts, root=args.root, **names)
 
 
 def _split_off_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -182,7 +182,8 @@ examples:
   autoreid evaluate --features features.npz --rerank --report retrieval.html
   # an approximate index for a very large gallery; the figures say so and come with the recall against exact search
   autoreid evaluate --features features.npz --index IVF1024,Flat
-  # a trained network on the test set of its dataset
+  # a trained network on the test sets of its training, and on another one
+  autoreid evaluate --weights log/train/checkpoint-best.pth
   autoreid evaluate --weights log/train/checkpoint-best.pth -t market1501 --root DIR
   autoreid evaluate --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
       model.name osnet_x1_0
@@ -191,9 +192,10 @@ examples:
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids;
 the camids of both may be missing, and clothids and tracklets of either be there. Labels are whole numbers or names.
-A checkpoint says itself which network it holds, for which size of images, and how it is tested (metric, flip test);
-keys that contradict it are refused, but test.* may be given. For other files the network is model.name; with model.name
-autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and recipe.neck.
+A checkpoint says itself which network it holds, for which size of images, how it is tested (metric, flip test) and on
+what (targets, root); keys that contradict it are refused, but test.*, -t and --root may be given. For other files the
+network is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and
+recipe.neck.
 """
 
 _GALLERY = """
@@ -550,6 +552,6 @@ def parse(name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, "resume", ""):
             from .origin import find_checkpoint  # which takes long to import
 
-            args.checkpoint, args.resumed_genotype = find_checkpoint(args.resume, args.cfg, args.given)
+            args.checkpoint, args.resumed_genotype = find_checkpoint(args.resume, args.cfg, args.given, name)
         command.check(args.cfg, args)
     return args

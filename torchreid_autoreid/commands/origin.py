@@ -28,25 +28,41 @@ _SEARCH_NETWORK = (
     *("search.space", "search.strategy", "search.partial_channels"),
     *("data.height", "data.width", "data.norm_mean", "data.norm_std"),
 )
+#: command -> what only its checkpoints hold
+_ONLY_IN = {"search": ("alpha_optimizer", "candidates"), "train": ("training",)}
 #: keys of a test that may be given otherwise
-_OF_TESTS = ("test.dist_metric", "test.normalize_feature")
+_OF_TESTS = ("data.root", "data.targets", "test.dist_metric", "test.normalize_feature", "test.rerank")
+#: the same, of a test on the same datasets
+_OF_DATASETS = ("cuhk03.", "market1501.", "data.split_id")
 
 
-def find_checkpoint(resume: str, cfg: Any, given: Collection[str]) -> tuple[Checkpoint | None, Genotype | None]:
+def find_checkpoint(
+    resume: str, cfg: Any, given: Collection[str], command: str
+) -> tuple[Checkpoint | None, Genotype | None]:
     """The checkpoint that ``--resume`` means; fills the configuration from it, but for the keys that are given.
 
     Those that contradict the checkpoint are refused when the run is resumed.
+
+    Args:
+        resume: the option.
+        cfg: the configuration, which is changed.
+        given: keys that somebody has given.
+        command: ``search`` or ``train``.
 
     Returns:
         What it holds, or ``None`` to begin; and its genotype, or ``None`` if it has none or another one is given.
 
     Raises:
-        UserError: if the file is no checkpoint, or describes itself wrongly.
+        UserError: if the file is no checkpoint, is of another command, or describes itself wrongly.
     """
     path = checkpoint_path(resume, cfg.data.save_dir)
     if path is None:
         return None, None
     state = load_checkpoint(path, ())
+    other = next((name for name, keys in _ONLY_IN.items() if name != command and not state.keys().isdisjoint(keys)), "")
+    if other:
+        fix = "train the genotype.json beside it (--genotype)" if other == "search" else "give one of a search"
+        raise UserError(f"{path} is of autoreid {other}, from which autoreid {command} cannot go on; {fix}")
     made_with = _configuration(state)
     fill_config(cfg, {*given, *_OF_THIS_START}, made_with, path)
     if "data.save_dir" not in given:
@@ -93,6 +109,9 @@ def tested_network(state: Checkpoint, cfg: Any, given: Collection[str]) -> Descr
             raise _contradiction(path, name, fixed[name], get(cfg, name))
     fill_config(cfg, (), fixed, path)
     fill_config(cfg, given, {name: made_with[name] for name in _OF_TESTS if name in made_with}, path)
+    if cfg.data.targets == made_with.get("data.targets"):
+        of_datasets = {name: value for name, value in made_with.items() if str(name).startswith(_OF_DATASETS)}
+        fill_config(cfg, given, of_datasets, path)
     return description
 
 

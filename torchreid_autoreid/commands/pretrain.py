@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
             channels=args.channels, layers=args.layers, parts=args.parts, last_stride=2, last_norm=True,
         )  # fmt: skip
         resume = checkpoint_path({"latest": args.output, "auto": "auto"}.get(args.resume, ""), output)
-        check_run_folder(output, resume, {"--data": args.data, "--genotype": args.genotype})
+        check_run_folder(output, resume, {"--data": args.data, "--genotype": Genotype.file(args.genotype)})
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     with torchrun_processes(device) as world:
         pretrain(args, description, resume, torch.device(device), world)

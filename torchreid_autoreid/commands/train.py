@@ -20,6 +20,7 @@ from ..engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Rec
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..errors import UserError, line_of_the_machine
 from ..files import write_atomically
+from ..genotype import Genotype
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -199,7 +200,7 @@ def check_files(cfg: Any, checkpoint: Checkpoint | None, genotype: str = "") -> 
                 "set another data.save_dir"
             )
     inputs = {
-        "--genotype" if genotype else "autoreid.genotype": cfg.autoreid.genotype,
+        "--genotype" if genotype else "autoreid.genotype": Genotype.file(cfg.autoreid.genotype),
         "data.root": cfg.data.root,
     }
     check_run_folder(save_dir, resume, inputs)

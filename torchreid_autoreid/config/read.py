@@ -152,11 +152,13 @@ def expanded_path(text: str, name: str) -> str:
     """A path in which a leading ``~`` is the home folder; ``name`` says what it belongs to.
 
     Raises:
-        UserError: if that is nobody's.
+        UserError: if that is nobody's, or no path can be so.
 
     >>> expanded_path("~/runs", "data.save_dir").startswith("~"), expanded_path("./~", "data.save_dir")
     (False, './~')
     """
+    if "\0" in text:
+        raise UserError(f"{name}: {short(text)} has a NUL, which no path has; write it without")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise UserError(f"{name}: there is no home folder {text.split('/')[0]}; write ./{text} for a file of that name")

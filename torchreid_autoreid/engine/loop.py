@@ -476,9 +476,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _resume(self, state: Checkpoint) -> int:
         """As :meth:`resume`, from a checkpoint that has been read and holds what it must."""
         path = state.path
-        load_state(self._network(), state["state_dict"], path)
         try:
-            self._check_settings(state.get("settings", {}), path)
+            self._check_settings(state.get("settings", {}), path)  # the weights of other images or sizes fit badly too
+            load_state(self._network(), state["state_dict"], path)
             self._restore(state, path)
             load_optimizer(self.optimizer, state["optimizer"])
             if self.scheduler is not None:
