@@ -2,7 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from torchreid_autoreid.genotype import Genotype, cell_edges
 from torchreid_autoreid.records import CandidateRecord
@@ -10,6 +12,7 @@ from torchreid_autoreid.report import write_report
 from torchreid_autoreid.report.candidates import candidate_strip, candidate_table
 from torchreid_autoreid.report.cells import cell_svg
 from torchreid_autoreid.report.epochs import steps_of, thinned
+from torchreid_autoreid.report.plots import OPERATION_COLOURS, draw_ribbon
 
 
 def test_each_step_has_the_probabilities_of_its_epoch_and_marks_what_is_kept(records, parsed):
@@ -109,3 +112,33 @@ def test_a_search_of_candidates_has_no_heat_map_of_a_constant(log_dir, make_reco
     assert "class=heat" not in text
     assert "<h2>The candidates</h2>" in text
     assert text.count("data-sortable") >= 2
+
+
+def test_the_ribbon_has_the_colour_of_what_is_kept(records, parsed):
+    own = parsed(records)
+    for panel, kind in zip(draw_ribbon(own).axes, ("normal", "reduce"), strict=True):
+        drawn = np.asarray(panel.images[0].get_array())
+        for column, record in enumerate(own):
+            kept = {
+                (source, block): op for block, pair in enumerate(getattr(record.genotype, kind)) for op, source in pair
+            }
+            for edge, block, source in cell_edges(4):
+                name = kept.get((source, block))
+                assert to_hex(drawn[edge, column]) == (OPERATION_COLOURS[name] if name else "#ffffff")
+
+
+def test_the_page_says_when_the_genotype_changed_last(log_dir, records, write_history):
+    for record in records[1:]:
+        record["genotype"] = records[1]["genotype"]
+    write_history(log_dir / "history.jsonl", records)
+    assert "by epoch: the last change is in epoch 2 of 4." in write_report(log_dir).read_text(encoding="utf-8")
+
+
+def test_alphas_before_a_selection_by_training_keep_their_epochs(log_dir, make_record, parsed, write_history):
+    written, _ = candidates(make_record, parsed, SCORES)
+    searched = [make_record(epoch, 9) for epoch in (1, 2, 3)]
+    written = [record | {"epoch": epoch, "epochs": 9} for epoch, record in enumerate(written, start=4)]
+    write_history(log_dir / "history.jsonl", searched + written)
+    text = write_report(log_dir).read_text(encoding="utf-8")
+    assert "<h2>The candidates</h2>" in text
+    assert text.count("<tbody data-steps=") == 2 * 3

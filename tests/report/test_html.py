@@ -61,6 +61,7 @@ def read(path):
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Empty pictures, where a test is about something else and drawing would only take time."""
+    monkeypatch.setattr(html, "draw_ribbon", lambda *_: Figure(figsize=(1, 1)))
     monkeypatch.setattr(html, "draw_history", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
@@ -132,7 +133,9 @@ def test_the_page_is_whole_in_itself(log_dir):
     page = read(write_report(log_dir))
     text = (log_dir / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(drawings) == len(page.pictures()) == 2 + 2 * 4 + 2  # the cells found, those of each epoch, the curves
+    assert (
+        len(drawings) == len(page.pictures()) == 2 + 2 * 4 + 1 + 2
+    )  # cells found, those of each epoch, ribbon, curves
     assert ET.fromstring(drawings[-1]).tag == "{http://www.w3.org/2000/svg}svg"
     for address in [*page.addresses, *(attributes["xlink:href"] for attributes in page.linked)]:
         assert re.match(r"#\w+$|data:image/png;base64,", address)
@@ -160,7 +163,7 @@ def test_what_files_and_folders_are_called_is_text_and_never_markup(log_dir, rec
     page = read(write_report(folder))
     assert page.all("script") == [{}]  # our own; the policy lets no other run
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
-    assert len(page.pictures()) == 12
+    assert len(page.pictures()) == 13
     assert page.text.count(NASTY) >= 3  # genotype's name, settings, configuration
     assert folder.name in page.text
 
@@ -209,7 +212,7 @@ def test_a_search_of_one_epoch_without_retrieval_has_a_page(log_dir, make_record
     Genotype.from_dict(record["genotype"]).save(log_dir / "genotype.json")
     page = read(write_report(log_dir))
     assert "held-out mAP" not in page.text
-    assert len(page.pictures()) == 6
+    assert len(page.pictures()) == 7
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -19,8 +19,8 @@ from .cells import CELLS
 from .epochs import steps_of, thinned
 from .log import SearchLog, read_log
 from .numbers import amount, duration
-from .page import Table, cell_picture, check_page, picture, write_page
-from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history
+from .page import Picture, Table, cell_picture, check_page, picture, write_page
+from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history, draw_ribbon
 from .trained import trained_table
 from .verdict import verdict
 
@@ -54,7 +54,7 @@ def write_report(
     log = read_log(log_dir)
     target = check_page(output if output is not None else log.folder / "report.html")
     folder, records, genotype, config = log.folder, log.records, log.genotype, log.config
-    of_candidates = records[-1].candidate is not None
+    with_alphas = [record for record in records if record.candidate is None]
     drawn = thinned(records, _MOST_ROWS)
     write_page(
         "search.html",
@@ -71,7 +71,8 @@ def write_report(
         code=_code(folder),
         course=picture("Curves by epoch", draw_history(drawn), draw_history(drawn, columns=1)),
         costs=picture("Cost by epoch", draw_costs(drawn)) if records[-1].cost else None,
-        steps=None if of_candidates else steps_of(records),
+        steps=steps_of(with_alphas) if with_alphas else None,
+        ribbon=_ribbon(with_alphas) if with_alphas else None,
         operations=records[-1].operations,
         strip=candidate_strip(records),
         candidates=candidate_table(records),
@@ -151,6 +152,14 @@ def _code(folder: Path) -> str:
 def _costs_of(records: Sequence[SearchRecord]) -> list[tuple[str, str]]:
     """Measure and name of the columns with costs."""
     return [(measure, name) for measure in records[0].cost or () for name in COST_LABELS]
+
+
+def _ribbon(records: Sequence[SearchRecord]) -> Picture:
+    pairs = zip(records, records[1:], strict=False)
+    changed = [later.epoch for earlier, later in pairs if later.genotype.changed_edges(earlier.genotype)]
+    end = f"the last change is in epoch {changed[-1]} of {records[-1].epochs}" if changed else "it never changes"
+    caption = f"The operation that the genotype keeps on each edge, by epoch: {end}."
+    return picture(caption, draw_ribbon(thinned(records, _MOST_ROWS)))
 
 
 def _epochs(records: Sequence[SearchRecord]) -> Table:

@@ -18,7 +18,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..errors import UserError
-from ..genotype import Block, Genotype, cell_edges, num_blocks, num_edges
+from ..genotype import KINDS, Block, Genotype, cell_edges, num_blocks, num_edges
 from ..records import SearchRecord
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "draw_costs",
     "draw_dots",
     "draw_history",
+    "draw_ribbon",
     "figure_to_rgb",
     "figure_to_svg",
     "lay_out",
@@ -432,6 +433,36 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=8, length=2)
     figure.tight_layout()
+    return figure
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_ribbon(records: Sequence[SearchRecord]) -> Figure:
+    """Draws which operation the genotype keeps on each edge by epoch: a row an edge, white where it keeps none.
+
+    Args:
+        records: of all epochs so far, at least one.
+    """
+    figure = _figure(9, 5.4)
+    panels = figure.subplots(len(KINDS), 1, sharex=True)
+    epochs = [record.epoch for record in records]
+    for panel, kind in zip(panels, KINDS, strict=True):
+        edges = {(block, source): edge for edge, block, source in cell_edges(records[0].genotype.blocks)}
+        colours = np.ones((len(edges), len(records), 3))
+        for column, record in enumerate(records):
+            for block, pair in enumerate(getattr(record.genotype, kind)):
+                for operation, source in pair:
+                    colours[edges[block, source], column] = to_rgb(OPERATION_COLOURS.get(operation, "#4b5563"))
+        reach = (epochs[0] - 0.5, epochs[-1] + 0.5, len(edges) - 0.5, -0.5)
+        panel.imshow(colours, aspect="auto", interpolation="nearest", extent=reach)
+        panel.set_yticks(range(len(edges)), [f"{source} → {block + 2}" for block, source in edges])
+        _dress(panel, _CELL_TITLES[kind])
+        panel.grid(visible=False)
+    panels[-1].set_xlabel("epoch")
+    kept = [name for name in records[0].operations if name != "none"]
+    handles = [Rectangle((0, 0), 1, 1, color=OPERATION_COLOURS[name], label=name) for name in kept]
+    figure.legend(handles=handles, ncols=len(kept), loc="lower center", fontsize=7, edgecolor="none")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 
