@@ -106,10 +106,17 @@ def wait_until(condition, run=None):
 
 
 def serve():
+    # All that a command imports, however late: a child that imports it for itself does so for each test.
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg  # noqa: F401
+    import scipy.optimize
+    import scipy.stats  # noqa: F401
     import torch
+    import torch.utils.flop_counter
 
-    import torchreid_autoreid.engine
-    import torchreid_autoreid.report  # noqa: F401  and so matplotlib
+    import torchreid_autoreid.commands.evaluate
+    import torchreid_autoreid.commands.search
+    import torchreid_autoreid.commands.train  # noqa: F401
 
     torch.set_num_threads(1)
     pid = 0

@@ -49,7 +49,7 @@ from ..report.history import read_history
 from ..report.verdict import Sentence
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
-from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
+from ..search.cost import CostTable, LatencyTable, NetworkShape, count_macs, count_parameters, measure_latency
 from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.plans import Evolution, EvolutionPlan, Plan, RungPlan
@@ -537,9 +537,11 @@ def describe(genotype: Genotype, kind: str) -> str:
 
 def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, findings: Sequence[Sentence]) -> str:
     """What the search has found, what it costs, how far to trust it, and the command that trains it."""
-    tables = {measure: cost_table(cfg, measure, None) for measure in ("params", "macs")}
-    costs = ", ".join(f"{amount(table.cost(genotype))} {UNITS[measure]}" for measure, table in tables.items())
     shape = NetworkShape(**shape_kwargs(cfg))
+    with torch.device("meta"):  # shapes are all that counts
+        network = shape.build(genotype)
+    macs = count_macs(network, (3, shape.height, shape.width))
+    costs = f"{amount(count_parameters(network))} {UNITS['params']}, {amount(macs)} {UNITS['macs']}"
     words = ["--genotype", save_dir / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
     words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
     words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]

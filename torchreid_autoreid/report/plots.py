@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype, cell_edges, num_blocks, num_edges
@@ -66,6 +66,7 @@ _LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.usetex": False,
+    "text.parse_math": False,  # which takes longer than all the rest
     "axes.facecolor": "white",
     "figure.facecolor": "white",
     "savefig.facecolor": "auto",
@@ -156,7 +157,7 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
         _edge(axes, edge.operation, edge.start, edge.left, edge.block)
     for source, start in enumerate([0.52, 0.52, *nodes]):
         axes.plot([start, reach[source]], [rows[source]] * 2, color=_WIRE, linewidth=1.4, zorder=1)
-    for source, name in enumerate(("$c_{k-2}$", "$c_{k-1}$")):
+    for source, name in enumerate(("cₖ₋₂", "cₖ₋₁")):
         _box(axes, (0.08, rows[source]), 0.5, name, face="#eef0f3", edge=_WIRE, size=9)
         axes.text(0.64, rows[source] + 0.08, str(source), fontsize=7, color=_WIRE, ha="left", va="center")
     for block, x in enumerate(nodes):
@@ -168,7 +169,7 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     axes.text(bar + 0.09, (low + high) / 2, "concat", color="white", rotation=90, **_CENTRED)
     arrow = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (bar + 0.52, (low + high) / 2), (bar + 0.24, (low + high) / 2), arrowprops=arrow)
-    axes.text(bar + 0.68, (low + high) / 2, "$c_k$", color=_INK, **(_CENTRED | {"fontsize": 10}))
+    axes.text(bar + 0.68, (low + high) / 2, "cₖ", color=_INK, **(_CENTRED | {"fontsize": 10}))
     axes.text(0.08, height - 0.2, _CELL_TITLES[kind], fontsize=10, fontweight="bold", color=_INK, va="center")
     if kind == "reduce":
         note = "stride 2 on the inputs 0 and 1"
@@ -332,6 +333,8 @@ def draw_history(records: Sequence[SearchRecord], columns: int = 4) -> Figure:
         _plot(rates, [(r.epoch, r.lr[name]) for r in records], label=label)
     if all(rate > 0 for r in records for rate in r.lr.values()):
         rates.set_yscale("log")
+        rates.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        rates.yaxis.set_minor_formatter(NullFormatter())
     _dress(rates, "learning rates")
     for key, title in (("none_mass", "mean probability of none"), ("skips", "skip connections in the genotype")):
         panel = next(panels)
