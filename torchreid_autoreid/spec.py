@@ -19,7 +19,10 @@ from .plugin import PRESETS, build_model, load_pretrained
 from .space.neck import FEATURES, add_neck
 from .space.networks import AutoReIDNetwork
 
-__all__ = ["Description"]
+__all__ = ["TESTED_WITH", "Description"]
+
+#: keys that decide the figures of a network besides the network itself
+TESTED_WITH = ("recipe.flip_test", "test.dist_metric", "test.normalize_feature", "test.rerank")
 
 
 @dataclass(frozen=True)

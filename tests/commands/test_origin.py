@@ -1,8 +1,10 @@
 """What commands take over from a checkpoint, and that nothing is written before everything is checked."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from drawn_images import draw_people
@@ -12,7 +14,10 @@ from torchreid_autoreid.checkpoint import Checkpoint
 from torchreid_autoreid.commands import execute, origin
 from torchreid_autoreid.commands.options import parse
 from torchreid_autoreid.commands.train import check_files
+from torchreid_autoreid.deploy.export import export
+from torchreid_autoreid.deploy.onnx import OnnxExtractor
 from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.evaluation import load_embeddings
 from torchreid_autoreid.genotype import Genotype
 
 TINY = """
@@ -151,6 +156,72 @@ def test_a_metric_may_be_given(log, images):
         done = command("evaluate", *options, *words)
         assert done.returncode == 0, done.stderr
         assert "euclidean" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def onnx_file(log):
+    pytest.importorskip("onnxruntime")
+    export(log / "checkpoint-best.pth", log.parent / "reid.onnx")
+    return log.parent / "reid.onnx"
+
+
+def test_an_onnx_file_is_measured_as_its_checkpoint_is(log, images, onnx_file, tmp_path, capsys):
+    found, vectors = [], []
+    for name, weights in (("checkpoint", log / "checkpoint-best.pth"), ("onnx", onnx_file)):
+        out = {option: tmp_path / f"{name}.{option}" for option in ("json", "npz")}
+        words = ["--root", images, "-t", "folder", "--weights", weights, "--json", out["json"], "--device", "cpu"]
+        execute("evaluate", [str(word) for word in (*words, "--save-features", out["npz"])])
+        assert "(cosine)" in capsys.readouterr().out
+        (figures,) = json.loads(out["json"].read_text()).values()
+        found.append({key: value for key, value in figures.items() if key != "seconds"})
+        vectors.append(load_embeddings(out["npz"]))
+    assert 0.1 < found[0]["mAP"] < 1
+    assert found[1] == found[0]
+    for theirs, ours in zip(*vectors, strict=True):
+        np.testing.assert_allclose(ours.features, theirs.features, atol=1e-5)
+        assert not np.array_equal(ours.features, theirs.features)  # another program has computed them
+
+
+def test_an_onnx_file_may_be_measured_otherwise(images, onnx_file, tmp_path, capsys):
+    words = ["--root", images, "-t", "folder", "--weights", onnx_file, "--save-features", tmp_path / "f.npz"]
+    keys = ["test.dist_metric", "euclidean", "test.normalize_feature", "false", "recipe.flip_test", "false"]
+    execute("evaluate", [str(word) for word in (*words, *keys)])
+    assert "(euclidean)" in capsys.readouterr().out
+    network = OnnxExtractor(onnx_file)
+    query, _ = load_embeddings(tmp_path / "f.npz")
+    pictures = torch.stack([network.preprocess(path) for path in sorted((images / "query").iterdir())])
+    np.testing.assert_allclose(np.sort(query.features, 0), np.sort(network(pictures), 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("data.height 128", "was made with data.height 64, and 128 is given"),
+        ("data.norm_mean [0.5,0.5,0.5]", "was made with data.norm_mean"),
+        ("recipe.neck none", "on which recipe.neck has no effect; leave it out"),
+        ("model.name resnet18", "on which model.name has no effect; leave it out"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_keys_that_an_onnx_file_contradicts_are_refused(images, onnx_file, words, text, dry):
+    with pytest.raises(UserError, match=re.escape(text)):
+        execute("evaluate", ["--root", str(images), "-t", "folder", "--weights", str(onnx_file), *words.split(), *dry])
+
+
+def test_what_is_no_onnx_file_is_told_in_one_line(images, onnx_file, tmp_path):
+    path = tmp_path / "a.onnx"
+    words = ["--root", images, "-t", "folder", "--weights", path]
+    for content, text in (
+        (None, "there is no file"),
+        (b"", "no ONNX file"),
+        (onnx_file.read_bytes()[:-100], "no ONNX file"),
+    ):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))}.*{text}|{text}.*{re.escape(str(path))}"):
+            execute("evaluate", [str(word) for word in words])
+    path.write_bytes(b"no network")
+    refused(command("evaluate", *words), "a.onnx is no ONNX file")
 
 
 @pytest.mark.parametrize("name", ["train", "search"])

@@ -11,6 +11,7 @@ import torch
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config import budget_limits, network_kwargs, shape_kwargs
 from ..data.datasets import FolderDataset, check_dataset
+from ..deploy.onnx import is_onnx
 from ..engine.precision import MixedPrecision
 from ..evaluation import load_embeddings
 from ..genotype import operation_names
@@ -20,7 +21,7 @@ from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from . import export, search
 from .evaluate import check_outputs
-from .origin import tested_network
+from .origin import tested_network, tested_onnx
 from .search import build_budget, describe_budget
 from .train import check_files, check_input, check_layers
 
@@ -85,6 +86,11 @@ def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     if args.features:
         query, gallery = load_embeddings(args.features)
         yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
+        return
+    if is_onnx(args.weights):
+        network = tested_onnx(args.weights, cfg, args.given, args.opts[::2])
+        yield from _datasets(cfg, cfg.data.targets)
+        yield f"weights     {args.weights}: an ONNX file, for images of {network.height} x {network.width}"
         return
     weights = load_checkpoint(args.weights, ())
     description = tested_network(weights, cfg, args.given)

@@ -27,6 +27,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
 from ..data import ReidDataManager
 from ..data.images import read_image
+from ..deploy.onnx import OnnxExtractor, is_onnx
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
 from ..evaluation import (
@@ -53,7 +54,7 @@ from ..report.page import check_page
 from ..report.retrieval import ANSWERS, FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
-from .origin import SAME_DATA, tested_network
+from .origin import SAME_DATA, tested_network, tested_onnx
 
 RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
 USUAL: dict[str, Any] = {  # of the protocol; not told
@@ -90,8 +91,13 @@ class TestSet:
 
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
-    weights = load_checkpoint(args.weights, ()) if args.weights else None
-    description = None if weights is None else tested_network(weights, cfg, args.given)
+    weights: Checkpoint | OnnxExtractor | None = None
+    description = None
+    if args.weights and is_onnx(args.weights):
+        weights = tested_onnx(args.weights, cfg, args.given, args.opts[::2])
+    elif args.weights:
+        weights = load_checkpoint(args.weights, ())
+        description = tested_network(weights, cfg, args.given)
     # The configuration's keys count as the options do.
     args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
     check_options(args)
@@ -109,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
 def evaluate_all(
     args: argparse.Namespace,
     cfg: Any,
-    weights: Checkpoint | None,
+    weights: Checkpoint | OnnxExtractor | None,
     description: Description | None,
     device: str,
     world: OneProcess,
@@ -306,18 +312,25 @@ def whole_gallery(part: Embeddings, world: OneProcess) -> Embeddings:
 
 
 def extract(
-    cfg: Any, description: Description | None, weights: Checkpoint, device: str, world: OneProcess
+    cfg: Any, description: Description | None, weights: Checkpoint | OnnxExtractor, device: str, world: OneProcess
 ) -> Iterator[TestSet]:
-    """The test sets of ``data.targets``, embedded by the model; ``None`` describes the network of a search."""
+    """The test sets of ``data.targets``, embedded by the model.
+
+    Without a description it is an ONNX file, or the network of a search.
+    """
     options = imagedata_kwargs(cfg) | {"sources": cfg.data.targets, "train_sampler": "SequentialSampler"}
     with first_process_first(world):  # it may have to draw or to unpack the data
         manager = ReidDataManager(**options)
     group(world.size > 1).check_same("at the start", SAME_DATA, test_images=manager.tested_images())
-    if description is not None:
-        model = description.build(manager.num_train_pids)
+    model: torch.nn.Module
+    if isinstance(weights, OnnxExtractor):
+        model = weights
     else:
-        model = AutoReIDSearchNetwork(manager.num_train_pids, **network_kwargs(cfg))
-    load_weights(model, weights)
+        if description is not None:
+            model = description.build(manager.num_train_pids)
+        else:
+            model = AutoReIDSearchNetwork(manager.num_train_pids, **network_kwargs(cfg))
+        load_weights(model, weights)
     if device == "cpu":  # as in train.py
         model = model.to(memory_format=torch.channels_last)
     engine = with_faiss_evaluation(

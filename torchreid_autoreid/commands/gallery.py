@@ -148,7 +148,7 @@ def _person(path: Path, folder: Path) -> str:
 
 @torch.inference_mode()
 def _features(weights: str, paths: Sequence[Path]) -> np.ndarray:
-    model: Any = onnx.OnnxExtractor(weights) if weights.lower().endswith(".onnx") else load_model(weights)
+    model: Any = onnx.OnnxExtractor(weights) if onnx.is_onnx(weights) else load_model(weights)
     parts = []
     for first in range(0, len(paths), _BATCH):
         images = torch.stack([model.preprocess(path) for path in paths[first : first + _BATCH]])

@@ -187,15 +187,18 @@ examples:
   autoreid evaluate --weights log/train/checkpoint-best.pth -t market1501 --root DIR
   autoreid evaluate --weights model.pth.tar-60 -s market1501 -t market1501 --root DIR \\
       model.name osnet_x1_0
+  # the file that is deployed, whoever made it: what export, int8 or another tracker's network costs in mAP
+  autoreid evaluate --weights reid.onnx -t market1501 --root DIR
   # several processes or GPUs: each extracts and holds its part of the gallery; the figures stay the same
   torchrun --nproc_per_node 2 -m torchreid_autoreid evaluate --features features.npz --rerank
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids;
 the camids of both may be missing, and clothids and tracklets of either be there. Labels are whole numbers or names.
 A checkpoint says itself which network it holds, for which size of images, how it is tested (metric, flip test) and on
-what (targets, root); keys that contradict it are refused, but test.*, -t and --root may be given. For other files the
-network is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers and
-recipe.neck.
+what (targets, root); keys that contradict it are refused, but test.*, -t and --root may be given. An ONNX file of
+export says the same but for targets and root; for those of others data.*, recipe.flip_test and test.* say it. For other
+files the network is model.name; with model.name autoreid, that of autoreid.genotype, autoreid.channels, autoreid.layers
+and recipe.neck.
 """
 
 _GALLERY = """
@@ -276,7 +279,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", type=path, help="a checkpoint, or a state dict of model.name")
+    source.add_argument(
+        "--weights", metavar="FILE", type=path, help="a checkpoint, *.onnx, or a state dict of model.name"
+    )
     source.add_argument("--features", metavar="FILE.npz", type=path, help="feature vectors of any framework")
     parser.add_argument(
         "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..config.read import fill_config, get
+from ..deploy.onnx import OnnxExtractor
 from ..engine.run_folder import checkpoint_path
 from ..errors import UserError, short
 from ..genotype import Genotype
-from ..spec import Description
+from ..spec import TESTED_WITH, Description
 
-__all__ = ["IMAGES", "SAME_DATA", "find_checkpoint", "tested_network"]
+__all__ = ["IMAGES", "SAME_DATA", "find_checkpoint", "tested_network", "tested_onnx"]
 
 #: name of the setting that describes the training images
 IMAGES = "training images:"
@@ -31,9 +32,11 @@ _SEARCH_NETWORK = (
 #: command -> what only its checkpoints hold
 _ONLY_IN = {"search": ("alpha_optimizer", "candidates"), "train": ("training",)}
 #: keys of a test that may be given otherwise
-_OF_TESTS = ("data.root", "data.targets", "test.dist_metric", "test.normalize_feature", "test.rerank")
+_OF_TESTS = ("data.root", "data.targets", *(name for name in TESTED_WITH if name.startswith("test.")))
 #: the same, of a test on the same datasets
 _OF_DATASETS = ("cuhk03.", "market1501.", "data.split_id")
+#: beginnings of keys that an ONNX file has no use for: it is the network
+_OF_NETWORKS = ("model.", "autoreid.", "recipe.neck")
 
 
 def find_checkpoint(
@@ -100,7 +103,45 @@ def tested_network(state: Checkpoint, cfg: Any, given: Collection[str]) -> Descr
         fixed["model.name"] = "autoreid_search"
     else:
         return None if cfg.model.name == "autoreid_search" else Description.of_config(cfg)
-    for name in sorted(given & fixed.keys()):
+    _fix(cfg, given, fixed, path)
+    fill_config(cfg, given, {name: made_with[name] for name in _OF_TESTS if name in made_with}, path)
+    if cfg.data.targets == made_with.get("data.targets"):
+        of_datasets = {name: value for name, value in made_with.items() if str(name).startswith(_OF_DATASETS)}
+        fill_config(cfg, given, of_datasets, path)
+    return description
+
+
+def tested_onnx(path: str, cfg: Any, given: Collection[str], typed: Sequence[str]) -> OnnxExtractor:
+    """The network of an ONNX file, with its input and the settings of its test in the configuration.
+
+    Args:
+        path: the file.
+        cfg: is changed.
+        given: keys that somebody has given; those that contradict the file's input are refused.
+        typed: those on the command line, where a key of another network is refused.
+
+    Raises:
+        UserError: if the file cannot be read or describes itself wrongly, or a key contradicts it or has no effect.
+    """
+    if without := [name for name in typed if name.startswith(_OF_NETWORKS)]:
+        raise UserError(f"{path} is a whole network, on which {without[0]} has no effect; leave it out")
+    sizes = ("data.height", "data.width")
+    network = OnnxExtractor(path, [get(cfg, name) for name in sizes] if set(sizes) <= set(given) else ())
+    fixed = {"data.height": network.height, "data.width": network.width}
+    for name in ("norm_mean", "norm_std"):
+        if name in network.described:
+            fixed[f"data.{name}"] = network.described[name]
+    _fix(cfg, given, fixed, network.path)
+    tested_with = network.described.get("tested_with", {})
+    if isinstance(tested_with, Mapping):
+        tested_with = {name: tested_with[name] for name in TESTED_WITH if name in tested_with}
+    fill_config(cfg, given, tested_with, path)
+    return network
+
+
+def _fix(cfg: Any, given: Collection[str], fixed: Mapping[str, Any], path: Path) -> None:
+    """Gives the configuration the keys that a file fixes, unless somebody has given another value."""
+    for name in sorted(fixed.keys() & given):
         if get(cfg, name) != fixed[name]:
             if name == "model.name":
                 raise UserError(
@@ -108,11 +149,6 @@ def tested_network(state: Checkpoint, cfg: Any, given: Collection[str]) -> Descr
                 )
             raise _contradiction(path, name, fixed[name], get(cfg, name))
     fill_config(cfg, (), fixed, path)
-    fill_config(cfg, given, {name: made_with[name] for name in _OF_TESTS if name in made_with}, path)
-    if cfg.data.targets == made_with.get("data.targets"):
-        of_datasets = {name: value for name, value in made_with.items() if str(name).startswith(_OF_DATASETS)}
-        fill_config(cfg, given, of_datasets, path)
-    return description
 
 
 def _contradiction(path: Path, name: str, its: Any, given: Any) -> UserError:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..errors import UserError, line_of_the_machine
 from ..files import check_output, write_output
-from ..spec import Description
+from ..spec import TESTED_WITH, Description
 from ..version import __version__
 from .fusion import fuse
 
@@ -56,7 +56,7 @@ def export(
 
     The file takes ``images`` (B, 3, H, W), float32, any B, standardised by the mean and standard deviation in its
     metadata, and gives ``features`` (B, D). Its metadata (see :func:`read_metadata`) hold genotype, size of the input,
-    mean, standard deviation and the version of this package.
+    mean, standard deviation, the settings that the network was tested with and the version of this package.
 
     Args:
         weights: a checkpoint of ``train.py``, or other weights with their description; what has been read is taken too.
@@ -93,7 +93,10 @@ def export(
     load_weights(network, weights)
     network.eval()
     reference, deployed = (_Deployed(form, normalize).eval() for form in (network, fuse(network)))
-    described = description.to_dict() | {"normalized": normalize, "torchreid_autoreid": __version__}
+    made_with = weights.get("configuration")
+    tested = {name: made_with[name] for name in TESTED_WITH if name in made_with} if isinstance(made_with, dict) else {}
+    own = {"normalized": normalize, "tested_with": tested, "torchreid_autoreid": __version__}
+    described = description.to_dict() | own
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, description.height, description.width, generator=generator)
     with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,7 @@ class FaissEvaluationMixin:
             name: of the images.
         """
         model = self.model
-        device = next(model.parameters()).device
+        device = _device_of(model)
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         self.model = fuse(model)  # the same features, sooner
@@ -152,7 +152,7 @@ class FaissEvaluationMixin:
             use_metric_cuhk03=use_metric_cuhk03,
             max_rank=max_rank,
             topk=topk,
-            device=str(next(self.model.parameters()).device),
+            device=str(_device_of(self.model)),
             distributed=self.distributed,
         )
 
@@ -199,6 +199,12 @@ class FaissEvaluationMixin:
             )
             tell(f"drew the {visrank_topk} nearest images of {drawn} queries into {folder}")
         return float(result.cmc[0]), float(result.mAP)
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model is; one without parameters, an ONNX file for instance, takes images on the CPU."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def share_of_loader(loader: Any, world: OneProcess) -> Any:
