@@ -10,7 +10,8 @@ from oracles import clustered
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import RetrievalIndex, index_file
-from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index, in_a_process, read_limited
+from torchreid_autoreid.evaluation.apart import in_a_process
+from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index, read_limited
 
 VECTORS = clustered(600, seed=1, spread=1.0).features
 KINDS = [
@@ -42,7 +43,7 @@ def test_what_faiss_wrote_is_accepted(tmp_path, factory):
 
 def test_the_process_accepts_it_too(tmp_path):
     written(build("PCA4,IVF4,PQ4x4,RFlat"), tmp_path / "a.index")
-    assert in_a_process(tmp_path / "a.index") == ""
+    assert in_a_process(index_file.__file__, "read", tmp_path / "a.index") == ""
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,9 @@ def test_an_index_whose_process_dies_is_told(tmp_path, monkeypatch):
     (tmp_path / "dies.py").write_text("import os\nos.abort()\n")
     written(build("Flat"), tmp_path / "a.index")
     monkeypatch.setattr(index_file, "__file__", str(tmp_path / "dies.py"))
-    with pytest.raises(UserError, match=r"a.index ends a process that reads and searches it \(SIGABRT\); give a file"):
+    with pytest.raises(
+        UserError, match=r"a.index ends the process in which it is read and searched \(SIGABRT\); give a file"
+    ):
         RetrievalIndex.load(tmp_path / "a.index", metric="euclidean")
 
 
@@ -144,7 +147,7 @@ def test_no_other_file_is_opened(tmp_path):
     assert content.count(b"ilod") == 1
     os.remove(tmp_path / "elsewhere")
     os.mkfifo(tmp_path / "elsewhere")  # opening it for writing alone would hang
-    assert "Too many open files" in in_a_process(tmp_path / "a.index")
+    assert "Too many open files" in in_a_process(index_file.__file__, "read", tmp_path / "a.index")
 
 
 def test_lengths_that_multiply_take_no_memory(tmp_path):
@@ -157,4 +160,4 @@ def test_lengths_that_multiply_take_no_memory(tmp_path):
     place = content.index(b"ilar") + 20
     sizes = struct.pack("<4sQ", b"full", clusters) + np.full(clusters, len(content) // 32, "<u8").tobytes()
     (tmp_path / "a.index").write_bytes(content[:place] + sizes + content[place:])
-    assert in_a_process(tmp_path / "a.index") != ""
+    assert in_a_process(index_file.__file__, "read", tmp_path / "a.index") != ""

@@ -194,6 +194,8 @@ examples:
 
 The npz has query_features (N, D), query_pids (N,), query_camids (N,), gallery_features, gallery_pids, gallery_camids;
 the camids of both may be missing, and clothids and tracklets of either be there. Labels are whole numbers or names.
+A .mat, or a dict of tensors in a .pt or .pth, may also call them query_f, query_label, query_cam (pytorch_result.mat of
+layumi's baseline, whose Market-1501 needs --junk-pid -1), or qf, q_pids, q_camids, gf, g_pids, g_camids and the like.
 A checkpoint says itself which network it holds, for which size of images, how it is tested (metric, flip test) and on
 what (targets, root); keys that contradict it are refused, but test.*, -t and --root may be given. An ONNX file of
 export says the same but for targets and root; for those of others data.*, recipe.flip_test and test.* say it. For other
@@ -282,7 +284,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--weights", metavar="FILE", type=path, help="a checkpoint, *.onnx, or a state dict of model.name"
     )
-    source.add_argument("--features", metavar="FILE.npz", type=path, help="feature vectors of any framework")
+    source.add_argument(
+        "--features", metavar="FILE", type=path, help="feature vectors of any framework: *.npz, *.mat, *.pt"
+    )
     parser.add_argument(
         "--metric", choices=("cosine", "euclidean"), help="default: cosine; test.dist_metric for a model"
     )
@@ -424,7 +428,7 @@ def _add_gallery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=path, help="of the gallery")
     parser.add_argument("--images", metavar="DIR", type=path, help="crops: to enrol, of a cohort, or to ask for")
     parser.add_argument("--weights", metavar="FILE", type=path, help="the network: a checkpoint of train, or *.onnx")
-    parser.add_argument("--features", metavar="FILE.npz", type=path, help="instead of images, as of evaluate")
+    parser.add_argument("--features", metavar="FILE", type=path, help="instead of images, as of evaluate")
     parser.add_argument("--pids", metavar="PERSON", nargs="+", help="who to remove")
     parser.add_argument("--far", type=float, metavar="RATE", help="of calibrate: false-accept rate (default: 0.01)")
     parser.add_argument("--threshold", type=float, metavar="S", help="of query (default: the calibrated one)")

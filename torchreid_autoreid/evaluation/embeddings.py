@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import tempfile
 import unicodedata
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from . import features_file
+from .apart import in_a_process
 
 CHECK_ROWS = 8192  # rows looked at together when values are checked, so that a memory-mapped file stays on disk
 
@@ -190,13 +193,16 @@ _SMALL, _MAX_RATIO = 64 << 20, 100
 
 
 def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
-    """Query and gallery from an npz file of any framework.
+    """Query and gallery from an npz file of any framework, or from a ``.mat`` or ``.pt`` of the common baselines.
 
     Args:
         path: an npz with ``query_features`` (Nq, D), ``query_pids`` (Nq,), ``query_camids`` (Nq,) and the same three of
             the gallery; ``query_clothids``, ``query_tracklets`` and the gallery's are read where there are any, and the
             camids may be missing. Pickled objects are refused: loading never runs code. So is what would unpack to
-            more than a hundred times the file's size.
+            more than a hundred times the file's size. A ``.mat`` (up to MATLAB 7) and a dict of tensors in a ``.pt`` or
+            ``.pth`` are read by a process that may die; their keys may also be ``query_f``, ``query_label``,
+            ``query_cam`` (layumi's ``pytorch_result.mat``), ``qf``, ``q_pids``, ``q_camids`` and the like, see
+            :data:`.features_file.NAMES`.
 
     Returns:
         (query, gallery).
@@ -208,17 +214,28 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
-    with open(path, "rb") as file:
+    if path.suffix.lower() not in features_file.SUFFIXES:
+        return _of_arrays(path, _read_npz(path, path))
+    with tempfile.TemporaryDirectory() as folder:
+        rewritten = Path(folder) / "features.npz"
+        if wrong := in_a_process(features_file.__file__, "read", path, rewritten):
+            raise UserError(f"{path} {wrong}")
+        return _of_arrays(path, _read_npz(rewritten, path))
+
+
+def _read_npz(npz: Path, path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz, by their keys; messages name ``path``, of which it may be the rewritten form."""
+    with open(npz, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             raise UserError(f"{path} holds a single array; write an npz with the keys {', '.join(NPZ_KEYS)}")
     # NumPy and zipfile raise a dozen kinds of errors for files that are no archives or claim what they do not hold.
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = np.load(npz, allow_pickle=False)
         unpacked = sum(member.file_size for member in archive.zip.infolist())
     except Exception as error:
         raise UserError(f"{path} is not an npz file; write it with numpy.savez") from error
     with archive:
-        if unpacked > _SMALL + _MAX_RATIO * path.stat().st_size:
+        if unpacked > _SMALL + _MAX_RATIO * npz.stat().st_size:
             raise UserError(f"{path} would unpack to {unpacked} bytes, {_MAX_RATIO} times its size; write it anew")
         optional = [f"{part}_{name}" for part in ("query", "gallery") for name in LABELS[1:]]
         missing = [key for key in _REQUIRED if key not in archive.files]
@@ -235,6 +252,10 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
                 raise UserError(f"{key} in {path} is pickled or damaged; save plain arrays of numbers") from error
             if not isinstance(arrays[key], np.ndarray):  # a file in the archive that is no array comes as its bytes
                 raise UserError(f"{key} in {path} is no array; write it with numpy.savez")
+    return arrays
+
+
+def _of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Embeddings, Embeddings]:
     parts = []
     for part in ("query", "gallery"):
         try:

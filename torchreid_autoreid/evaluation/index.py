@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from . import index_file
+from .apart import in_a_process
 from .distances import check_metric, find_devices
 from .embeddings import as_features, check_count, release
 from .gpus import GpuPlan, plan_gpus
-from .index_file import BadIndexError, check_search_length, in_a_process, precompute, read_limited, reason, uncheckable
+from .index_file import BadIndexError, check_search_length, precompute, read_limited, reason, uncheckable
 from .pairwise import Progress, ranges
 from .space import CPU, Space, index_space
 
@@ -318,7 +320,7 @@ def is_factory(text: str, dimension: int, metric: str) -> bool:
 
 def _read(path: Path) -> faiss.Index:
     """An index file from elsewhere, once another process has read, checked and searched it."""
-    if wrong := in_a_process(path):
+    if wrong := in_a_process(index_file.__file__, "read and searched", path):
         raise UserError(f"{path} {wrong}; give a file that RetrievalIndex.save wrote, or build the index anew")
     try:
         index = read_limited(path)

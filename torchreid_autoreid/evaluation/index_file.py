@@ -2,7 +2,7 @@
 
 faiss reads them in C++. It compares most numbers of a file with one another, but not all: an identifier, an edge of a
 graph or a length that points outside ends in a crash, or in figures from memory that is not the index's; and lists that
-are kept in another file make it open any path for writing. So a process of its own (this file, run as a program) reads
+are kept in another file make it open any path for writing. So a process of its own (:mod:`.apart` runs ``main``) reads
 the file while it can open no other and can take bounded memory and time; accepts only kinds of indexes all of whose
 numbers it knows how to check, down to every part; and searches. What it accepts is read again here.
 """
@@ -12,11 +12,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -27,7 +23,6 @@ __all__ = [
     "BadIndexError",
     "check_index",
     "check_search_length",
-    "in_a_process",
     "precompute",
     "read_limited",
     "reason",
@@ -35,9 +30,6 @@ __all__ = [
 ]
 
 MOST_CANDIDATES = 1 << 20  # of a query that may be asked for whatever the size of an index
-_BAD = 3  # exit status: the reason is on stdout
-_SECONDS, _BYTES_A_SECOND = 120, 10_000_000  # of the processor's time
-_MEMORY, _TIMES = 4 << 30, 4  # beyond the start: of itself (faiss's tables of 2 GiB among it), times the file
 _QUERIES, _NEAREST = 4, 32
 
 
@@ -84,52 +76,17 @@ def precompute(index: faiss.Index) -> None:
         precompute(inner)
 
 
-def in_a_process(path: Path) -> str:
-    """What is wrong with an index file, found by another process; empty if nothing is."""
-    search_path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, os.fspath(path)],
-        stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False,
-    )  # fmt: skip
-    if done.returncode == -signal.SIGXCPU:
-        return "takes too long to be read and searched"
-    if done.returncode < 0:
-        return f"ends a process that reads and searches it ({signal.Signals(-done.returncode).name})"
-    if done.returncode:
-        lines = (done.stdout if done.returncode == _BAD else done.stderr).decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "cannot be tried")[:300]
-    return ""
-
-
 # --- the process ----------------------------------------------------------
-
-
-def _limit(path: str) -> None:
-    """From here on this process leaves no core, and takes bounded memory and time."""
-    size = os.stat(path).st_size
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _lower(resource.RLIMIT_CPU, _SECONDS + size // _BYTES_A_SECOND)
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _lower(resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + _MEMORY + _TIMES * size)
-
-
-def _lower(kind: int, value: int) -> None:
-    own, hard = resource.getrlimit(kind)
-    most = [limit for limit in (own, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(kind, (min([value, *most]), hard))
 
 
 def _open_nothing() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
-def main(path: str) -> int:
-    """Prints what is wrong with a file, and gives the exit status."""
+def main(path: str) -> str:
+    """What is wrong with a file, as words that follow its name; empty if nothing is."""
     random = np.random.default_rng(0)  # NumPy reads this part of it late
     try:
-        _limit(path)
         try:
             index = read_limited(path, _open_nothing)
         except RuntimeError as error:
@@ -143,12 +100,8 @@ def main(path: str) -> int:
         except RuntimeError as error:
             raise BadIndexError(f"cannot be searched ({reason(error)[:160]})") from None
     except BadIndexError as error:
-        sys.stdout.write(f"{error}\n")
-        return _BAD
-    except MemoryError:
-        sys.stdout.write("claims more memory than there is\n")
-        return _BAD
-    return 0
+        return str(error)
+    return ""
 
 
 def reason(error: Exception) -> str:
@@ -458,6 +411,3 @@ KINDS: dict[type, Callable[[Any], None]] = {
     **dict.fromkeys((faiss.IndexRefine, faiss.IndexRefineFlat), _check_refine),
     faiss.IndexPreTransform: _check_pre_transform,
 }
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
