@@ -362,7 +362,7 @@ def test_a_checkpoint_of_another_network_is_refused(images, config, tmp_path):
     options = ["--config-file", config, "--root", images, "train.max_epoch", 1]
     assert search(*options, "data.save_dir", first).returncode == 0
     other = search("--resume", first, *options, "data.save_dir", tmp_path / "other", "autoreid.channels", 3)
-    assert_one_line(other, "another network", str(first))
+    assert_one_line(other, "autoreid.channels 2 (now 3)", str(first))
     torch.save({"state_dict": {"x": torch.zeros(1)}, "epoch": 1}, tmp_path / "foreign.pth")
     foreign = search("--resume", tmp_path / "foreign.pth", *options, "data.save_dir", tmp_path / "other")
     assert_one_line(foreign, "another kind of checkpoint")

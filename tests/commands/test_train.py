@@ -248,7 +248,10 @@ def mistakes(images, folder, tmp_path):
         "genotype of another model": ([*train, "--genotype", "baseline", "model.name", "resnet18"], ["model.name"]),
         "model": ([*train, "model.name", "autoreid_x0_55"], ["autoreid_x0_55", "autoreid_x0_5"]),
         "resume": ([*train, "--resume", tmp_path / "none"], ["no checkpoint"]),
-        "resume of another genotype": ([*train, "--resume", weights], ["another network", "it lacks cells"]),
+        "resume of another genotype": (
+            [*train, "--resume", weights],
+            ["autoreid.genotype {'name': 'retrieval'", "(now {'name': 'baseline'"],
+        ),
         "resume of a payload": ([*train, "--resume", tmp_path / "evil.pth"], ["evil.pth", "not a readable checkpoint"]),
         "weights of another size": (
             [*train, "--genotype", "retrieval", "autoreid.channels", 4, "model.load_weights", weights],
@@ -453,7 +456,7 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
     ):
         assert_one_line(pretrain(classes, log, *options, "--resume", *change), text, "resume with the same values")
     other_cells = pretrain(classes, log, *options, "--resume", "--genotype", "baseline")
-    assert_one_line(other_cells, "belongs to another network")
+    assert_one_line(other_cells, "--genotype {'name': 'retrieval'", "(now {'name': 'baseline'")
     victim = classes / "train" / "n0" / "0.JPEG"
     moved = victim.rename(classes / "train" / "n1" / "100.JPEG")
     try:
