@@ -1,5 +1,8 @@
 """The pages in a real browser: quiet, offline, by keyboard, on a narrow screen, without scripts, printed."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
@@ -11,6 +14,8 @@ from torchreid_autoreid.report import write_comparison, write_report
 from torchreid_autoreid.report.retrieval import FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
+
+AXE = os.environ.get("TORCHREID_AUTOREID_AXE", "")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,21 @@ def test_words_stand_out_from_what_is_behind_them(browser, pages, kind, scheme):
         browser.call("Emulation.setEmulatedMedia", features=[])
     assert count > 50
     assert weak == []
+
+
+@pytest.mark.skipif(not AXE, reason="TORCHREID_AUTOREID_AXE names no axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_nothing(browser, pages, kind, width):
+    browser.open(pages[kind], width)
+    browser.evaluate(Path(AXE).read_text(encoding="utf-8") + "; 0")
+    found = browser.call(
+        "Runtime.evaluate",
+        expression="axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html.slice(0, 90)]))",
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    assert found["result"]["value"] == []
 
 
 SHOWN = """[...document.querySelectorAll("section [data-steps]")].filter((e) => e.checkVisibility())
