@@ -183,11 +183,21 @@ def test_features_without_cameras_and_with_junk_have_a_page_too(features, parts,
     np.savez(features, **{name: values for name, values in arrays.items() if "camids" not in name})
     execute("evaluate", ["--features", str(features), "--junk-pid", "3", "--report", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
-    assert "Not shown: pairs are compared image by image" in text
+    assert "Not shown: junk is passed over here" in text
     assert "Not shown: cameras are not known" in text
     assert "camera " not in "".join(re.findall(r"<h3>(.*?)</h3>", text))
     query, _ = load_embeddings(features)
     assert f"<div>queries<b>{(query.pids != 3).sum()}</b>" in text
+
+
+def test_one_person_alone_has_a_page_too(tmp_path):
+    one = np.ones((2, 4), np.float32)
+    labels = {f"{side}_{name}": [0, 0] for side in ("query", "gallery") for name in ("pids", "camids")}
+    np.savez(tmp_path / "f.npz", query_features=one, gallery_features=one, **labels | {"gallery_camids": [1, 2]})
+    execute("evaluate", ["--features", str(tmp_path / "f.npz"), "--report", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert "there is one person only" in text
+    assert "Every first answer is right." in text
 
 
 def test_images_are_embedded_for_as_many_queries_as_asked(parts, tmp_path):
