@@ -94,7 +94,7 @@ def test_wires_join_what_the_genotype_says(genotype, kind):
     figure, texts, patches = drawn(genotype, kind)
     axes = figure.axes[0]
     names = {text.get_text(): text.get_position() for text in texts}
-    rows = [names["$c_{k-2}$"][1] + 0.005, names["$c_{k-1}$"][1] + 0.005]
+    rows = [names["cₖ₋₂"][1] + 0.005, names["cₖ₋₁"][1] + 0.005]
     rows += [names[str(block + 2)][1] for block in range(genotype.blocks)]
     labels = sorted((t for t in texts if t.get_text() in OPERATION_NAMES), key=lambda t: t.get_position()[0])
     seen = []
