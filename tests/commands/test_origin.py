@@ -118,6 +118,18 @@ def test_other_images_under_the_same_names_of_folders_are_refused(log, images, t
         assert contents(log) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["train", "--resume", "{log}", "model.name", "resnet18"], "model.name 'autoreid' .now 'resnet18'"),
+        (["evaluate", "--weights", "{log}/checkpoint.pth", "--definitions", "test.rerank", "true"], "test.rerank"),
+    ],
+)
+def test_a_dry_run_finds_what_contradicts_a_checkpoint(log, words, text):
+    with pytest.raises(UserError, match=text):
+        execute(words[0], ["--dry-run", *(word.format(log=log) for word in words[1:])])
+
+
 def test_a_search_does_not_go_on_from_a_training(log):
     with pytest.raises(UserError, match=r"pth is of autoreid train, from which autoreid search cannot go on"):
         parse("search", ["--resume", str(log)])

@@ -19,6 +19,8 @@ from drawn_images import draw_people
 from forks import completed
 from PIL import Image
 
+from torchreid_autoreid.commands.options import parse
+from torchreid_autoreid.commands.pretrain import check as check_pretraining
 from torchreid_autoreid.config.read import load_config
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.spec import Description
@@ -327,6 +329,12 @@ def test_mistakes_get_one_line_and_status_2(trained, images, config, tmp_path, n
     assert_one_line(project(command, *arguments), *texts)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_short_pre_training_has_a_short_warm_up():
+    args = parse("pretrain", ["--data", "x", "--epochs", "3"])
+    check_pretraining(args)
+    assert args.warmup_epochs == 2
 
 
 @pytest.mark.parametrize("name", ["train", "export", "pretrain"])

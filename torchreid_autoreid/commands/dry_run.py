@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
-from ..config import budget_limits, network_kwargs, shape_kwargs
+from ..config import budget_limits, network_kwargs, settings_of_result, shape_kwargs
 from ..data.datasets import FolderDataset, check_dataset
-from ..deploy.onnx import is_onnx
+from ..deploy.onnx import OnnxExtractor
+from ..engine.loop import check_settings
 from ..engine.precision import MixedPrecision
 from ..evaluation import load_embeddings
 from ..genotype import operation_names
@@ -20,10 +21,9 @@ from ..search.cost import LatencyTable, NetworkShape
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from . import export, search
-from .evaluate import check_outputs
-from .origin import tested_network, tested_onnx
+from .evaluate import prepare
 from .search import build_budget, describe_budget
-from .train import check_files, check_input, check_layers
+from .train import check_files, check_input, check_layers, settings_of_training
 
 __all__ = ["main"]
 
@@ -43,7 +43,9 @@ def main(name: str, args: argparse.Namespace) -> int:
 
 def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     search.check_files(cfg, args.checkpoint)
-    yield from _folder(cfg, args.checkpoint)
+    settings = settings_of_result(cfg)
+    del settings["search.recipe"]  # a checkpoint has what the file says
+    yield from _folder(cfg, args.checkpoint, settings)
     yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
     device = _device(cfg)
     MixedPrecision(cfg.search.amp, device, "search.amp")
@@ -66,7 +68,7 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
 def _train(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     check_files(cfg, args.checkpoint, args.genotype)
     description = Description.of_config(cfg, args.resumed_genotype)
-    yield from _folder(cfg, args.checkpoint)
+    yield from _folder(cfg, args.checkpoint, settings_of_training(cfg, description))
     yield from _datasets(cfg, [*cfg.data.sources, *cfg.data.targets])
     device = _device(cfg)
     MixedPrecision(cfg.recipe.amp, device, "recipe.amp")
@@ -82,19 +84,15 @@ def _train(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
 
 
 def _evaluate(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
-    check_outputs(args)
-    if args.features:
+    weights, description = prepare(args)
+    if weights is None:
         query, gallery = load_embeddings(args.features)
         yield f"features    {args.features}: {len(query)} queries, {len(gallery)} gallery items"
         return
-    if is_onnx(args.weights):
-        network = tested_onnx(args.weights, cfg, args.given, args.opts[::2])
-        yield from _datasets(cfg, cfg.data.targets)
-        yield f"weights     {args.weights}: an ONNX file, for images of {network.height} x {network.width}"
-        return
-    weights = load_checkpoint(args.weights, ())
-    description = tested_network(weights, cfg, args.given)
     yield from _datasets(cfg, cfg.data.targets)
+    if isinstance(weights, OnnxExtractor):
+        yield f"weights     {args.weights}: an ONNX file, for images of {weights.height} x {weights.width}"
+        return
     model = AutoReIDSearchNetwork(2, **network_kwargs(cfg)) if description is None else description.build(2)
     load_weights(model, weights)
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
@@ -107,9 +105,10 @@ def _export(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     yield f"weights     {args.weights}: {_parameters(model)} parameters, without the classifier"
 
 
-def _folder(cfg: Any, resume: Checkpoint | None) -> Iterator[str]:
-    """The log folder, and the checkpoint to go on from."""
+def _folder(cfg: Any, resume: Checkpoint | None, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The log folder, and the checkpoint to go on from, which was made with the same settings."""
     if resume is not None:
+        check_settings(settings, resume.get("settings", {}), resume.path)
         epoch = load_checkpoint(resume, ("state_dict", "epoch", "optimizer"))["epoch"]
         yield f"resume      {resume.path}, after epoch {epoch}"
     yield f"log folder  {cfg.data.save_dir}"

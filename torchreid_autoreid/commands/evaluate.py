@@ -91,17 +91,7 @@ class TestSet:
 
 def main(args: argparse.Namespace) -> int:
     cfg = args.cfg
-    weights: Checkpoint | OnnxExtractor | None = None
-    description = None
-    if args.weights and is_onnx(args.weights):
-        weights = tested_onnx(args.weights, cfg, args.given, args.opts[::2])
-    elif args.weights:
-        weights = load_checkpoint(args.weights, ())
-        description = tested_network(weights, cfg, args.given)
-    # The configuration's keys count as the options do.
-    args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
-    check_options(args)
-    check_outputs(args)
+    weights, description = prepare(args)
     device = args.device or ("cuda" if cfg.use_gpu and torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
@@ -208,6 +198,23 @@ def described(options: dict[str, Any]) -> Iterator[str]:
 def reranking(args: argparse.Namespace) -> dict[str, Any]:
     """The parameters of re-ranking, as given or torchreid's."""
     return {key: value if getattr(args, key) is None else getattr(args, key) for key, value in RERANKING.items()}
+
+
+def prepare(args: argparse.Namespace) -> tuple[Checkpoint | OnnxExtractor | None, Description | None]:
+    """The weights, and the network that they are of; completes the options, and refuses those that would be in vain."""
+    cfg = args.cfg
+    weights: Checkpoint | OnnxExtractor | None = None
+    description = None
+    if args.weights and is_onnx(args.weights):
+        weights = tested_onnx(args.weights, cfg, args.given, args.opts[::2])
+    elif args.weights:
+        weights = load_checkpoint(args.weights, ())
+        description = tested_network(weights, cfg, args.given)
+    # The configuration's keys count as the options do.
+    args.rerank, args.cuhk03 = args.rerank or cfg.test.rerank, args.cuhk03 or cfg.cuhk03.use_metric_cuhk03
+    check_options(args)
+    check_outputs(args)
+    return weights, description
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -400,7 +400,6 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         ("batch-size", int, 256, "images of a step over all processes"),
         ("lr", float, 0.1, "learning rate of SGD with momentum 0.9"),
         ("weight-decay", float, 3e-5, "weight decay"),
-        ("warmup-epochs", int, 5, "epochs in which the learning rate rises"),
         ("label-smooth", float, 0.1, "label smoothing"),
         ("auxiliary-weight", float, 0.4, "of the auxiliary classifier; 0: none"),
         ("drop-path", float, 0.0, "probability of dropping a branch"),
@@ -411,6 +410,12 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     ]
     for name, kind, default, text in numbers:
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    parser.add_argument(
+        "--warmup-epochs",
+        type=int,
+        metavar="N",
+        help="epochs in which the learning rate rises (default: 5, and fewer than --epochs)",
+    )
     parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2], metavar="L", help="cells in each stage")
     parser.add_argument("--cpu", action="store_true", help="leave the GPUs alone")
 

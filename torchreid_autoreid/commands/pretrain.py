@@ -71,6 +71,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.warmup_epochs is None:
+        args.warmup_epochs = max(0, min(5, args.epochs - 1))
     for name in ("channels", "parts", "epochs", "batch_size", "seed"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")

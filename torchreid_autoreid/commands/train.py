@@ -68,10 +68,8 @@ def train(
     with everyone.together():
         with first_process_first(world):  # it may have weights to fetch
             engine = build_engine(cfg, datamanager, description, device, world, fresh=resume is None)
-        engine.settings = settings_of_result(cfg) | {IMAGES: datamanager.trained_images}
+        engine.settings = settings_of_training(cfg, description) | {IMAGES: datamanager.trained_images}
         engine.configuration = plain_config(cfg)
-        if description.genotype:  # whatever file it was read from
-            engine.settings["autoreid.genotype"] = description.genotype.to_dict()
         start_epoch, origin = (0, None) if resume is None else (engine.resume(resume), resume.path)
         if log:
             begin_run_folder(cfg, save_dir, origin, log)
@@ -102,6 +100,12 @@ def train(
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
     _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
+
+
+def settings_of_training(cfg: Any, description: Description) -> dict[str, Any]:
+    """What a resumed run must have in common, but for the images: the genotype itself, whatever file it is from."""
+    genotype = description.genotype
+    return settings_of_result(cfg) | ({"autoreid.genotype": genotype.to_dict()} if genotype else {})
 
 
 def begin_run_folder(cfg: Any, save_dir: Path, resume: Path | None, log: Log) -> None:

@@ -210,7 +210,7 @@ class SearchDataManager(ReidDataManager):
                 half,
                 batch_size_train,
                 num_instances if by_identity else batch_size_train,
-                "search.alpha_fraction",
+                "search.split, search.alpha_fraction",
             )
 
         def search_loader(half: Sequence[Item], stream: str) -> SearchLoader:

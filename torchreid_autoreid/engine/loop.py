@@ -30,7 +30,14 @@ from .evaluation import FaissEvaluationMixin, tell
 from .resume import load_like, load_optimizer, random_state, restore_random_state
 from .tensorboard import begin_board
 
-__all__ = ["Batch", "ReproducibleLoop", "classification_figures", "forget_later_epochs", "retrieval_figures"]
+__all__ = [
+    "Batch",
+    "ReproducibleLoop",
+    "check_settings",
+    "classification_figures",
+    "forget_later_epochs",
+    "retrieval_figures",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -477,7 +484,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         """As :meth:`resume`, from a checkpoint that has been read and holds what it must."""
         path = state.path
         try:
-            self._check_settings(state.get("settings", {}), path)  # the weights of other images or sizes fit badly too
+            # First: the weights of other images or sizes do not fit either.
+            check_settings(self.settings, state.get("settings", {}), path)
             load_state(self._network(), state["state_dict"], path)
             self._restore(state, path)
             load_optimizer(self.optimizer, state["optimizer"])
@@ -513,20 +521,33 @@ class ReproducibleLoop(FaissEvaluationMixin):
         _LOGGER.info("resumed from %s: epoch %d, batch %d", path, epoch + 1, self._first_batch + 1)
         return epoch
 
-    def _check_settings(self, made_with: Mapping[str, Any], path: str | Path) -> None:
-        """Most settings live on in the states that a checkpoint restores: another value would have half an effect."""
-        both = [name for name in self.settings if name in made_with]
-        others = [
-            f"{name} {_SHORT.repr(made_with[name])} (now {_SHORT.repr(self.settings[name])})"
-            for name in both
-            if made_with[name] != self.settings[name]
-        ]
-        if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            raise UserError(
-                f"{path} was made with {', '.join(others[:3])}{more}; resume with the same values, "
-                f"as in {Path(path).parent / 'config.yaml'}, or start afresh without --resume"
-            )
+
+def check_settings(settings: Mapping[str, Any], made_with: Any, path: str | Path) -> None:
+    """Compares what a run has been made with, as its checkpoint says, with the settings of the run that goes on.
+
+    Most settings live on in the states that a checkpoint restores: another value would have half an effect.
+
+    Args:
+        settings: name -> plain value; see :class:`ReproducibleLoop`.
+        made_with: the same of the checkpoint; what one side lacks is not compared.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: naming the first three that differ.
+    """
+    if not isinstance(made_with, Mapping):
+        raise UserError(f"{path} describes its settings wrongly: {_SHORT.repr(made_with)}")
+    others = [
+        f"{name} {_SHORT.repr(made_with[name])} (now {_SHORT.repr(settings[name])})"
+        for name in settings
+        if name in made_with and made_with[name] != settings[name]
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UserError(
+            f"{path} was made with {', '.join(others[:3])}{more}; resume with the same values, "
+            f"as in {Path(path).parent / 'config.yaml'}, or start afresh without --resume"
+        )
 
 
 def forget_later_epochs(path: Path, last_epoch: int) -> None:
