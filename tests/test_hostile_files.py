@@ -322,6 +322,16 @@ def test_features(name, refused, mark, tmp_path):
     refused("evaluate.py", "--features", path)
 
 
+@pytest.mark.parametrize("name", ["a pickle inside", "a bomb"])
+def test_features_of_other_programs(name, refused, mark, tmp_path):
+    makers = {
+        "a pickle inside": lambda path: torch_archive(path, pickle.dumps({"query_f": Payload(mark)})),
+        "a bomb": bomb,
+    }
+    makers[name](tmp_path / "features.pt")
+    refused("evaluate.py", "--features", tmp_path / "features.pt")
+
+
 def on_disk(path, vectors, there):
     """An index that keeps its vectors in another file, which it names, and which may be there."""
     index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
