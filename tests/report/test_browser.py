@@ -10,7 +10,8 @@ from browser import CHROMIUM, Browser
 from torchreid_autoreid.evaluation import Embeddings, evaluate, roc
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.records import CandidateRecord
-from torchreid_autoreid.report import write_comparison, write_report
+from torchreid_autoreid.report import write_report
+from torchreid_autoreid.report.comparison import write_comparison
 from torchreid_autoreid.report.retrieval import FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")

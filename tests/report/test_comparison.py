@@ -12,8 +12,8 @@ from scipy.stats import ttest_ind
 from torchreid_autoreid.commands import main
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
-from torchreid_autoreid.report import comparison, write_comparison
-from torchreid_autoreid.report.comparison import _by_chance
+from torchreid_autoreid.report import comparison
+from torchreid_autoreid.report.comparison import _by_chance, write_comparison
 
 NASTY = "<script>alert(1)</script>'\"&"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..errors import UserError
-from ..report import write_comparison, write_report
+from ..report import write_report
+from ..report.comparison import write_comparison
 
 
 def main(args: argparse.Namespace) -> int:

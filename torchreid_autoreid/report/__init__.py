@@ -1,6 +1,5 @@
 """Pictures of searches, and their reports for people."""
 
-from .comparison import write_comparison
 from .html import write_report
 from .numbers import amount
 from .plots import draw_alphas, draw_cell, draw_costs, draw_history, figure_to_rgb
@@ -14,6 +13,5 @@ __all__ = [
     "draw_history",
     "figure_to_rgb",
     "verdict",
-    "write_comparison",
     "write_report",
 ]
