@@ -245,6 +245,7 @@ IDLE = {
     "alpha of no expansion": (["--query-expansion-alpha", "3"], "no neighbours"),
     "rates of re-ranked distances": (["--rerank", "--fpr", "0.1"], "--fpr compares plain distances"),
     "an index that is not there": (["--index", "no.faiss"], "there is no index file no.faiss"),
+    "features under a name of others": (["--save-features", "f.mat"], "--save-features f.mat writes an npz"),
     "an output that is no file": (["--json", "/dev/null"], "cannot write --json /dev/null"),
 }
 

@@ -46,6 +46,7 @@ from ..evaluation import (
     save_embeddings,
 )
 from ..evaluation.embeddings import LABELS
+from ..evaluation.features_file import SUFFIXES as FOREIGN
 from ..evaluation.index import is_factory
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
@@ -275,6 +276,8 @@ def check_outputs(args: argparse.Namespace) -> None:
             taken[name] = path
     if args.report:
         check_page(args.report, "--report")
+    if args.save_features and Path(args.save_features).suffix.lower() in FOREIGN:
+        raise UserError(f"--save-features {args.save_features} writes an npz; give a name that ends in .npz")
     if args.save_index and args.index == "Flat":
         raise UserError("--save-index needs an --index to save, such as IVF1024,Flat; the exact search has none")
 
