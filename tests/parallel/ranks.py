@@ -231,6 +231,7 @@ def pieces(rank, size):
     mixed = [torch.full((2, 2), float(rank)), torch.tensor([1.0 + rank], dtype=torch.float64), torch.tensor(3.0 * rank)]
     answers["mean"], answers["sum"] = everyone.reduced(mixed), Group("sum").reduced(mixed)
     answers["any"] = [everyone.any(rank == 1), everyone.any(False), everyone.any(True)]
+    answers["from first"] = everyone.from_first(lambda: {"x": torch.arange(3), "made by": rank})
     torch.manual_seed(4)
     answers["drawn"], answers["next"] = draw_rows(lambda rows: torch.rand(rows, 2), 3), torch.rand(1)
     everyone.agree()
@@ -246,6 +247,7 @@ def pieces(rank, size):
                 raise SharedError.__base__("a mistake, é")
 
     errors.append(caught(block))
+    answers["first fails"] = caught(lambda: everyone.from_first(lambda: 1 / 0))
     everyone.agree()  # they are in step again
     return answers
 

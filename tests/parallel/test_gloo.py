@@ -163,6 +163,16 @@ def test_tensors_of_several_kinds_are_reduced(pieces):
         assert answer["any"] == [True, False, True]
 
 
+def test_what_the_first_process_makes_is_that_of_all(pieces):
+    for rank, answer in enumerate(answer["pieces"] for answer in pieces):
+        assert torch.equal(answer["from first"]["x"], torch.arange(3))
+        assert answer["from first"]["made by"] == 0
+        kind, text = answer["first fails"]
+        assert kind == ("SharedError" if rank else "ZeroDivisionError")
+        assert "division by zero" in text
+    assert group(False).from_first(lambda: 5) == 5
+
+
 def test_random_rows_are_shares_of_the_same(pieces):
     torch.manual_seed(4)
     rows, after = torch.rand(6, 2), torch.rand(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torchreid
 
-from ..checkpoint import Checkpoint, load_weights
+from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import engine_run_kwargs, optimizer_kwargs, scheduler_kwargs, settings_of_result, traindata_kwargs
 from ..config.read import plain_config
 from ..data import TrainDataManager
@@ -92,14 +92,14 @@ def train(
             for name in ("fixbase_epoch", "open_layers", "start_eval", "eval_freq", "dist_metric", "normalize_feature")
         },
     )
+    best = save_dir / "checkpoint-best.pth"  # of the first process; other machines may not see it
+    state = everyone.from_first(lambda: dict(load_checkpoint(best)))
     with everyone.together():
         network = engine.model
-        load_weights(
-            network.module if isinstance(network, torch.nn.DataParallel) else network, save_dir / "checkpoint-best.pth"
-        )
+        load_weights(network.module if isinstance(network, torch.nn.DataParallel) else network, Checkpoint(state, best))
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
-    _LOGGER.info("the training has ended; the best weights are %s", save_dir / "checkpoint-best.pth")
+    _LOGGER.info("the training has ended; the best weights are %s", best)
 
 
 def settings_of_training(cfg: Any, description: Description) -> dict[str, Any]:

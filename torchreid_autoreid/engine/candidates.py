@@ -190,7 +190,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             goes_on = turn.start.index == turn.index
             if not goes_on and self.shared_folder is not None and not path.exists():
                 return  # its parent was trained where this process cannot see it
-            state = load_checkpoint(path, ("state_dict", "optimizer"))
+            state = self.group.from_first(lambda: dict(load_checkpoint(path, ("state_dict", "optimizer"))))
             if goes_on:
                 load_state(self._network(), state["state_dict"], path)
                 load_optimizer(self.optimizer, state["optimizer"])

@@ -12,6 +12,7 @@ dropout of elements draws the same mask in every process.
 from __future__ import annotations
 
 import hashlib
+import io
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,6 +66,16 @@ class SingleProcess:
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Sets each tensor to its mean over all processes."""
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in all of them: plain data, and tensors on the CPU.
+
+        So a file of the first process need not be where the others are.
+
+        Raises:
+            SharedError: where the first process fails.
+        """
+        return make()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
@@ -149,6 +160,16 @@ class Group(SingleProcess):
             for index, part in zip(indices, flat.split([tensors[index].numel() for index in indices]), strict=True):
                 results[index] = part.view(tensors[index].shape)
         return results
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        buffer = io.BytesIO()
+        with self.together():
+            if self.rank == 0:
+                torch.save(make(), buffer)
+        size = int(self._message([buffer.tell()], torch.distributed.ReduceOp.MAX)[0])
+        content = torch.frombuffer(bytearray(buffer.getvalue() or bytes(size)), dtype=torch.uint8)
+        torch.distributed.broadcast(content, 0, group=_control_group())
+        return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
 
     def any(self, flag: bool) -> bool:
         return bool(self._message([int(flag)], torch.distributed.ReduceOp.MAX)[0])
