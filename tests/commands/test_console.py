@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -554,3 +555,20 @@ def test_a_thread_that_loses_a_loader_prints_nothing_and_others_do(capsys):
         except EOFError as error:
             console._quiet_loader(EOFError, error, error.__traceback__.tb_next)
         assert ("EOFError: lost" in capsys.readouterr().err) is printed
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_reader_that_has_gone_is_not_told(monkeypatch, size):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run(lambda: print("x" * size)) == 141
+
+
+def test_a_broken_pipe_of_another_kind_keeps_its_traceback():
+    def fails():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(fails)

@@ -6,6 +6,7 @@ import io
 import logging
 import logging.handlers
 import os
+import select
 import shutil
 import signal
 import sys
@@ -38,9 +39,9 @@ def run(main: Callable[[], int | None]) -> int:
     """Runs a command and gives its exit status.
 
     0 done; 2 the user's mistake, or the machine's (a full disk, too little memory, a loader process that was killed),
-    told in one line on stderr; 130 interrupted, with the path to resume from. Anything else is a fault of the program's
-    and keeps its traceback. All of them are in the log file as well. Of what all processes of torchrun end with
-    together, the first one tells.
+    told in one line on stderr; 130 interrupted, with the path to resume from; 141 nobody reads its output any more
+    (``evaluate … | head``). Anything else is a fault of the program's and keeps its traceback. All of them are in the
+    log file as well. Of what all processes of torchrun end with together, the first one tells.
 
     >>> run(lambda: None)
     0
@@ -50,7 +51,9 @@ def run(main: Callable[[], int | None]) -> int:
     threading.excepthook = _quiet_thread
     sys.excepthook = _quiet_loader
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()
+        return status
     except SharedError as error:
         return _ended("" if _rank() else f"error: {error}", 2)
     except UserError as error:
@@ -60,11 +63,27 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as stop:
         return _ended(str(stop) or "interrupted; what has been written is kept", 130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 128 + signal.SIGPIPE
         if line := _what_to_do(error):
             _LOGGER.debug("stopped by a fault of the machine", exc_info=True)
             return _ended(f"error: {line}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
+
+
+def _reader_has_gone() -> bool:
+    """Of stdout, as in ``evaluate … | head``: nobody reads the rest, so that is not told."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # no file at all
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)  # Python flushes once more when it ends
+    return True
 
 
 def _what_to_do(error: Exception) -> str:
