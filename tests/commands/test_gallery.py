@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from torchreid_autoreid.commands import execute
+from torchreid_autoreid.commands import execute, gallery
 from torchreid_autoreid.deploy.export import write_onnx
 from torchreid_autoreid.deploy.onnx import OnnxExtractor
 from torchreid_autoreid.errors import UserError
@@ -174,3 +174,9 @@ def test_a_gallery_that_cannot_be_filled_is_not_begun(tmp_path, vector):
             run("build", folder, "--features", tmp_path / "f.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "there"]
     assert not list((tmp_path / "there").iterdir())
+
+
+def test_names_do_not_steer_the_terminal():
+    assert gallery._printable("0007_c1.jpg") == "0007_c1.jpg"
+    assert gallery._printable("José") == "José"
+    assert gallery._printable("a\x1b[31m\n") == "'a\\x1b[31m\\n'"

@@ -197,14 +197,18 @@ def _tell(answer: Answer, names: Sequence[str], output: str | None, note: str) -
         for row, name in enumerate(names):
             who = str(answer.pids[row]) if answer.known[row] else "unknown"
             ranked = ", ".join(
-                f"{pid} {score:.3f}"
+                f"{_printable(pid)} {score:.3f}"
                 for pid, score in zip(answer.ranked_pids[row], answer.ranked_scores[row], strict=True)
             )
-            print(
-                f"{name}: {short(who) if not who.isprintable() else who} (margin {answer.margins[row]:.3f}): {ranked}"
-            )
+            print(f"{_printable(name)}: {_printable(who)} (margin {answer.margins[row]:.3f}): {ranked}")
     if note:
         print(note)
+
+
+def _printable(name: Any) -> str:
+    """A name from elsewhere, which may steer a terminal."""
+    text = str(name)
+    return text if text.isprintable() else short(text)
 
 
 def _digest(file: Any) -> str:
