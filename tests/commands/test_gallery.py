@@ -6,6 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from torch import nn
@@ -98,6 +99,18 @@ def test_features_instead_of_images(tmp_path, capsys):
     assert "0: somebody 0 (margin" in capsys.readouterr().out
     with pytest.raises(UserError, match="--pids ann is no number"):
         run("remove", folder, "--pids", "ann")
+
+
+def test_features_of_the_common_baselines(tmp_path, capsys):
+    features, names = np.eye(4, dtype=np.float32), ["ann", "bob", "cem", "dee"]
+    path = tmp_path / "pytorch_result.mat"
+    scipy.io.savemat(path, {"gallery_f": features, "gallery_label": names, "query_f": features[:2],
+                            "query_label": names[:2]})  # fmt: skip
+    run("build", tmp_path / "gallery", "--features", path)
+    run("query", tmp_path / "gallery", "--features", path, "--threshold", 0.5)
+    out = capsys.readouterr().out
+    assert "0: ann (margin" in out
+    assert "1: bob (margin" in out
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ..data.left_out import LeftOut
 from ..deploy import onnx
 from ..deploy.model import load_model
 from ..errors import UserError, short
-from ..evaluation import Embeddings, load_embeddings
+from ..evaluation.embeddings import load_with_people
 from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
 from ..gallery.gallery import as_identities
@@ -95,10 +95,8 @@ def check_options(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None, Sequence[str]]:
     """(N, D) features, (N,) identities where they are needed, and a name of each for the answer."""
     if args.features:
-        query, gallery = load_embeddings(args.features)
-        part: Embeddings = query if args.action == "query" else gallery
-        with np.load(args.features, allow_pickle=False) as archive:
-            pids = archive["gallery_pids"]  # names, of which Embeddings makes numbers
+        query, gallery, pids = load_with_people(args.features)  # Embeddings makes numbers of names
+        part = query if args.action == "query" else gallery
         return part.features, pids if pids.dtype.kind == "U" else part.pids, [str(row) for row in range(len(part))]
     if not args.images:
         return np.empty((0, 1)), None, []

@@ -211,16 +211,24 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
         UserError: no such file, not an npz, a key is missing, pickled objects, absurd sizes, or whatever ``Embeddings``
             refuses.
     """
+    query, gallery, _ = load_with_people(path)
+    return query, gallery
+
+
+def load_with_people(path: str | os.PathLike) -> tuple[Embeddings, Embeddings, np.ndarray]:
+    """As :func:`load_embeddings`, and (Ng,) the gallery's identities as the file has them: numbers or names."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
     if path.suffix.lower() not in features_file.SUFFIXES:
-        return _of_arrays(path, _read_npz(path, path))
+        arrays = _read_npz(path, path)
+        return *_of_arrays(path, arrays), arrays["gallery_pids"]
     with tempfile.TemporaryDirectory() as folder:
         rewritten = Path(folder) / "features.npz"
         if wrong := in_a_process(features_file.__file__, "read", path, rewritten):
             raise UserError(f"{path} {wrong}")
-        return _of_arrays(path, _read_npz(rewritten, path))
+        arrays = _read_npz(rewritten, path)
+        return *_of_arrays(path, arrays), arrays["gallery_pids"]
 
 
 def _read_npz(npz: Path, path: Path) -> dict[str, np.ndarray]:
