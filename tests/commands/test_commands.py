@@ -29,6 +29,13 @@ def test_an_unknown_command_is_a_mistake_of_the_user(capsys):
     assert capsys.readouterr().err.startswith("error: unknown command 'serch'; choose from search, train")
 
 
+def test_configs_has_a_help_as_each_command_and_takes_nothing_else(capsys):
+    assert main(["configs", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: autoreid configs\n")
+    assert main(["configs", "x.yaml"]) == 2
+    assert capsys.readouterr().err == "error: autoreid configs takes no x.yaml; leave it out\n"
+
+
 def test_the_versions_of_what_it_runs_on(capsys):
     assert main(["--version"]) == 0
     text = capsys.readouterr().out

@@ -15,6 +15,7 @@ from .options import COMMANDS, parse, told_once
 
 __all__ = ["execute", "main"]
 
+_CONFIGS = "Lists the configurations that --config-file finds by name."
 _USAGE = "autoreid COMMAND [OPTION ...] [KEY VALUE ...]"
 
 
@@ -56,12 +57,16 @@ def execute(name: str, argv: Sequence[str]) -> int:
 
 def _about(words: Sequence[str]) -> int:
     """What ``autoreid`` says without a command."""
-    if words == ["configs"]:
+    if words in (["configs", "-h"], ["configs", "--help"]):
+        print(f"usage: autoreid configs\n\n{_CONFIGS}")
+    elif words == ["configs"]:
         print("\n".join(shipped_configs()))
     elif words == ["--version"]:
         print(_versions())
     elif not words or words[0] in ("-h", "--help"):
         print(_overview())
+    elif words[0] in ("configs", "--version"):
+        raise UserError(f"autoreid {words[0]} takes no {words[1]}; leave it out")
     else:
         raise UserError(f"unknown command {words[0]!r}; choose from {', '.join([*COMMANDS, 'configs'])}")
     return 0
@@ -76,7 +81,7 @@ def _overview() -> str:
             "",
             "commands:",
             *lines,
-            f"  {'configs':<{width}}  Lists the configurations that --config-file finds by name.",
+            f"  {'configs':<{width}}  {_CONFIGS}",
             "",
             "autoreid COMMAND --help shows its options; autoreid --version the versions of what it runs on.",
         ]
