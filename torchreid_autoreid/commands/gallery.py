@@ -95,9 +95,9 @@ def check_options(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None, Sequence[str]]:
     """(N, D) features, (N,) identities where they are needed, and a name of each for the answer."""
     if args.features:
-        query, gallery, pids = load_with_people(args.features)  # Embeddings makes numbers of names
+        query, gallery, people = load_with_people(args.features)  # Embeddings makes numbers of names
         part = query if args.action == "query" else gallery
-        return part.features, pids if pids.dtype.kind == "U" else part.pids, [str(row) for row in range(len(part))]
+        return part.features, people if people.dtype.kind == "U" else part.pids, [str(row) for row in range(len(part))]
     if not args.images:
         return np.empty((0, 1)), None, []
     paths = _pictures(Path(args.images))
