@@ -61,6 +61,15 @@ def short(value: Any) -> str:
         return f"{type(value).__name__} too long to be shown"
 
 
+def first_line(error: BaseException) -> str:
+    r"""What a library says is wrong, without what follows; the kind of the error if it says nothing.
+
+    >>> first_line(ValueError("no such axis\nat …")), first_line(KeyError())
+    ('no such axis', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def _text(name: Any) -> str:
     """A file's name; TensorBoard opens its own by their bytes."""
     return os.fsdecode(name) if isinstance(name, bytes) else str(name)

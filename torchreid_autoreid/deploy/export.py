@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
-from ..errors import UserError, line_of_the_machine
+from ..errors import UserError, first_line, line_of_the_machine
 from ..files import check_output, write_output
 from ..spec import TESTED_WITH, Description
 from ..version import __version__
@@ -113,9 +113,8 @@ def export(
         except Exception as error:  # of what PyTorch cannot trace, some of torchreid's models; runtimes have their own
             if line_of_the_machine(error):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(
-                f"PyTorch cannot write {description.name} as {file_format} ({reason}); try the other format"
+                f"PyTorch cannot write {description.name} as {file_format} ({first_line(error)}); try the other format"
             ) from error
         if not difference <= TOLERANCE:
             raise UserError(

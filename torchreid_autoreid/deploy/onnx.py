@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from ..data.images import read_image
-from ..errors import UserError, line_of_the_machine, short
+from ..errors import UserError, first_line, line_of_the_machine, short
 
 _IMAGENET = {"norm_mean": (0.485, 0.456, 0.406), "norm_std": (0.229, 0.224, 0.225)}
 
@@ -68,7 +68,7 @@ class OnnxExtractor(nn.Module):
         except Exception as error:  # onnxruntime raises many kinds
             if line_of_the_machine(error):
                 raise
-            raise UserError(f"{path} is no ONNX file that onnxruntime reads ({_first_line(error)})") from None
+            raise UserError(f"{path} is no ONNX file that onnxruntime reads ({first_line(error)})") from None
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
@@ -87,7 +87,7 @@ class OnnxExtractor(nn.Module):
             if mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
                 raise ValueError("three values each are needed")
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} describes its input wrongly ({_first_line(error)}); export it anew") from None
+            raise UserError(f"{path} describes its input wrongly ({first_line(error)}); export it anew") from None
         self._transform: Any = transforms.Compose(
             [
                 transforms.Resize((self.height, self.width)),
@@ -112,14 +112,10 @@ class OnnxExtractor(nn.Module):
             except Exception as error:
                 if line_of_the_machine(error):
                     raise
-                raise UserError(f"{self.path} fails on a batch of images ({_first_line(error)})") from None
+                raise UserError(f"{self.path} fails on a batch of images ({first_line(error)})") from None
             if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
                 raise UserError(f"{self.path} gives no array of numbers; give a network (B, 3, H, W) → (B, D)")
             if output.ndim < 2 or len(output) != size:
                 raise UserError(f"{self.path} gives {output.shape} for {size} images; give one vector each")
             parts.append(torch.from_numpy(output).float().flatten(1)[: len(batch)])
         return torch.cat(parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
