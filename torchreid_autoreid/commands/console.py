@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import Interrupted, SharedError, UserError, line_of_the_machine
 from ..files import not_writable
+from ..numbers import duration
 from ..records import EpochRecord
 
 __all__ = ["Log", "StepBar", "begin_log", "quieten", "run", "setup_logging", "stop_on_signals"]
@@ -279,8 +280,6 @@ class TimeLeft:
 
     def __call__(self, record: EpochRecord) -> str:
         """The epoch's number, its time, and the time left after it."""
-        from ..report.numbers import duration  # with it comes all of the report, which --help need not wait for
-
         self.seconds, self.epochs = self.seconds + record.seconds, self.epochs + 1
         left = (record.epochs - record.epoch) * self.seconds / self.epochs
         rest = f", {duration(left)} left" if left and not record.ended else ""

@@ -8,9 +8,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..genotype import KINDS
+from ..numbers import amount
 from ..records import CandidateRecord, SearchRecord
 from .cells import CELLS, cell_in_words, cell_svg
-from .numbers import amount
 from .page import Picture, Table, picture
 from .plots import draw_candidates
 

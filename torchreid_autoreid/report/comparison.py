@@ -14,9 +14,9 @@ import numpy as np
 
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype
+from ..numbers import amount, duration
 from .cells import CELLS
 from .log import SearchLog, read_log
-from .numbers import amount, duration
 from .page import Table, cell_picture, check_page, picture, write_page
 from .plots import MEASURE_NAMES, draw_beside, draw_dots
 from .runs import PLACES, read_settings

@@ -12,13 +12,13 @@ import yaml
 
 from ..config.read import plain_yaml
 from ..genotype import Genotype
+from ..numbers import amount, duration
 from ..records import SearchRecord
 from ..version import __version__
 from .candidates import candidate_strip, candidate_table
 from .cells import CELLS
 from .epochs import steps_of, thinned
 from .log import SearchLog, read_log
-from .numbers import amount, duration
 from .page import Picture, Table, cell_picture, check_page, picture, write_page
 from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history, draw_ribbon
 from .trained import trained_table
