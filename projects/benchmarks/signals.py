@@ -11,6 +11,8 @@ every genotype of the truth set,
   halving; the mAP on identities that were held out of it (search.held_out);
 - `2 epochs`, `4 epochs`: trainings of their own;
 - `2 epochs, images`: the same, but a fifth of every identity's images is held out instead;
+- `25 epochs, 64x32`: a whole training on small images (better than a part of one on large images: Zhou et al., EcoNAS,
+  CVPR 2020);
 - `one-shot`: the weights of one network that trains a path drawn uniformly among the derived cells in each step, for
   `--one-shot-epochs`; batch norm is calibrated anew for each path.
 
@@ -67,14 +69,18 @@ SHARED = {
     "train.max_epoch": 63,
 }  # fmt: skip
 #: name of the folder -> epochs at the end of each rung
-TRAININGS = {"rungs": (1, 3, 9), "2 epochs": (2,), "4 epochs": (4,), "2 epochs, images": (2,)}
+TRAININGS = {
+    "rungs": (1, 3, 9), "2 epochs": (2,), "4 epochs": (4,), "2 epochs, images": (2,), "25 epochs, 64x32": (25,),
+}  # fmt: skip
+SMALL_IMAGES = {"data.height": 64, "data.width": 32}
 #: share of the images of every identity
 IMAGES_HELD_OUT = 0.2
 CALIBRATION_BATCHES = 10
 
 
-def configuration(options: argparse.Namespace) -> Any:
-    words = [str(word) for pair in (SHARED | {"train.seed": options.seed}).items() for word in pair]
+def configuration(options: argparse.Namespace, training: str = "") -> Any:
+    settings = SHARED | {"train.seed": options.seed} | (SMALL_IMAGES if training.endswith("64x32") else {})
+    words = [str(word) for pair in settings.items() for word in pair]
     return load_config(
         str(ROOT / "configs/autoreid_search.yaml"), words, root=str(options.root), sources=["market1501"]
     )
@@ -96,7 +102,7 @@ def names_of(training: str) -> list[str]:
 
 def train_shortly(training: str, options: argparse.Namespace) -> None:
     """All genotypes in each rung, in the engine that searches by candidates."""
-    cfg, found = configuration(options), genotypes(options)
+    cfg, found = configuration(options, training), genotypes(options)
     recipe = candidate_recipe(cfg)
     if training.endswith("images"):
         images = searchdata_kwargs(cfg) | {"split": "image", "alpha_fraction": IMAGES_HELD_OUT}

@@ -8,6 +8,7 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 from torchreid_autoreid.search.halving import Rung
 from torchreid_autoreid.search.plans import Evolution, cells, simulate
+from torchreid_autoreid.search.predictor import Predictor
 from torchreid_autoreid.search.selection import draw_genotype
 from torchreid_autoreid.search.study import Study, StudyPlan, shown
 
@@ -228,3 +229,13 @@ def test_genotypes_come_back_from_the_parameters_of_a_trial(tmp_path):
     for index, turn in enumerate(turns_of(plan)):
         assert turn.genotype == Genotype(f"trial_{index}", *cells(draw(index)))
     assert len(trials_of(tmp_path / "study.log")) == 5
+
+
+def test_a_predictor_proposes_in_a_study(tmp_path):
+    predictor = Predictor(6, draw, 1)
+    plan = plan_of(tmp_path / "study.log", [Rung(16, 1)], predictor=predictor)
+    turns = turns_of(plan)
+    assert [cells(turn.genotype) for turn in turns[:6]] == [cells(draw(index)) for index in range(6)]
+    assert len({cells(turn.genotype) for turn in turns}) == 16
+    assert sum(map(worth, turns[6:])) / 10 > sum(map(worth, turns[:6])) / 6
+    assert cells(plan.answer()) in {cells(turn.genotype) for turn in turns}

@@ -53,6 +53,7 @@ from ..search.cost import CostTable, LatencyTable, NetworkShape, count_macs, cou
 from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.plans import Evolution, EvolutionPlan, Plan, RungPlan
+from ..search.predictor import Predictor, PredictorPlan
 from ..search.schedule import Schedule
 from ..search.selection import draw_from_alphas, draw_genotype, propose
 from ..search.study import Study, StudyPlan, shown
@@ -262,8 +263,13 @@ def build_plan(
         return draw_genotype(operations, blocks, f"random search {seed} {index}", accepts, f"random_{index}")
 
     evolution = Evolution(**evolution_kwargs(cfg)) if cfg.search.strategy == "evolution" else None
+    predictor = None
+    if cfg.search.strategy == "predictor":
+        predictor = Predictor(cfg.search.predictor_draws, draw, seed, cost)
     if study is not None:
-        return StudyPlan(study, steps, draw, operations, blocks, seed, evolution, accepts, cost), range(0)
+        return StudyPlan(study, steps, draw, operations, blocks, seed, evolution, predictor, accepts, cost), range(0)
+    if predictor is not None:
+        return PredictorPlan(steps[0].candidates, steps[0].epochs, predictor), range(predictor.draws)
     if evolution is not None:
         return EvolutionPlan(evolution, steps, draw, operations, seed, accepts, cost), range(0)
     return RungPlan(steps, draw, cost), range(steps[0].candidates)

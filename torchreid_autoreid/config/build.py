@@ -7,7 +7,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .read import all_keys, get
-from .table import FREE_ON_RESUME, OF_CANDIDATES
+from .table import FREE_ON_RESUME, OF_CANDIDATES, OF_ONE_RUNG
 
 #: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
 _WARMUP_SHARE = 0.3
@@ -144,8 +144,8 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def rungs(cfg: CfgNode) -> list[tuple[int, int]]:
-    """``(candidates, epochs)`` of each rung of a search that trains derived networks; random search has one."""
-    if cfg.search.strategy == "random":
+    """``(candidates, epochs)`` of each rung of a search that trains derived networks."""
+    if cfg.search.strategy in OF_ONE_RUNG:
         return [(cfg.train.max_epoch // cfg.search.candidate_epochs, cfg.search.candidate_epochs)]
     return list(zip(cfg.search.rung_candidates, cfg.search.rung_epochs, strict=True))
 

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..limits import CHOICES, LEAST_SIZE, MOST_PIXELS, RANGES, check_choice, check_value
 from ..search.halving import Rung, check_rungs, total_epochs
 from ..search.plans import Evolution
+from ..search.predictor import check_draws
 from .build import budget_limits, evolution_kwargs
 from .keys import get_default_config
 from .read import get
@@ -18,6 +19,7 @@ from .table import (
     DIFFERENTIABLE,
     MIXED,
     OF_CANDIDATES,
+    OF_ONE_RUNG,
     READ_ABOVE_ZERO,
     READ_WITH,
     UNUSED_IN_SEARCH,
@@ -241,11 +243,13 @@ def _check_strategy(cfg: CfgNode) -> None:
             f"search.partial_channels must be at least 2 and divide autoreid.channels {cfg.autoreid.channels}, "
             f"which {own.partial_channels} does not; change one of them"
         )
-    if own.strategy == "random" and cfg.train.max_epoch % own.candidate_epochs:
+    if own.strategy in OF_ONE_RUNG and cfg.train.max_epoch % own.candidate_epochs:
         raise UserError(
             f"train.max_epoch {cfg.train.max_epoch} does not divide by search.candidate_epochs {own.candidate_epochs}; "
             f"set it to {-(-cfg.train.max_epoch // own.candidate_epochs) * own.candidate_epochs}"
         )
+    if own.strategy == "predictor":
+        check_draws(own.predictor_draws, cfg.train.max_epoch // own.candidate_epochs)
     if own.selection != "strength" and own.strategy not in (
         MIXED if own.selection == "perturbation" else DIFFERENTIABLE
     ):

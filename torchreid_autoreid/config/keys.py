@@ -145,10 +145,11 @@ def get_default_config() -> CfgNode:
     cfg.search = CfgNode()
     # How alphas weigh the operations of an edge: darts (ICLR 2019), gdas (CVPR 2019), pc_darts (ICLR 2020), drnas (ICLR
     # 2021); space/strategies.py says more of each. Or what trains derived networks and learns no alphas: random draws
-    # genotypes, trains each for a short time and keeps the best (Li and Talwalkar, UAI 2019), halving trains many for a
-    # moment and the better ones for longer (Jamieson and Talwalkar, AISTATS 2016), evolution mutates the better ones of
-    # a population and lets the best go through halving (Real et al., AAAI 2019). random is the default, because it
-    # found the best networks in the README's comparison. The recipes in configs/ say darts, which is Auto-ReID's own.
+    # genotypes, trains each and keeps the best (Li and Talwalkar, UAI 2019), predictor lets what all of them say of an
+    # operation choose the next one and the answer (search/predictor.py), halving trains many for a moment and the
+    # better ones for longer (Jamieson and Talwalkar, AISTATS 2016), evolution mutates the better ones of a population
+    # and lets the best go through halving (Real et al., AAAI 2019). random is the default, because it found the best
+    # networks in the README's comparison. The recipes in configs/ say darts, which is Auto-ReID's own.
     cfg.search.strategy = "random"
     cfg.search.order = 1  # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     cfg.search.space = "reid"  # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
@@ -176,17 +177,20 @@ def get_default_config() -> CfgNode:
     cfg.search.tau_end = 0.1  # of gdas: temperature at the last epoch
     cfg.search.partial_channels = 4  # of pc_darts: K, of which 1/K of the channels is searched (PC-DARTS, section 3.2)
     cfg.search.dirichlet_weight = 0.001  # of drnas: of its regulariser in the loss of the alphas (DrNAS, section 2)
-    # of random, halving and evolution, which train derived networks
+    # of random, predictor, halving and evolution, which train derived networks
     cfg.search.recipe = "autoreid_train.yaml"  # the training whose optimiser, rate, loss, neck and drop path they have
     cfg.search.held_out = 0.25  # share of the training identities that they are ranked on, and never trained on
     # A second objective: none, or params, macs or latency_ms of the network that search.budget describes. What goes on
     # is then the candidates that no other one beats in both, and pareto.json has those of the end.
     cfg.search.second_objective = "none"
-    cfg.search.candidate_epochs = 1  # of random and evolution: epochs for each genotype; train.max_epoch is that of all
+    cfg.search.candidate_epochs = (
+        1  # of random, predictor and evolution: for each genotype; train.max_epoch is that of all
+    )
     cfg.search.rung_candidates = [27, 9, 3]  # of halving: networks in each rung; the better ones go on (Jamieson and
     cfg.search.rung_epochs = [1, 3, 9]  # Talwalkar, AISTATS 2016), and epochs for which each is trained at its end
     # An Optuna study, a file or a URL (sqlite:///…, mysql://…), on which all who are started with it work; "": none.
     cfg.search.study = ""
+    cfg.search.predictor_draws = 12  # of predictor: candidates that are drawn blindly before it chooses the others
     cfg.search.evolution_candidates = 100  # of evolution: children and first draws in all, before the rungs
     cfg.search.population = 16  # of evolution: how many live at a time; the oldest one dies (Real et al., section 3.1)
     cfg.search.tournament = 10  # of evolution: how many of them are drawn for a parent, the best of them

@@ -103,7 +103,11 @@ DIFFERENTIABLE = (*MIXED, "gdas")
 
 
 # Those that train derived networks, by a recipe of their own.
-OF_CANDIDATES = ("random", "halving", "evolution")
+OF_CANDIDATES = ("random", "predictor", "halving", "evolution")
+
+
+# Those of one rung: as many candidates as the epochs of the search allow.
+OF_ONE_RUNG = ("random", "predictor")
 
 
 #: Beginnings of keys that candidates take from search.recipe.
@@ -153,9 +157,10 @@ READ_WITH = {
     "search.tau_end": ("search.strategy", ("gdas",)),
     "search.partial_channels": ("search.strategy", ("pc_darts",)),
     "search.dirichlet_weight": ("search.strategy", ("drnas",)),
-    "search.candidate_epochs": ("search.strategy", ("random", "evolution")),
+    "search.candidate_epochs": ("search.strategy", (*OF_ONE_RUNG, "evolution")),
     "search.second_objective": ("search.strategy", OF_CANDIDATES),
     "search.study": ("search.strategy", OF_CANDIDATES),
+    "search.predictor_draws": ("search.strategy", ("predictor",)),
     "search.evolution_candidates": ("search.strategy", ("evolution",)),
     "search.population": ("search.strategy", ("evolution",)),
     "search.tournament": ("search.strategy", ("evolution",)),

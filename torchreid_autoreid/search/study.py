@@ -22,6 +22,7 @@ from ..errors import UserError, short
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
 from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
+from .predictor import Predictor, answer_of
 
 __all__ = ["Study", "StudyPlan", "shown"]
 
@@ -164,6 +165,7 @@ class StudyPlan:
         operations, blocks: of the space.
         seed: of mutations.
         evolution: that comes before the rungs; ``None``: none does.
+        predictor: that proposes the candidates of a single rung; ``None``: they are draws.
         accepts, cost: as in :class:`~torchreid_autoreid.search.plans.EvolutionPlan`.
     """
 
@@ -176,6 +178,7 @@ class StudyPlan:
         blocks: int,
         seed: int,
         evolution: Evolution | None = None,
+        predictor: Predictor | None = None,
         accepts: Callable[[Genotype], bool] = lambda _: True,
         cost: Callable[[Genotype], float] | None = None,
     ) -> None:
@@ -183,7 +186,7 @@ class StudyPlan:
         if evolution is not None:
             evolution.check_survivors(rungs)
         self.study, self.rungs, self.cost = study, tuple(rungs), cost
-        self.evolution, self.accepts, self.seed = evolution, accepts, seed
+        self.evolution, self.predictor, self.accepts, self.seed = evolution, predictor, accepts, seed
         self.operations, self.blocks = tuple(operations), blocks
         self._draw = draw
         self.worker = uuid.uuid4().hex
@@ -258,6 +261,8 @@ class StudyPlan:
     # -- genotypes ----------------------------------------------------------------------------------------------------
 
     def _propose(self, number: int) -> Genotype:
+        if self.predictor is not None:
+            return self.predictor.propose(number, *self._measured())
         if self.evolution is None or number < self.evolution.population:
             return self._draw(number)
         measured = self._evolved()
@@ -271,6 +276,10 @@ class StudyPlan:
         parent = self._ordered(sorted(drawn, key=lambda one: one[0]))[0]
         known = {cells(genotype) for _, genotype, _ in measured}
         return mutate(parent[1], self.operations, generator, self.accepts, known)
+
+    def _measured(self) -> tuple[list[Genotype], list[float]]:
+        found = self.results()
+        return [one.genotype for one in found], [one.score for one in found]
 
     def _survivor(self, number: int, measured: Sequence[tuple[int, Genotype, float]]) -> Genotype:
         """The best one that no earlier trial of the rungs has taken."""
@@ -353,7 +362,10 @@ class StudyPlan:
 
     def answer(self) -> Genotype | None:
         """The best one of all workers in the last rung that any has reached."""
-        return next((one.genotype for one in self.results()), None)
+        if self.predictor is None:
+            return next((one.genotype for one in self.results()), None)
+        genotypes, scores = self._measured()
+        return answer_of(genotypes, scores) if genotypes else None
 
     def front(self) -> list[Measured]:
         """As :meth:`RungPlan.front`."""

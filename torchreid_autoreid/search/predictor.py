@@ -1,0 +1,204 @@
+"""Search with a predictor: what all candidates so far say of an operation decides which candidate is trained next."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..genotype import KINDS, Genotype
+from ..limits import check_value
+from .halving import Rung
+from .plans import Measured, RungPlan, Turn, cells, first_front, front_of
+
+__all__ = ["OperationCounts", "Predictor", "PredictorPlan", "answer_of", "check_draws"]
+
+#: draws of which the predictor chooses one
+_POOL = 1000
+#: strengths of the ridge; leave-one-out errors choose
+_RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+#: digits of a prediction that decide; the rounding of another processor stays below them
+_DIGITS = 6
+
+
+class OperationCounts:
+    """Ridge regression of a score on how often each operation stands in each kind of cell.
+
+    What one candidate says of its operations is mostly noise of its training; all of them together say more. Counts are
+    standardised, and the ridge is the one of a fixed list with the smallest leave-one-out error (PRESS; Hastie et al.,
+    "The elements of statistical learning", section 7.10).
+
+    Args:
+        genotypes: of N candidates, at least two.
+        scores: (N,) figures, larger is better.
+
+    Attributes:
+        ridge: what is added to the diagonal of the normal equations.
+        left_out: (N,) for each candidate, what the others predict of it.
+    """
+
+    def __init__(self, genotypes: Sequence[Genotype], scores: Sequence[float]) -> None:
+        self._names = sorted({name for genotype in genotypes for name in _operations(genotype)})
+        counts, worth = self._counts(genotypes), np.asarray(scores, dtype=float)
+        self._mean, self._level = counts.mean(0), float(worth.mean())
+        self._scale = np.where(counts.std(0) > 0, counts.std(0), 1.0)
+        inputs, centred = (counts - self._mean) / self._scale, worth - self._level
+        products, targets = inputs.T @ inputs, inputs.T @ centred
+        best = np.inf
+        for ridge in _RIDGES:
+            inverse = np.linalg.inv(products + ridge * np.eye(len(products)))
+            leverage = 1.0 / len(worth) + np.einsum("ij,jk,ik->i", inputs, inverse, inputs)
+            errors = (centred - inputs @ (inverse @ targets)) / (1.0 - leverage)
+            if (error := round(float(errors @ errors), 12)) < best:
+                best, self.ridge, self._inverse, self.left_out = error, ridge, inverse, worth - errors
+        self._weights = self._inverse @ targets
+        self._noise = float(np.sqrt(best / len(worth)))
+
+    def predict(self, genotypes: Sequence[Genotype]) -> np.ndarray:
+        """(G,) expected scores."""
+        return self._of_weights(genotypes, self._weights)
+
+    def sample(self, genotypes: Sequence[Genotype], generator: np.random.Generator) -> np.ndarray:
+        """(G,) scores by weights drawn from their posterior (Thompson, Biometrika 1933): what is unsure is tried."""
+        drawn = generator.standard_normal(len(self._weights))
+        root = np.linalg.cholesky(self._inverse)
+        return self._of_weights(genotypes, self._weights + self._noise * (root @ drawn))
+
+    def _of_weights(self, genotypes: Sequence[Genotype], weights: np.ndarray) -> np.ndarray:
+        inputs = (self._counts(genotypes) - self._mean) / self._scale
+        return np.round(self._level + inputs @ weights, _DIGITS)
+
+    def _counts(self, genotypes: Sequence[Genotype]) -> np.ndarray:
+        """(G, kinds × operations) as numbers."""
+        return np.array(
+            [[_operations(g, kind).count(n) for kind in KINDS for n in self._names] for g in genotypes], float
+        )
+
+
+def _operations(genotype: Genotype, *kinds: str) -> list[str]:
+    return [name for kind in kinds or KINDS for block in getattr(genotype, kind) for name, _ in block]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Which candidate a predictor proposes.
+
+    Attributes:
+        draws: candidates that are drawn blindly before the first prediction.
+        draw: the n-th draw from the whole space.
+        seed: of the predictor's own draws.
+        cost: of a genotype, as a second objective; ``None``: there is none.
+    """
+
+    draws: int
+    draw: Callable[[int], Genotype]
+    seed: int
+    cost: Callable[[Genotype], float] | None = None
+
+    def __post_init__(self) -> None:
+        check_value("search.predictor_draws", self.draws, "draws")
+
+    def propose(self, number: int, genotypes: Sequence[Genotype], scores: Sequence[float]) -> Genotype:
+        """The candidate with this number: a blind draw, or the most promising of a thousand that are none so far.
+
+        Args:
+            number: of the candidate, from 0.
+            genotypes, scores: of the candidates that have been measured.
+        """
+        if number < self.draws or len(scores) < 2:
+            return self.draw(number)
+        known = {cells(genotype) for genotype in genotypes}
+        first = (number + 1) * _POOL
+        pool = [drawn for i in range(first, first + _POOL) if cells(drawn := self.draw(i)) not in known]
+        if not pool:  # a space smaller than the number of candidates
+            return self.draw(number)
+        found = OperationCounts(genotypes, scores).sample(pool, np.random.default_rng([self.seed, number]))
+        if self.cost is None:
+            return pool[int(np.argmax(found))]
+        front = first_front(list(found), [self.cost(genotype) for genotype in pool])
+        return pool[random.Random(f"predictor {self.seed} {number}").choice(front)]
+
+
+class PredictorPlan(RungPlan):
+    """A predictor chooses each candidate but the first ones, and in the end which of them is the answer.
+
+    Predictor-based search (as in White et al., "BANANAS", AAAI 2021, and Dudziak et al., "BRP-NAS", NeurIPS 2020) with
+    the predictor that the truth set supports: :class:`OperationCounts`. The answer is the candidate for which it
+    expects most, after the score of all of them; the candidate with the highest score is the luckiest as well.
+
+    Args:
+        candidates, epochs: how many are trained, each for how long.
+        predictor: that proposes them.
+    """
+
+    def __init__(self, candidates: int, epochs: int, predictor: Predictor) -> None:
+        super().__init__([Rung(candidates, epochs)], self._proposed, predictor.cost)
+        check_draws(predictor.draws, candidates)
+        self.predictor = predictor
+
+    def _proposed(self, index: int) -> Genotype:
+        """The scores of all before it must be known."""
+        return self.predictor.propose(index, *self._measured(index))
+
+    def _measured(self, count: int) -> tuple[list[Genotype], list[float]]:
+        return [self.genotype_of(index) for index in range(count)], self.scores[0][:count]
+
+    def answer(self) -> Genotype | None:
+        """The measured candidate of which most is expected."""
+        genotypes, scores = self._measured(len(self.scores[0]))
+        return answer_of(genotypes, scores) if genotypes else None
+
+    def front(self) -> list[Measured]:
+        """With a second objective: measured candidates that no other one beats in cost and in what is expected."""
+        if self.cost is None:
+            return []
+        genotypes, scores = self._measured(len(self.scores[0]))
+        pairs = zip(genotypes, expectations(genotypes, scores), strict=True)
+        return front_of([Measured(genotype, score, self.cost(genotype), 0) for genotype, score in pairs])
+
+    def told(self, turn: Turn, blind: Sequence[int]) -> str:
+        """As :meth:`RungPlan.told`, with how well the predictor knew candidates that it had not seen."""
+        line = super().told(turn, blind)
+        return f"{line}\n{verdict(*self._measured(len(self.scores[0])))}" if line else ""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._measured(min(len(self.scores[0]) + 1, self.rungs[0].candidates))  # each follows from those before
+
+
+def check_draws(draws: int, candidates: int) -> None:
+    """Raises UserError unless some candidates are left for the predictor."""
+    if draws >= candidates:
+        raise UserError(
+            f"search.predictor_draws {draws} leaves none of {candidates} candidates to the predictor; lower it, or "
+            "raise train.max_epoch"
+        )
+
+
+def expectations(genotypes: Sequence[Genotype], scores: Sequence[float]) -> list[float]:
+    """What to expect of candidates after the scores of all of them; too few scores stand for themselves."""
+    if len(scores) < 2:
+        return list(scores)
+    return [float(score) for score in OperationCounts(genotypes, scores).predict(genotypes)]
+
+
+def answer_of(genotypes: Sequence[Genotype], scores: Sequence[float]) -> Genotype:
+    """The measured candidate of which most is expected; the earlier one of equals."""
+    return genotypes[int(np.argmax(expectations(genotypes, scores)))]
+
+
+def verdict(genotypes: Sequence[Genotype], scores: Sequence[float]) -> str:
+    """How well the predictor knows a candidate that it has not seen, in a line."""
+    from scipy.stats import spearmanr
+
+    found = OperationCounts(genotypes, scores)
+    told = float(spearmanr(found.left_out, scores).statistic)
+    best = max(found.predict(genotypes))
+    return (
+        f"predictor: Spearman {told:+.2f} between {len(scores)} candidates and what the others say of each; "
+        f"it expects {best:.1%} of the answer, {found.predict(genotypes).mean():.1%} of the mean candidate"
+    )
