@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -28,6 +29,29 @@ def _same_random_numbers() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_drawings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Engines do not draw, unless a test asks for ``drawings``."""
+    if request.path.parent.name not in ("engine", "parallel"):
+        yield
+        return
+    import pictures
+
+    pictures.draw_nothing()
+    yield
+    pictures.draw_again()
+
+
+@pytest.fixture
+def drawings(_no_drawings: None) -> Iterator[None]:
+    """Engines draw in this test."""
+    import pictures
+
+    pictures.draw_again()
+    yield
+    pictures.draw_nothing()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,10 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forks import Server
+import forks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
-    with Server() as running:
-        yield running
+    return forks.server()

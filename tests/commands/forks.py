@@ -1,6 +1,7 @@
 """Starts the commands of ``projects/autoreid`` many times over: a process that has PyTorch loaded forks each of them.
 
-A child is the leader of a session of its own, so that all processes it starts can be found by its id.
+A child is the leader of a session of its own, so that all processes it starts can be found by its id. Drawing takes two
+thirds of a small search's time, so a child draws only where a test looks at pictures.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import functools
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))  # for what tests share
 
 
 class Server:
@@ -35,10 +38,11 @@ class Server:
         self.process.wait()
         self.process.stdout.close()
 
-    def start(self, script, arguments, output, limits=None, errors=None):
+    def start(self, script, arguments, output, limits=None, errors=None, draws=False, environment=None):
         """Starts a command; its stdout and stderr go to the file ``output``, or stderr to ``errors``."""
         files = {"output": str(output), "errors": None if errors is None else str(errors)}
         request = {"script": script, "arguments": [str(a) for a in arguments], "limits": limits, **files}
+        request |= {"draws": draws, "environment": environment or {}}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return Run(self, int(self.process.stdout.readline()))
 
@@ -55,16 +59,51 @@ def server():
     return stack.enter_context(Server())
 
 
-def completed(script, arguments):
+def completed(script, arguments, draws=False):
     """As ``subprocess.run(…, capture_output=True, text=True)`` of a command, without the seconds that PyTorch takes."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder) / "output", Path(folder) / "errors"
-        status = server().start(script, arguments, output, errors=errors).wait()
+        status = server().start(script, arguments, output, errors=errors, draws=draws).wait()
         return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
 
 
+def completed_together(script, arguments, processes=2):
+    """As :func:`completed`, of one command in several processes, as torchrun starts them; RANK stands for the rank.
+
+    The status is the largest of theirs; what they have written stands one after the other.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        runs, written = [], [[Path(folder) / f"{name}{rank}" for rank in range(processes)] for name in "oe"]
+        for rank, (output, errors) in enumerate(zip(*written, strict=True)):
+            environment = {
+                "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+                **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes)),
+            }  # fmt: skip
+            words = [str(argument).replace("RANK", str(rank)) for argument in arguments]
+            runs.append(server().start(script, words, output, errors=errors, environment=environment))
+        status = max(run.wait() for run in runs)
+        return subprocess.CompletedProcess(
+            arguments, status, *("".join(file.read_text() for file in files) for files in written)
+        )
+
+
+def stopped(script, arguments, when, kind):
+    """As :func:`completed`, of a command that gets a signal as soon as it has printed a text, or a condition holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        run = server().start(script, arguments, output, errors=errors)
+        condition = when if callable(when) else lambda: output.exists() and when in output.read_text()
+        assert wait_until(condition, run), errors.read_text()
+        run.send(kind)
+        return subprocess.CompletedProcess(arguments, run.wait(), output.read_text(), errors.read_text())
+
+
 class Run:
-    """A command that runs; ask for its status before starting the next one."""
+    """A command that runs."""
 
     def __init__(self, server, pid):
         self.server, self.pid, self.status = server, pid, None
@@ -78,7 +117,7 @@ class Run:
     def wait(self):
         """The exit status; the negative signal if one has ended it."""
         if self.status is None:
-            self.server.process.stdin.write("wait\n")
+            self.server.process.stdin.write(f"wait {self.pid}\n")
             self.server.process.stdin.flush()
             self.status = os.waitstatus_to_exitcode(int(self.server.process.stdout.readline()))
         return self.status
@@ -109,6 +148,7 @@ def serve():
     # All that a command imports, however late: a child that imports it for itself does so for each test.
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_svg  # noqa: F401
+    import pictures
     import scipy.optimize
     import scipy.stats  # noqa: F401
     import torch
@@ -119,10 +159,9 @@ def serve():
     import torchreid_autoreid.commands.train  # noqa: F401
 
     torch.set_num_threads(1)
-    pid = 0
     while line := sys.stdin.readline():
-        if line == "wait\n":
-            print(os.waitpid(pid, 0)[1], flush=True)
+        if line.startswith("wait "):
+            print(os.waitpid(int(line.split()[1]), 0)[1], flush=True)
             continue
         pid = os.fork()
         if pid == 0:
@@ -138,11 +177,15 @@ def serve():
         os.dup2(file, descriptor)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout.reconfigure(line_buffering=True)
     if request["limits"]:
         import resource
 
         for name, value in request["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, resource.RLIM_INFINITY))
+    os.environ.update(request["environment"])
+    if not request["draws"]:
+        pictures.draw_nothing()
     script = str(ROOT / "projects" / "autoreid" / request["script"])
     sys.argv = [script, *request["arguments"]]
     runpy.run_path(script, run_name="__main__")

@@ -3,15 +3,13 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forks import completed
+from forks import completed, completed_together
 
 from torchreid_autoreid.commands import evaluate as evaluate_command
 from torchreid_autoreid.commands import execute
@@ -28,17 +26,8 @@ def command(*arguments):
     return completed("evaluate.py", arguments)
 
 
-def torchrun(processes, *arguments):
-    """The command in several processes; prints nothing but what the first one does."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-         str(ROOT / "projects" / "autoreid" / "evaluate.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def together(processes, *arguments):
+    return completed_together("evaluate.py", arguments, processes)
 
 
 def in_process(*arguments):
@@ -293,7 +282,7 @@ def test_a_process_keeps_its_part_of_the_gallery_only(tmp_path):
 def test_several_processes_write_what_one_writes(tmp_path):
     source = write_npz(tmp_path / "f.npz")
     written = []
-    for run in (command, partial(torchrun, 3)):
+    for run in (command, partial(together, 3)):
         out = {name: tmp_path / name for name in ("figures.json", "top.csv", "again.npz")}
         done = run(
             "--features", source, "--rerank", "--json", out["figures.json"], "--topk-csv", out["top.csv"],
@@ -368,7 +357,7 @@ def test_several_processes_share_the_images(drawn, tmp_path):
     arguments = ["--weights", drawn / "torchreid.pth", "-s", "synthetic_pedestrians", "--root", drawn]
     pairs = "model.name autoreid data.height 32 data.width 16 data.workers 0 autoreid.channels 2 test.batch_size 50"
     answers = []
-    for number, run in enumerate((command, partial(torchrun, 2))):
+    for number, run in enumerate((command, partial(together, 2))):
         out = tmp_path / f"{number}.json"
         done = run(*arguments, "--json", out, "--topk-csv", tmp_path / f"{number}.csv", *pairs.split(),
                    "autoreid.layers", "[1,1,1,1]")  # fmt: skip

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from drawn_images import draw_people
-from forks import completed
+from forks import completed, completed_together, stopped
 from PIL import Image
 
 from torchreid_autoreid.commands.options import parse
@@ -135,15 +134,9 @@ def test_a_stopped_and_resumed_training_ends_the_same(trained, images, config, t
     log = tmp_path / "log"
     options = ["--config-file", config, "--root", images, "--genotype", "retrieval"]
     pairs = ["data.save_dir", log, "data.workers", workers]
-    process = subprocess.Popen(
-        words("train", *options, *pairs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    while "epoch: [1/2][1/" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
-    assert str(log / "checkpoint.pth") in stderr
+    done = stopped("train.py", [*options, *pairs], "\nepoch: [1/2][1/", signal.SIGTERM)
+    assert done.returncode == 130, done.stderr
+    assert str(log / "checkpoint.pth") in done.stderr
     done = project("train", *options, "--resume", log, *pairs)
     assert done.returncode == 0, done.stderr
     left, right = (torch.load(folder / "checkpoint.pth", weights_only=True) for folder in (whole, log))
@@ -415,15 +408,8 @@ def test_build_model_finds_the_configured_weights(tmp_path, monkeypatch, caplog)
 def test_a_resumed_pre_training_equals_an_unbroken_one(classes, tmp_path):
     assert pretrain(classes, tmp_path / "whole", "--epochs", 3, "--resume", "auto").returncode == 0
     log = tmp_path / "stopped"
-    process = subprocess.Popen(
-        words("pretrain", "--data", classes, "--output", log, *SMALL, "--epochs", 3),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
-    )  # fmt: skip
-    while not (log / "checkpoint.pth").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
+    arguments = ["--data", classes, "--output", log, *SMALL, "--epochs", 3]
+    stopped("pretrain.py", arguments, (log / "checkpoint.pth").exists, signal.SIGKILL)
     one = weights_of(tmp_path / "whole")["state_dict"]
     for resume in (["--resume"], ["--resume", "auto"]):
         done = pretrain(classes, log, "--epochs", 3, *resume)
@@ -441,17 +427,10 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
     options = ["--epochs", 2, "--drop-path", 0.2, "--auxiliary-weight", 0.4]
     assert pretrain(classes, tmp_path / "whole", *options).returncode == 0
     log = tmp_path / "stopped"
-    process = subprocess.Popen(
-        words("pretrain", "--data", classes, "--output", log, *SMALL, *options),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    while not any(log.glob("events.out.tfevents.*")):  # until the loop has begun
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
-    assert str(log / "checkpoint.pth") in stderr
+    arguments = ["--data", classes, "--output", log, *SMALL, *options]
+    done = stopped("pretrain.py", arguments, lambda: any(log.glob("events.out.tfevents.*")), signal.SIGTERM)
+    assert done.returncode == 130, done.stderr
+    assert str(log / "checkpoint.pth") in done.stderr
     done = pretrain(classes, log, *options, "--resume", "--workers", 2)
     assert done.returncode == 0, done.stderr
     one, other = (weights_of(folder)["state_dict"] for folder in (tmp_path / "whole", log))
@@ -476,11 +455,7 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
 @pytest.mark.slow
 def test_two_processes_pre_train(classes, tmp_path):
     arguments = ["--data", classes, "--output", tmp_path / "two", *SMALL, "--epochs", 2]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         *words("pretrain", *arguments)[1:]],
-        capture_output=True, text=True, check=False, env=environment(OMP_NUM_THREADS="1"),
-    )  # fmt: skip
+    done = together("pretrain", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
     assert weights_of(tmp_path / "two")["epoch"] == 2
@@ -534,16 +509,8 @@ def test_folders_of_classes_that_are_no_use_are_told(tmp_path):
     assert_one_line(pretrain(several, tmp_path / "p", *small), "no valid file for the classes n2")
 
 
-def torchrun(name, *arguments, processes=2):
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [sys.executable, *launch, *words(name, *arguments)[1:]],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env=environment(OMP_NUM_THREADS="1"),
-    )
+def together(name, *arguments):
+    return completed_together(f"{name}.py", arguments)
 
 
 @pytest.mark.slow
@@ -552,7 +519,7 @@ def test_two_processes_train_as_one_does(images, config, tmp_path):
     options = ["--config-file", config, "--root", images, "train.max_epoch", 1, "autoreid.drop_path", 0.2]
     assert project("train", *options, "data.save_dir", logs["one"]).returncode == 0
     for name in ("two", "again"):
-        done = torchrun("train", *options, "data.save_dir", logs[name])
+        done = together("train", *options, "data.save_dir", logs[name])
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("the training has ended") == 1
     states = [torch.load(logs[name] / "checkpoint.pth", weights_only=True)["state_dict"] for name in logs]
@@ -573,22 +540,6 @@ def first_losses(log):
     return found
 
 
-BY_RANK = """
-import os, sys
-from torchreid_autoreid.commands import main
-sys.exit(main([word.replace("RANK", os.environ["RANK"]) for word in sys.argv[1:]]))
-"""
-
-
-def torchrun_by_rank(folder, *arguments):
-    (folder / "by_rank.py").write_text(BY_RANK)
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(folder / "by_rank.py"), *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=600, env=environment(OMP_NUM_THREADS="1"),
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["other label", "half of the images"])
 def test_processes_that_have_found_other_images_end_at_the_start(images, config, tmp_path, change):
@@ -601,7 +552,7 @@ def test_processes_that_have_found_other_images_end_at_the_start(images, config,
         for path in files[::2]:
             path.unlink()
     options = ["--config-file", config, "--root", tmp_path / "dRANK", "train.batch_size", 4]
-    done = torchrun_by_rank(tmp_path, "train", *options, "data.save_dir", tmp_path / "log")
+    done = together("train", *options, "data.save_dir", tmp_path / "log")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -619,10 +570,10 @@ def test_processes_that_have_read_other_features_end_at_the_start(tmp_path):
             **{f"{part}_pids": np.arange(20) % 5 for part in ("query", "gallery")},
             **{f"{part}_camids": np.full(20, number) for number, part in enumerate(("query", "gallery"))},
         )
-    done = torchrun_by_rank(tmp_path, "evaluate", "--features", tmp_path / "fRANK.npz")
+    done = together("evaluate", "--features", tmp_path / "fRANK.npz")
     assert done.returncode != 0
     assert "mAP" not in done.stdout
     assert "error: the features of process 1 and of process 0 differ at the start; give all" in done.stderr
-    done = torchrun_by_rank(tmp_path, "evaluate", "--features", tmp_path / "f1.npz")
+    done = together("evaluate", "--features", tmp_path / "f1.npz")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mAP") == 1

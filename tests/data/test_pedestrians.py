@@ -195,7 +195,7 @@ def test_pixels_without_the_cameras_colour_find_few(dataset):
     assert 0.1 < result.cmc[0] < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_trained_for_a_minute_finds_clearly_more(pedestrians_root, tmp_path):
     """torchreid's ResNet-18 from random weights on 64 × 32 images, by torchreid's own engine; measured: mAP 0.46."""
     torchreid.utils.set_random_seed(1)

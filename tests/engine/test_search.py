@@ -447,7 +447,7 @@ def test_log_folder_holds_what_it_should(root, tmp_path):
     assert state_best["loop"]["best_map"] == best
 
 
-def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path):
+def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path, drawings):
     engine = build(root)
     engine.settings = engine.configuration = {"train.lr": 0.05}
     run(engine, tmp_path)

@@ -3,6 +3,7 @@
 import weakref
 from pathlib import Path
 
+import pictures
 import torch
 import torchreid
 from torch import nn
@@ -377,6 +378,7 @@ TASKS = {
 def work(rank, size, root, folder, task):
     """One of two processes."""
     torch.set_num_threads(1)
+    pictures.draw_nothing()
     root, folder = Path(root), Path(folder)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     kept, joined = group(True), weakref.ref(torch.distributed.group.WORLD)
