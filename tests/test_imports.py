@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "version": set(),
     "errors": set(),
     "files": {"errors"},
-    "limits": {"errors"},
+    "keys": set(),
+    "limits": {"errors", "keys"},
     "numbers": set(),
     "genotype": {"errors"},
     "records": {"genotype"},
-    "config": {"limits", "errors", "search.halving", "search.plans"},
+    "config": {"keys", "limits", "errors", "search.halving", "search.plans"},
     "parallel": {"errors"},
     "checkpoint": {"files", "genotype", "errors"},
     "space": {"limits", "parallel", "genotype", "errors"},
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "space",
     },
     "commands": {
+        "keys",
         "numbers",
         "limits",
         "checkpoint",
@@ -88,7 +90,8 @@ LIBRARIES = {
     "genotype": set(),
     "errors": set(),
     "files": {"errors"},
-    "limits": {"errors"},
+    "keys": set(),
+    "limits": {"errors", "keys"},
 }
 
 
@@ -162,7 +165,7 @@ def test_the_allowed_directions_have_no_cycle():
         ("data/manager.py", "from ..space.networks import AutoReIDNetwork"),
         ("evaluation/index.py", "import matplotlib"),
         ("evaluation/index.py", "def late():\n    from ..engine import search"),
-        ("config/keys.py", "from ..space.strategies import STRATEGIES"),
+        ("config/check.py", "from ..space.strategies import STRATEGIES"),
     ],
 )
 def test_a_wrong_import_is_found(name, source, monkeypatch):

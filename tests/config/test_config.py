@@ -11,9 +11,9 @@ import pytest
 import torchreid
 import yaml
 
-from torchreid_autoreid import limits
-from torchreid_autoreid.config import build, table
+from torchreid_autoreid.config import build, get_default_config
 from torchreid_autoreid.config.build import (
+    arguments_of,
     budget_limits,
     engine_run_kwargs,
     evolution_kwargs,
@@ -22,8 +22,6 @@ from torchreid_autoreid.config.build import (
     network_kwargs,
     optimizer_kwargs,
     rungs,
-    schedule_kwargs,
-    search_kwargs,
     searchdata_kwargs,
     settings_of_result,
     shape_kwargs,
@@ -31,13 +29,13 @@ from torchreid_autoreid.config.build import (
     warmup_epochs,
 )
 from torchreid_autoreid.config.check import check_search_config, check_train_config
-from torchreid_autoreid.config.keys import get_default_config
 from torchreid_autoreid.config.read import get, load_config, shipped_configs
 from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.engine.precision import PRECISIONS
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import SPACES
+from torchreid_autoreid.keys import KEYS, OF_CANDIDATES
 from torchreid_autoreid.parallel.group import GRAD_SYNCS
 from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
@@ -125,16 +123,22 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
             AutoReIDSearchNetwork.__init__,
             {"self", "num_classes", "loss"},
         ),
+    ],
+)
+def test_every_argument_of_a_callable_has_a_key(kwargs, function, given):
+    assert set(kwargs(get_default_config())) | given == set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
         (
-            search_kwargs,
-            ImageAutoReIDSearchEngine.__init__,
+            ImageAutoReIDSearchEngine,
             {
-                "self",
                 "datamanager",
                 "model",
                 "optimizer",
                 "alpha_optimizer",
-                "alpha_loss",
                 "scheduler",
                 "loss",
                 "schedule",
@@ -143,11 +147,13 @@ def test_a_checkout_of_torchreid_has_the_same_tree_and_arguments():
                 "distributed",  # torchrun says so
             },
         ),
-        (schedule_kwargs, Schedule.__init__, {"self"}),
+        (Schedule, set()),
     ],
 )
-def test_every_argument_of_a_callable_has_a_key(kwargs, function, given):
-    assert set(kwargs(get_default_config())) | given == set(inspect.signature(function).parameters)
+def test_every_argument_of_the_search_has_a_key(function, given):
+    found = set(arguments_of(function, get_default_config().search))
+    assert found | given == set(inspect.signature(function).parameters)
+    assert not found & given
 
 
 def test_every_argument_of_the_data_manager_has_a_key():
@@ -158,14 +164,14 @@ def test_every_argument_of_the_data_manager_has_a_key():
 
 
 def test_the_names_to_choose_from_are_those_that_exist():
-    assert list(limits.CHOICES["train.optim"]) == torchreid.optim.optimizer.AVAI_OPTIMS
-    assert list(limits.CHOICES["train.lr_scheduler"]) == torchreid.optim.lr_scheduler.AVAI_SCH
+    assert list(KEYS["train.optim"].allowed) == torchreid.optim.optimizer.AVAI_OPTIMS
+    assert list(KEYS["train.lr_scheduler"].allowed) == torchreid.optim.lr_scheduler.AVAI_SCH
     source = inspect.getsource(torchreid.data.transforms.build_transforms)
-    assert set(limits.CHOICES["data.transforms"]) == set(re.findall(r"if '(\w+)' in transforms", source))
-    assert set(limits.CHOICES["search.strategy"]) == {*STRATEGIES, *table.OF_CANDIDATES}
-    assert set(limits.CHOICES["search.space"]) == set(SPACES)
-    assert ("none", *PRECISIONS) == limits.CHOICES["search.amp"]
-    assert limits.CHOICES["search.grad_sync"] == GRAD_SYNCS
+    assert set(KEYS["data.transforms"].allowed) == set(re.findall(r"if '(\w+)' in transforms", source))
+    assert set(KEYS["search.strategy"].allowed) == {*STRATEGIES, *OF_CANDIDATES}
+    assert set(KEYS["search.space"].allowed) == set(SPACES)
+    assert ("none", *PRECISIONS) == KEYS["search.amp"].allowed
+    assert KEYS["search.grad_sync"].allowed == GRAD_SYNCS
 
 
 def test_values_reach_the_arguments():
@@ -173,7 +179,7 @@ def test_values_reach_the_arguments():
     assert searchdata_kwargs(cfg)["seed"] == 7
     assert searchdata_kwargs(cfg)["height"] == imagedata_kwargs(cfg)["height"] == 96
     assert optimizer_kwargs(cfg)["momentum"] == 0.8
-    assert search_kwargs(cfg)["order"] == 2
+    assert arguments_of(ImageAutoReIDSearchEngine, cfg.search)["order"] == 2
 
 
 def test_a_search_reads_every_key_or_refuses_it():
@@ -185,8 +191,6 @@ def test_a_search_reads_every_key_or_refuses_it():
         optimizer_kwargs,
         lr_scheduler_kwargs,
         network_kwargs,
-        search_kwargs,
-        schedule_kwargs,
         budget_limits,
         shape_kwargs,
         warmup_epochs,
@@ -196,9 +200,12 @@ def test_a_search_reads_every_key_or_refuses_it():
     source = (ROOT / "torchreid_autoreid" / "commands" / "search.py").read_text(encoding="utf-8")
     source += "".join(inspect.getsource(function) for function in builders)
     read = set(re.findall(r"\bcfg\.([a-z0-9_]+(?:\.[a-z0-9_]+)*)", source))
-    assert set(flat(get_default_config())) <= read | set(table.UNUSED_IN_SEARCH)
-    tables = (table.UNUSED_IN_SEARCH, table.READ_WITH, table.READ_ABOVE_ZERO)
-    assert set().union(*tables) <= set(flat(get_default_config()))
+    for function in (ImageAutoReIDSearchEngine, Schedule):
+        read |= {f"search.{name}" for name in arguments_of(function, get_default_config().search)}
+    assert set(KEYS) == set(flat(get_default_config()))
+    assert set(KEYS) <= read | {name for name, key in KEYS.items() if key.unused_in_search}
+    others = {name for key in KEYS.values() for name in (*key.of, key.above_zero) if name}
+    assert others <= set(KEYS)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -399,7 +406,7 @@ def test_recipes_are_the_papers(name):
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", sorted(table.UNUSED_IN_SEARCH))
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.unused_in_search])
 def test_keys_that_a_search_would_ignore_are_refused(key):
     default = flat(get_default_config())[key]
     other = {
@@ -461,7 +468,7 @@ def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
         ("search.strategy random search.candidate_epochs 0", ["search.candidate_epochs", "at least 1", "0"]),
         ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 15", "search.candidate_epochs 4", "16"]),
         ("search.strategy random search.held_out 0", ["search.held_out", "above 0", "0"]),
-        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "random or halving or evolution"]),
+        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "predictor or halving or evolution"]),
         ("search.strategy halving search.split identity", ["search.split 'identity'", "no effect", "halving"]),
         ("search.strategy halving", ["train.max_epoch 15", "63"]),
         ("search.strategy evolution", ["train.max_epoch 15", "the evolution and the rungs", "163"]),

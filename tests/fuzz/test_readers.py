@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from readers import READERS, read
 
-from torchreid_autoreid.config.keys import get_default_config
+from torchreid_autoreid.config import get_default_config
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 
 SETTINGS = settings(

@@ -79,7 +79,7 @@ def base_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
         nargs="*",
         default=[],
         help="keys of the configuration, such as train.max_epoch 20; they override the file "
-        "(torchreid_autoreid/config/keys.py explains all keys)",
+        "(torchreid_autoreid/keys.py explains all keys)",
     )
     return parser
 

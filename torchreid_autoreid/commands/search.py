@@ -17,14 +17,13 @@ import torchreid
 
 from ..checkpoint import LATEST, Checkpoint, newest_checkpoint
 from ..config.build import (
+    arguments_of,
     budget_limits,
     evolution_kwargs,
     network_kwargs,
     optimizer_kwargs,
     rungs,
-    schedule_kwargs,
     scheduler_kwargs,
-    search_kwargs,
     searchdata_kwargs,
     settings_of_result,
     shape_kwargs,
@@ -33,13 +32,13 @@ from ..config.build import (
 )
 from ..config.check import check_train_config
 from ..config.read import get, load_config, plain_config
-from ..config.table import OF_CANDIDATES
 from ..data import SearchDataManager, TrainDataManager
 from ..engine import Annealing, ImageAutoReIDSearchEngine, ImageCandidateSearchEngine, build_scheduler
 from ..engine.run_folder import bring_history, check_run_folder, claim_run_folder, keep_earlier_run
 from ..errors import Interrupted, UserError
 from ..files import not_writable, write_atomically
 from ..genotype import KINDS, Genotype, operation_names
+from ..keys import OF_CANDIDATES
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -295,19 +294,22 @@ def build_engine(
     alpha_optimizer = build_alpha_optimizer(
         model, steps, cfg.search.alpha_lr, cfg.search.alpha_betas, cfg.search.alpha_weight_decay
     )
+    parts = {
+        "scheduler": build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
+        "loss": retrieval_loss(cfg),
+        "alpha_loss": retrieval_loss(cfg, cfg.search.alpha_loss),
+        "schedule": Schedule(**arguments_of(Schedule, cfg.search)),
+        "warmup_epochs": warmup_epochs(cfg),
+    }
     return ImageAutoReIDSearchEngine(
         datamanager,
         model,
         optimizer,
         alpha_optimizer,
-        scheduler=build_scheduler(optimizer, min_lr=cfg.search.min_lr, **scheduler_kwargs(cfg)),
-        loss=retrieval_loss(cfg),
-        alpha_loss=retrieval_loss(cfg, cfg.search.alpha_loss),
-        schedule=Schedule(**schedule_kwargs(cfg)),
         budget=budget,
         distributed=world.size > 1,
         use_gpu=cfg.use_gpu,
-        **search_kwargs(cfg),
+        **(arguments_of(ImageAutoReIDSearchEngine, cfg.search) | parts),
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
 
+from ..keys import KEYS, OF_CANDIDATES, OF_ONE_RUNG
 from .read import all_keys, get
-from .table import FREE_ON_RESUME, OF_CANDIDATES, OF_ONE_RUNG
 
 #: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
 _WARMUP_SHARE = 0.3
 
 __all__ = [
+    "arguments_of",
     "budget_limits",
     "engine_run_kwargs",
     "evolution_kwargs",
@@ -20,9 +23,7 @@ __all__ = [
     "lr_scheduler_kwargs",
     "network_kwargs",
     "optimizer_kwargs",
-    "schedule_kwargs",
     "scheduler_kwargs",
-    "search_kwargs",
     "searchdata_kwargs",
     "settings_of_result",
     "shape_kwargs",
@@ -173,8 +174,9 @@ def settings_of_result(cfg: CfgNode) -> dict[str, Any]:
     0.01
     """
     # The cosine is stretched over all epochs.
-    free = (*FREE_ON_RESUME, *(() if cfg.train.lr_scheduler == "cosine" else ("train.max_epoch",)))
-    return {name: get(cfg, name) for name in all_keys(cfg) if not name.startswith(free)}
+    free = {name for name, key in KEYS.items() if key.free}
+    free |= set() if cfg.train.lr_scheduler == "cosine" else {"train.max_epoch"}
+    return {name: get(cfg, name) for name in all_keys(cfg) if name not in free}
 
 
 def warmup_epochs(cfg: CfgNode) -> int:
@@ -183,35 +185,15 @@ def warmup_epochs(cfg: CfgNode) -> int:
     return int(_WARMUP_SHARE * cfg.train.max_epoch) if own < 0 else own
 
 
-def search_kwargs(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :class:`~torchreid_autoreid.engine.ImageAutoReIDSearchEngine` besides its parts."""
-    return {
-        "order": cfg.search.order,
-        "grad_clip": cfg.search.grad_clip,
-        "warmup_epochs": warmup_epochs(cfg),
-        "real_alpha_every": cfg.search.real_alpha_every,
-        "derive_renormalised": cfg.search.derive_renormalised,
-        "skip_cap": cfg.search.skip_cap,
-        "stop_at_skips": cfg.search.stop_at_skips,
-        "selection": cfg.search.selection,
-        "perturbation_batches": cfg.search.perturbation_batches,
-        "perturbation_steps": cfg.search.perturbation_steps,
-        "checkpoint_every": cfg.search.checkpoint_every,
-        "amp": cfg.search.amp,
-        "grad_sync": cfg.search.grad_sync,
-    }
+def arguments_of(function: Callable[..., Any], section: CfgNode) -> dict[str, Any]:
+    """The keys of a section that a callable has arguments of the same name for.
 
-
-def schedule_kwargs(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :class:`~torchreid_autoreid.search.schedule.Schedule`."""
-    return {
-        "tau_start": cfg.search.tau_start,
-        "tau_end": cfg.search.tau_end,
-        "auxiliary_skip": cfg.search.auxiliary_skip,
-        "beta_weight": cfg.search.beta_weight,
-        "skip_dropout": cfg.search.skip_dropout,
-        "dirichlet_weight": cfg.search.dirichlet_weight,
-    }
+    >>> from torchreid_autoreid.config import get_default_config
+    >>> arguments_of(lambda tau_start, name: None, get_default_config().search)
+    {'tau_start': 10.0}
+    """
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in section.items() if name in names and not isinstance(value, CfgNode)}
 
 
 def budget_limits(cfg: CfgNode) -> dict[str, float]:

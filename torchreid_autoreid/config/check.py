@@ -7,24 +7,12 @@ from collections.abc import Sequence
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..limits import CHOICES, LEAST_SIZE, MOST_PIXELS, RANGES, check_choice, check_value
-from ..search.halving import Rung, check_rungs, total_epochs
+from ..keys import KEYS, MIXED, OF_CANDIDATES, OF_ONE_RUNG, OF_RUNGS, WITH_ALPHAS, Key, Range
+from ..limits import LEAST_SIZE, MOST_PIXELS, check_choice, check_value
+from ..search.halving import Rung, check_draws, check_rungs, total_epochs
 from ..search.plans import Evolution
-from ..search.predictor import check_draws
 from .build import budget_limits, evolution_kwargs
-from .keys import get_default_config
 from .read import get
-from .table import (
-    BY_THE_RECIPE,
-    DIFFERENTIABLE,
-    MIXED,
-    OF_CANDIDATES,
-    OF_ONE_RUNG,
-    READ_ABOVE_ZERO,
-    READ_WITH,
-    UNUSED_IN_SEARCH,
-    UNUSED_IN_TRAINING,
-)
 
 __all__ = ["check_search_config", "check_test_config", "check_train_config"]
 
@@ -53,13 +41,15 @@ def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     """
     if cfg.search.strategy in OF_CANDIDATES:
         for name in given:
-            if name.startswith(BY_THE_RECIPE):
+            if name in KEYS and KEYS[name].by_recipe:
                 raise UserError(
                     f"{name} has no effect with search.strategy {cfg.search.strategy}, whose networks are trained as "
                     f"search.recipe {cfg.search.recipe} says; change it there"
                 )
-    unused = {key: text for key, text in UNUSED_IN_SEARCH.items() if not key.startswith("recipe.") or key in given}
-    _check_all_read(cfg, get_default_config(), unused, "a search")
+    unused = {
+        name: key.unused_in_search for name, key in KEYS.items() if not name.startswith("recipe.") or name in given
+    }
+    _check_all_read(cfg, unused, "a search")
     _check_values(cfg)
     _check_images(cfg)
     _check_search_batches(cfg)
@@ -90,8 +80,10 @@ def check_train_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
             raise UserError(
                 f"{name} has no effect in a training: {cfg.model.name} is torchreid's own; leave the key out"
             )
-    unused = {key: text for key, text in UNUSED_IN_TRAINING.items() if not key.startswith("search.") or key in given}
-    _check_all_read(cfg, get_default_config(), unused, "a training")
+    unused = {
+        name: key.unused_in_training for name, key in KEYS.items() if not name.startswith("search.") or name in given
+    }
+    _check_all_read(cfg, unused, "a training")
     _check_values(cfg)
     _check_images(cfg)
     _check_optimisation(cfg, "recipe.min_lr")
@@ -125,29 +117,34 @@ def _check_recipe(cfg: CfgNode) -> None:
             )
 
 
-def _check_all_read(cfg: CfgNode, default: CfgNode, unused: dict[str, str], what: str) -> None:
-    for name, instead in unused.items():
-        if get(cfg, name) != get(default, name):
-            raise UserError(f"{name} {get(cfg, name)!r} has no effect in {what}: {instead}; leave the key out")
-    for name, (chooser, values) in READ_WITH.items():
-        if get(cfg, name) != get(default, name) and get(cfg, chooser) not in values:
+def _check_all_read(cfg: CfgNode, unused: dict[str, str], what: str) -> None:
+    for name in _changed(cfg):
+        if unused.get(name):
+            raise UserError(f"{name} {get(cfg, name)!r} has no effect in {what}: {unused[name]}; leave the key out")
+    for name, key in _changed(cfg).items():
+        if key.of and not any(get(cfg, chooser) in values for chooser, values in key.of.items()):
+            chosen = ", ".join(f"{chooser} {get(cfg, chooser)}" for chooser in key.of)
+            ways = ", or ".join(f"{chooser} to {' or '.join(map(str, values))}" for chooser, values in key.of.items())
+            raise UserError(f"{name} {get(cfg, name)!r} has no effect with {chosen}; set {ways}, or leave the key out")
+        if key.above_zero and get(cfg, key.above_zero) == 0:
             raise UserError(
-                f"{name} {get(cfg, name)!r} has no effect with {chooser} {get(cfg, chooser)}; "
-                f"set {chooser} to {' or '.join(map(str, values))}, or leave the key out"
+                f"{name} {get(cfg, name)!r} has no effect with {key.above_zero} 0; set {key.above_zero} above 0, or "
+                "leave the key out"
             )
-    for name, chooser in READ_ABOVE_ZERO.items():
-        if get(cfg, name) != get(default, name) and get(cfg, chooser) == 0:
-            raise UserError(
-                f"{name} {get(cfg, name)!r} has no effect with {chooser} 0; set {chooser} above 0, or leave the key out"
-            )
+
+
+def _changed(cfg: CfgNode) -> dict[str, Key]:
+    """The keys that do not have their default."""
+    return {name: key for name, key in KEYS.items() if get(cfg, name) != key.default}
 
 
 def _check_values(cfg: CfgNode) -> None:
     """Each value by itself."""
-    for name in CHOICES:
-        check_choice(name, get(cfg, name))
-    for name in RANGES:
-        check_value(name, get(cfg, name))
+    for name, key in KEYS.items():
+        if isinstance(key.allowed, tuple):
+            check_choice(name, get(cfg, name))
+        elif isinstance(key.allowed, Range):
+            check_value(name, get(cfg, name))
 
 
 def _check_below(cfg: CfgNode, name: str, most: float) -> None:
@@ -166,7 +163,7 @@ def _check_images(cfg: CfgNode) -> None:
             )
     for name in ("data.root", "data.save_dir", "data.sources", "data.targets"):
         if not get(cfg, name):
-            raise UserError(f"{name} is empty; give a value, such as {get(get_default_config(), name)}")
+            raise UserError(f"{name} is empty; give a value, such as {KEYS[name].default}")
     if min(cfg.data.height, cfg.data.width) < LEAST_SIZE:
         raise UserError(
             f"data.height {cfg.data.height} and data.width {cfg.data.width} are too small for four stages, each of "
@@ -250,28 +247,16 @@ def _check_strategy(cfg: CfgNode) -> None:
         )
     if own.strategy == "predictor":
         check_draws(own.predictor_draws, cfg.train.max_epoch // own.candidate_epochs)
-    if own.selection != "strength" and own.strategy not in (
-        MIXED if own.selection == "perturbation" else DIFFERENTIABLE
-    ):
+    if own.selection != "strength" and own.strategy not in (MIXED if own.selection == "perturbation" else WITH_ALPHAS):
         raise UserError(
             f"search.selection {own.selection!r} has no effect with search.strategy {own.strategy}; leave the key out"
         )
-    for name, readers in (
-        ("recipe", OF_CANDIDATES), ("held_out", OF_CANDIDATES), ("rung_candidates", ("halving", "evolution")),
-        ("rung_epochs", ("halving", "evolution")),
-    ):  # fmt: skip
-        changed = get(cfg, f"search.{name}") != get(get_default_config(), f"search.{name}")
-        if changed and own.strategy not in readers and own.selection != "halving":
-            raise UserError(
-                f"search.{name} {get(cfg, f'search.{name}')} has no effect with search.strategy {own.strategy}; set "
-                f"search.strategy to {' or '.join(readers)}, or search.selection to halving, or leave the key out"
-            )
-    if own.selection == "halving" or own.strategy in ("halving", "evolution"):
+    if own.selection == "halving" or own.strategy in OF_RUNGS:
         _check_rungs(cfg)
     # What only a derivation by strength reads.
     for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
         key = f"search.{name}"
-        if get(cfg, key) == get(get_default_config(), key):
+        if key not in _changed(cfg):
             continue
         if own.strategy in OF_CANDIDATES or own.selection == "perturbation":
             by_strategy = own.strategy in OF_CANDIDATES
@@ -304,7 +289,7 @@ def _check_rungs(cfg: CfgNode) -> None:
         evolution = Evolution(**evolution_kwargs(cfg))
         evolution.check_survivors(found)
         wanted, what = wanted + evolution.total_epochs, "the evolution and the rungs"
-    if cfg.search.strategy in ("halving", "evolution") and cfg.train.max_epoch != wanted:
+    if cfg.search.strategy in OF_RUNGS and cfg.train.max_epoch != wanted:
         raise UserError(
             f"train.max_epoch {cfg.train.max_epoch} does not fit {what} of search.strategy {cfg.search.strategy}, "
             f"which take {wanted} epochs; set it to {wanted}, or change search.rung_candidates and search.rung_epochs"
@@ -312,7 +297,7 @@ def _check_rungs(cfg: CfgNode) -> None:
 
 
 def _check_budget(cfg: CfgNode) -> None:
-    default = get_default_config()
+    changed = _changed(cfg)
     if budget_limits(cfg) and cfg.search.selection == "perturbation":
         raise UserError("search.selection perturbation does not look at the cost of what it chooses; set strength")
     for key in cfg.search.budget:
@@ -324,7 +309,7 @@ def _check_budget(cfg: CfgNode) -> None:
             if key == "latency_table"
             else budget_limits(cfg) or second != "none"
         )
-        if get(cfg, name) != get(default, name) and not limited:
+        if name in changed and not limited:
             raise UserError(f"{name} {get(cfg, name)} has no effect without {needs}; set one, or leave the key out")
     for name in ("search.budget.height", "search.budget.width"):
         if 0 < get(cfg, name) < LEAST_SIZE:

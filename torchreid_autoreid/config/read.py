@@ -14,13 +14,14 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError, short
-from .keys import get_default_config
+from ..keys import default_tree
 
 __all__ = [
     "all_keys",
     "expanded_path",
     "fill_config",
     "get",
+    "get_default_config",
     "load_config",
     "plain_config",
     "plain_yaml",
@@ -56,6 +57,11 @@ _PATHS = (
 )
 #: keys of files that must be below train.max_epoch, which is shortened on the command line for a trial
 _WARM_UPS = ("recipe.warmup_epochs", "search.warmup_epochs")
+
+
+def get_default_config() -> CfgNode:
+    """A fresh tree with all defaults."""
+    return CfgNode(default_tree())
 
 
 def load_config(

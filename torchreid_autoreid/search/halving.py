@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 
-__all__ = ["Rung", "annealed", "blind_draws", "check_rungs", "own_epochs", "survivors", "total_epochs"]
+__all__ = ["Rung", "annealed", "blind_draws", "check_draws", "check_rungs", "own_epochs", "survivors", "total_epochs"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ def check_rungs(rungs: Sequence[Rung]) -> None:
                 f"from rung to rung there must be no more candidates, and more epochs, not {_text(rungs)}; "
                 "set search.rung_candidates and search.rung_epochs, such as [27,9,3] and [1,3,9]"
             )
+
+
+def check_draws(draws: int, candidates: int) -> None:
+    """Raises UserError unless some candidates are left for the predictor."""
+    if draws >= candidates:
+        raise UserError(
+            f"search.predictor_draws {draws} leaves none of {candidates} candidates to the predictor; lower it, or "
+            "raise train.max_epoch"
+        )
 
 
 def total_epochs(rungs: Sequence[Rung]) -> int:

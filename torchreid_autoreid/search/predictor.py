@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from ..genotype import KINDS, Genotype
 from ..limits import check_value
-from .halving import Rung
+from .halving import Rung, check_draws
 from .plans import Measured, RungPlan, Turn, cells, first_front, front_of
 
-__all__ = ["OperationCounts", "Predictor", "PredictorPlan", "answer_of", "check_draws"]
+__all__ = ["OperationCounts", "Predictor", "PredictorPlan", "answer_of"]
 
 #: draws of which the predictor chooses one
 _POOL = 1000
@@ -168,15 +167,6 @@ class PredictorPlan(RungPlan):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._measured(min(len(self.scores[0]) + 1, self.rungs[0].candidates))  # each follows from those before
-
-
-def check_draws(draws: int, candidates: int) -> None:
-    """Raises UserError unless some candidates are left for the predictor."""
-    if draws >= candidates:
-        raise UserError(
-            f"search.predictor_draws {draws} leaves none of {candidates} candidates to the predictor; lower it, or "
-            "raise train.max_epoch"
-        )
 
 
 def expectations(genotypes: Sequence[Genotype], scores: Sequence[float]) -> list[float]:
