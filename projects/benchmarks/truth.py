@@ -71,11 +71,18 @@ def configuration(options: argparse.Namespace, seed: int, layers: tuple[int, ...
 
 
 def train(index: int, seed: int, layers: tuple[int, ...], options: argparse.Namespace) -> dict[str, Any]:
+    about = {"index": index, "seed": seed, "layers": list(layers)}
+    return about | train_genotype(genotype_of(index), seed, layers, options)
+
+
+def train_genotype(
+    genotype: Genotype, seed: int, layers: tuple[int, ...], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of its network after training, and what it costs."""
     cfg = configuration(options, seed, layers)
     check_train_config(cfg)
     began = time.process_time()
     torchreid.utils.set_random_seed(seed)
-    genotype = genotype_of(index)
     description = dataclasses.replace(Description.of_config(cfg), genotype=genotype)
     datamanager = TrainDataManager(**traindata_kwargs(cfg), share=(0, 1))
     engine = build_engine(cfg, datamanager, description, torch.device("cpu"), OneProcess())
@@ -87,7 +94,7 @@ def train(index: int, seed: int, layers: tuple[int, ...], options: argparse.Name
         engine.run(save_dir=folder, max_epoch=options.epochs, **{name: wanted[name] for name in names})
     found, network = records[-1].retrieval, engine.model
     return {
-        "index": index, "seed": seed, "layers": list(layers), "genotype": genotype.to_dict(),
+        "genotype": genotype.to_dict(),
         **{name: round(float(found[name]), 6) for name in ("mAP", "rank1", "mINP")},
         "params": count_parameters(network), "macs": count_macs(network, (3, cfg.data.height, cfg.data.width)),
         "seconds": round(time.process_time() - began, 1),
@@ -140,7 +147,9 @@ def collect(options: argparse.Namespace) -> None:
     rows = sorted(rows_of(options.output), key=lambda row: (sum(row["layers"]), row["seed"], row["index"]))
     if not rows:
         raise UserError(f"{options.output} holds no results yet; train first: --root DIR --output {options.output}")
-    TruthSet.of_rows(json.loads((options.output / "about.json").read_text()), rows).save(options.collect)
+    about = json.loads((options.output / "about.json").read_text())
+    signals = TruthSet.load(options.collect).signals if options.collect.exists() else {}  # of the same genotypes
+    TruthSet.of_rows(about, rows, signals).save(options.collect)
     print(f"{len(rows)} networks in {options.collect}")
 
 

@@ -107,7 +107,17 @@ def test_signals_come_back_from_the_file_and_are_ranked(truth, tmp_path):
     assert "good: Spearman +1.00 [+1.00, +1.00], regret 0.0, of the best of three 0.0 (20 genotypes)" in lines[1]
     worst = 100 * (max(means.values()) - min(means.values()))
     assert f"bad: Spearman -1.00 [-1.00, -1.00], regret {worst:.1f}" in lines[2]
-    assert [line.split(":")[0].strip() for line in lines[3:]] == ["parameters", "MACs"]
+    learned = [f"operations by {name} of the others" for name in ("good", "bad", "full training")]
+    assert [line.split(":")[0].strip() for line in lines[3:]] == ["parameters", "MACs", *learned]
+
+
+def test_what_others_say_of_operations_ranks_where_operations_decide():
+    rows = [row(i, 1, 0.5) for i in range(40)]
+    for one in rows:
+        kept = [name for block in one["genotype"]["normal"] for name, _ in block]
+        one["mAP"] = 0.3 + 0.05 * kept.count("part_aware") + 0.01 * (one["index"] % 3)
+    (line,) = [line for line in signal_summary(TruthSet.of_rows({}, rows)).splitlines() if "full training" in line]
+    assert float(line.split()[line.split().index("Spearman") + 1]) > 0.8
 
 
 def test_the_interval_of_a_correlation_holds_the_truth_about_as_often_as_it_says():

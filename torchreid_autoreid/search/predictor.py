@@ -110,8 +110,7 @@ class Predictor:
         """
         if number < self.draws or len(scores) < 2:
             return self.draw(number)
-        known = {cells(genotype) for genotype in genotypes}
-        first = (number + 1) * _POOL
+        known, first = {cells(genotype) for genotype in genotypes}, (number + 1) * _POOL
         pool = [drawn for i in range(first, first + _POOL) if cells(drawn := self.draw(i)) not in known]
         if not pool:  # a space smaller than the number of candidates
             return self.draw(number)

@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from ..errors import UserError, short
 from ..files import write_atomically
 from ..genotype import KINDS, Genotype
+from .predictor import OperationCounts
 
 __all__ = ["Trained", "TruthSet", "signal_summary", "summary"]
 
@@ -205,12 +206,19 @@ def signal_summary(truth: TruthSet, layers: Sequence[int] = (1, 1, 1, 1)) -> str
 
     Spearman's correlation with the mean mAP over seeds (95 % interval: 2,000 bootstrap samples of the genotypes), and
     the regret: by how much the genotype that is best by the signal (the best of three) is worse than the best of all.
+    Then the same of what :class:`~torchreid_autoreid.search.predictor.OperationCounts` learns of a genotype from the
+    signal of all others, and from their full training: noise averages out there, and what a signal prefers stands out.
     """
     means = truth.means(layers)
     own = {network.index: network for network in truth.networks}
     signals: dict[str, Mapping[int, float]] = dict(truth.signals)
     signals["parameters"] = {index: own[index].params for index in means}
     signals["MACs"] = {index: own[index].macs for index in means}
+    for name, values in (dict(truth.signals) | {"full training": means}).items():
+        indices = [index for index in values if index in means]
+        if len(indices) > 2:
+            learned = OperationCounts([own[index].genotype for index in indices], [values[i] for i in indices])
+            signals[f"operations by {name} of the others"] = dict(zip(indices, learned.left_out, strict=True))
     lines = [f"{len(means)} genotypes of {sum(layers)} cells"]
     for name, values in signals.items():
         indices = [index for index in values if index in means]
