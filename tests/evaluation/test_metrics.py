@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torchreid
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import assert_result, clustered, distance_matrix, market1501, tied
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, evaluate_rank, metrics, pairwise, ranking, roc
-from torchreid_autoreid.evaluation.ranking import Labels, Nearest, ordered, unordered
+from torchreid_autoreid.evaluation.ranking import Labels, Nearest, limits_of_nearest, ordered, places_within, unordered
 from torchreid_autoreid.evaluation.space import Space
 from torchreid_autoreid.parallel.launch import OneProcess
 
@@ -84,6 +86,37 @@ def test_nearest_merges_what_blocks_show(k):
     np.testing.assert_array_equal(positions[:, : order.shape[1]], order)
     np.testing.assert_array_equal(distances[:, : order.shape[1]], np.take_along_axis(matrix, order, 1))
     assert (positions[:, order.shape[1] :] == -1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), width=st.integers(2, 70))
+def test_a_first_look_at_a_row_misses_none_of_its_nearest(data, width):
+    """Whatever the order: near items side by side, or all in one group; ties, infinite distances, smallest floats."""
+    k = data.draw(st.integers(1, width - 1))
+    values = st.sampled_from([-np.inf, -1e-45, 0.0, 1e-45, 0.5, 1.0, 3e38, np.inf])
+    row = data.draw(st.one_of(st.lists(values, min_size=width, max_size=width), st.permutations(range(width))))
+    near_at_every = data.draw(st.integers(1, width))
+    striped = np.where(np.arange(width) % near_at_every == 0, 0, 1 + np.arange(width))
+    block = torch.from_numpy(np.array([row, striped], dtype=np.float32))
+    limits = limits_of_nearest(block, k)
+    assert (limits >= block.sort(dim=1).values[:, k - 1]).all()
+    assert limits[1] < width + 1
+    np.testing.assert_array_equal(places_within(block, limits[:, None]), np.flatnonzero(block <= limits[:, None]))
+    nearest = Nearest(2, k)
+    nearest.add(0, 0, block)
+    kept = np.argsort(block.numpy() + 0.0, axis=1, kind="stable")[:, :k]
+    finite = ~np.isinf(np.take_along_axis(block.numpy(), kept, 1))
+    np.testing.assert_array_equal(nearest.result()[0][finite], kept[finite])
+
+
+def test_few_items_are_kept_at_a_first_look():
+    """As many as k and a few more, also where all near items lie side by side."""
+    random = np.random.default_rng(0)
+    block = torch.from_numpy(np.sort(random.random((50, 4096), dtype=np.float32), axis=1))
+    for rows in (block, block[:, random.permutation(4096)]):
+        kept = (rows <= limits_of_nearest(rows, 21)[:, None]).sum(dim=1)
+        assert kept.min() >= 21
+        assert kept.float().mean() < 30
 
 
 def test_ordered_keeps_the_order_of_all_floats():

