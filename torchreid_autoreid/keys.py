@@ -473,12 +473,13 @@ class Search:
     # A second objective: none, or params, macs or latency_ms of the network that search.budget describes. What goes on
     # is then the candidates that no other one beats in both, and pareto.json has those of the end.
     second_objective: str = key("none", ("none", "params", "macs", "latency_ms"), of=with_strategy(*OF_CANDIDATES))
-    # of random, predictor and evolution: for each genotype; train.max_epoch is that of all
-    candidate_epochs: int = key(1, EPOCHS, of=with_strategy(*OF_ONE_RUNG, "evolution"))
+    # of random, predictor and evolution: for each genotype; train.max_epoch is that of all. Trainings of one to three
+    # epochs rank against what a whole training says, those of nine with it, whole ones best (README, Results).
+    candidate_epochs: int = key(5, EPOCHS, of=with_strategy(*OF_ONE_RUNG, "evolution"))
     # of halving: networks in each rung, of which the better ones go on (Jamieson and Talwalkar, AISTATS 2016), and for
     # how many epochs each has been trained at its end
-    rung_candidates: list[int] = key([27, 9, 3], of=HALVING)
-    rung_epochs: list[int] = key([1, 3, 9], of=HALVING)
+    rung_candidates: list[int] = key([9, 3], of=HALVING)
+    rung_epochs: list[int] = key([9, 27], of=HALVING)
     # An Optuna study, a file or a URL (sqlite:///…, mysql://…), on which all who are started with it work; "": none.
     study: str = key("", of=with_strategy(*OF_CANDIDATES), free=True)
     # of predictor: candidates that are drawn blindly before it chooses the others

@@ -66,7 +66,7 @@ from torchreid_autoreid.space.strategies import Mixture  # noqa: E402
 SHARED = {
     "data.height": 128, "data.width": 64, "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1],
     "train.batch_size": 32, "train.print_freq": 10**6, "test.eval_freq": -1, "search.strategy": "halving",
-    "train.max_epoch": 63,
+    "train.max_epoch": 63, "search.rung_candidates": [27, 9, 3], "search.rung_epochs": [1, 3, 9],
 }  # fmt: skip
 #: name of the folder -> epochs at the end of each rung
 TRAININGS = {

@@ -108,11 +108,24 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
         ["search.strategy", "gdas", "search.beta_weight", 5, "search.skip_cap", 0],
         ["search.strategy", "pc_darts", "search.partial_channels", 2, "search.auxiliary_skip", 1],
         ["search.strategy", "drnas", "search.order", 2, "search.skip_dropout", 0.3],
-        ["search.strategy", "random"],
+        ["search.strategy", "random", "search.candidate_epochs", 1],
+        [
+            *("search.strategy", "predictor", "search.candidate_epochs", 1, "search.predictor_draws", 2),
+            *("train.max_epoch", 3),
+        ],
         ["search.strategy", "halving", "search.rung_candidates", [1], "search.rung_epochs", [2]],
         [
             *("search.strategy", "evolution", "search.evolution_candidates", 1, "search.population", 1),
-            *("search.tournament", 1, "search.rung_candidates", [1], "search.rung_epochs", [1]),
+            *(
+                "search.candidate_epochs",
+                1,
+                "search.tournament",
+                1,
+                "search.rung_candidates",
+                [1],
+                "search.rung_epochs",
+                [1],
+            ),
         ],
         ["search.selection", "perturbation", "search.perturbation_batches", 1, "search.perturbation_steps", 1],
     ],
@@ -126,7 +139,7 @@ def test_every_strategy_leaves_the_same_files_and_resumes(images, config, tmp_pa
     names = {path.name for path in whole.iterdir()}
     assert {"config.yaml", "genotype.json", "history.jsonl", "checkpoint.pth", "search.log", "report.html"} <= names
     assert "the search has ended" in done.stdout
-    assert len(finished(whole)[1]) == 2
+    assert len(finished(whole)[1]) == dict(zip(options[::2], options[1::2], strict=True)).get("train.max_epoch", 2)
     log.mkdir()
     first = (whole / "history.jsonl").read_text().splitlines()[0]
     (log / "history.jsonl").write_text(first + "\n")
@@ -323,7 +336,7 @@ def test_a_budget_by_all_measures_and_the_same_latencies_after_a_resume(images, 
 @pytest.mark.parametrize("strategy", ["gdas", "pc_darts", "drnas", "random"])
 def test_every_strategy_keeps_a_budget(images, config, tmp_path, strategy):
     options = ["search.strategy", strategy, "search.budget.channels", 4, "search.budget.macs", 4e5]
-    options += ["autoreid.channels", 4] if strategy == "pc_darts" else []
+    options += {"pc_darts": ["autoreid.channels", 4], "random": ["search.candidate_epochs", 1]}.get(strategy, [])
     done = search("--config-file", config, "--root", images, *options, "data.save_dir", tmp_path / "log")
     assert done.returncode == 0, done.stderr
     network = NetworkShape(channels=4, blocks=1, height=64, width=32).build(

@@ -17,7 +17,7 @@ TINY = """
 data: {sources: [folder], targets: [folder], height: 32, width: 16, workers: 0, transforms: [random_flip]}
 sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
 autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
-search: {strategy: random}
+search: {strategy: random, candidate_epochs: 1}
 train: {max_epoch: 6, batch_size: 8, print_freq: 1000}
 """
 
@@ -64,7 +64,7 @@ def test_the_same_command_started_twice_shares_the_trials(flags, tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_was_killed_goes_on_bit_for_bit(flags, tmp_path):
     rungs = ["search.strategy", "halving", "search.rung_candidates", [4, 2], "search.rung_epochs", [1, 3]]
-    rungs += ["train.max_epoch", 8]
+    rungs += ["train.max_epoch", 8, "search.candidate_epochs", 5]  # as if it were not set
     other = [*flags[:-1], tmp_path / "whole.log", "data.save_dir", tmp_path / "whole", *rungs]
     assert search(*other).returncode == 0
     running = server().start("search.py", [*flags, *rungs], tmp_path / "killed.txt")
@@ -82,7 +82,7 @@ def test_a_worker_that_was_killed_goes_on_bit_for_bit(flags, tmp_path):
 
 
 def test_a_study_fits_searches_of_candidates_in_one_process_each(flags, tmp_path):
-    refused = search(*flags, "search.strategy", "darts")
+    refused = search(*flags, "search.strategy", "darts", "search.candidate_epochs", 5)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "search.study" in refused.stderr
     assert "random" in refused.stderr

@@ -32,7 +32,7 @@ def check_rungs(rungs: Sequence[Rung]) -> None:
         if other.candidates > one.candidates or other.epochs <= one.epochs:
             raise UserError(
                 f"from rung to rung there must be no more candidates, and more epochs, not {_text(rungs)}; "
-                "set search.rung_candidates and search.rung_epochs, such as [27,9,3] and [1,3,9]"
+                "set search.rung_candidates and search.rung_epochs, such as [9,3] and [9,27]"
             )
 
 
