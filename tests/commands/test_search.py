@@ -35,11 +35,20 @@ def images(tmp_path_factory):
     return draw_people(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture(scope="module")
+def through(images, config, tmp_path_factory):
+    """A search of three epochs that nothing happens to."""
+    folder = tmp_path_factory.mktemp("through") / "log"
+    done = search("--config-file", config, "--root", images, "train.max_epoch", 3, "data.save_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def command(*arguments):
@@ -199,10 +208,11 @@ def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_with_a_checkpoint_and_the_resumed_search_ends_the_same(images, config, tmp_path, kind, workers):
+def test_a_signal_stops_with_a_checkpoint_and_the_resumed_search_ends_the_same(
+    images, config, through, tmp_path, kind, workers
+):
     options = ["--config-file", config, "--root", images, "train.max_epoch", 3, "data.workers", workers]
-    through, log = tmp_path / "through", tmp_path / "stopped"
-    assert search(*options, "data.save_dir", through).returncode == 0
+    log = tmp_path / "stopped"
     done = stopped("search.py", [*options, "data.save_dir", log], "\nepoch: [2/3][1/", kind)
     assert done.returncode == 130, done.stderr
     assert f"--resume {log / 'checkpoint.pth'}" in done.stderr
@@ -413,10 +423,9 @@ def test_help_teaches():
 
 
 @pytest.mark.slow
-def test_a_killed_search_resumes_from_its_last_epoch(images, config, tmp_path):
+def test_a_killed_search_resumes_from_its_last_epoch(images, config, through, tmp_path):
     options = ["--config-file", config, "--root", images, "train.max_epoch", 3]
-    through, killed = tmp_path / "through", tmp_path / "killed"
-    assert search(*options, "data.save_dir", through).returncode == 0
+    killed = tmp_path / "killed"
     arguments = [*options, "data.save_dir", killed]
     assert stopped("search.py", arguments, (killed / "checkpoint.pth").exists, signal.SIGKILL).returncode < 0
     done = search("--resume", killed, *options, "data.save_dir", killed)
