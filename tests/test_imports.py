@@ -84,7 +84,7 @@ MAY_IMPORT = {
 
 #: part of the package -> libraries it may import besides the standard one.
 LIBRARIES = {
-    "evaluation": {"numpy", "scipy", "faiss", "torch"},
+    "evaluation": {"numpy", "scipy", "faiss", "torch", "sklearn"},
     "gallery": {"numpy", "faiss", "torch"},
     "config": {"yacs", "yaml"},
     "genotype": set(),

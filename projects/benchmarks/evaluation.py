@@ -39,6 +39,10 @@ from torchreid_autoreid.evaluation import (
     load_embeddings,
     save_embeddings,
 )
+from torchreid_autoreid.evaluation.distances import full_precision
+from torchreid_autoreid.evaluation.neighbours import Collection, Items
+from torchreid_autoreid.evaluation.space import Space
+from torchreid_autoreid.parallel.launch import OneProcess
 
 MSMT17 = {"queries": 11659, "gallery": 82161, "dimension": 512, "identities": 3060, "cameras": 15}
 FACTORIES = ("IVF1024,Flat", "IVF1024,SQ8", "IVF1024,PQ64", "HNSW16")
@@ -153,6 +157,15 @@ def ours_clustered(query: Embeddings, gallery: Embeddings, options: argparse.Nam
     return {"mAP": compare_clusters(labels, np.concatenate([query.pids, gallery.pids])).ari}
 
 
+def ours_neighbours(query: Embeddings, gallery: Embeddings, options: argparse.Namespace) -> dict:
+    """The 30 nearest of every item, which clusters are made of."""
+    items = np.concatenate([query.features, gallery.features])
+    with full_precision():
+        collection = Collection(items[:0], items, Space("cosine"), OneProcess())
+        Items(collection, [torch.device("cpu")]).neighbourhood(30)
+    return {}
+
+
 def labels_of(query: Embeddings, gallery: Embeddings) -> tuple[np.ndarray, ...]:
     return query.pids, gallery.pids, query.camids, gallery.camids
 
@@ -222,7 +235,11 @@ RERANKING: dict[str, Contestant] = {
     "faiss Jaccard (SpCL, OpenUnReID)": faiss_jaccard,
     "torchreid, dense re-ranking": torchreid_reranking,
 }
-CONTESTANTS = PLAIN | RERANKING | {"ours, k1 = 1": ours_unexpanded, "ours, clusters (their ARI)": ours_clustered}
+CLUSTERS: dict[str, Contestant] = {
+    "ours, 30 nearest": ours_neighbours,
+    "ours, clusters (their ARI)": ours_clustered,
+}
+CONTESTANTS = PLAIN | RERANKING | CLUSTERS | {"ours, k1 = 1": ours_unexpanded}
 SLOW = {
     "torchreid, Python",
     "torchreid, dense re-ranking",
@@ -331,6 +348,19 @@ def msmt17(options: argparse.Namespace, folder: Path) -> dict:
     return {"msmt17": rows}
 
 
+def clusters(options: argparse.Namespace, folder: Path) -> dict:
+    """Clustering beyond the neighbours that it starts from."""
+    parts = [
+        clustered(count, options.dimension, 3060, 15, seed) for seed, count in ((1, 1000), (2, options.items - 1000))
+    ]
+    data = folder / "clusters.npz"
+    save_embeddings(data, *parts)
+    rows = compare(f"Clusters of {options.items:,} vectors of {options.dimension}", list(CLUSTERS), data, options)
+    seconds, memory = (rows[1][key] - rows[0][key] for key in ("seconds", "beyond"))
+    print(f"beyond the neighbours: {seconds:.1f} s, {memory:.0f} MB")
+    return {"clusters": rows}
+
+
 def million(options: argparse.Namespace, folder: Path) -> dict:
     data = make_million(folder, options.gallery, options.queries)
     title = f"{options.gallery:,} gallery vectors of 512 from a memory-mapped file, {options.queries:,} queries"
@@ -380,7 +410,7 @@ def labels(options: argparse.Namespace, folder: Path) -> dict:
     return found
 
 
-SECTIONS = {"market": market, "msmt17": msmt17, "million": million, "labels": labels}
+SECTIONS = {"market": market, "msmt17": msmt17, "million": million, "labels": labels, "clusters": clusters}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -391,6 +421,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fastreid", type=Path, metavar="DIR", help="checkout with its Cython part built in place")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant; the slow peers run once")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--items", type=int, default=93_820, help="vectors of the section clusters")
+    parser.add_argument("--dimension", type=int, default=512, help="of the section clusters")
     parser.add_argument("--gallery", type=int, default=1_000_000, help="vectors of the section million")
     parser.add_argument("--queries", type=int, default=1000, help="queries of the section million")
     parser.add_argument(

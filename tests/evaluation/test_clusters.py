@@ -1,10 +1,12 @@
 """Pseudo-labels equal those of SpCL's dense Jaccard distance and a DBSCAN written as loops."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import clustered
@@ -91,11 +93,50 @@ def test_dbscan_is_the_algorithm_of_1996(seed, eps, min_samples):
 
 
 def test_dbscan_is_scikit_learns():
-    sklearn_cluster = pytest.importorskip("sklearn.cluster")
     features = clustered(220, seed=4, spread=0.8).features
     distances = dense_jaccard(features, 30, 6)
-    expected = sklearn_cluster.DBSCAN(eps=0.6, min_samples=4, metric="precomputed").fit_predict(distances)
+    expected = sklearn.cluster.DBSCAN(eps=0.6, min_samples=4, metric="precomputed").fit_predict(distances)
     np.testing.assert_array_equal(cluster(features), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10000), n=st.integers(8, 90), min_samples=st.integers(1, 6), share=st.floats(0, 0.5))
+def test_hdbscan_has_the_tree_of_the_dense_distances(seed, n, min_samples, share):
+    """Also where items share nothing, or are copies. (Where distances tie, labels follow the order of the items.)"""
+    random = np.random.default_rng(seed)
+    dense = np.where(random.random((n, n)) < share, random.random((n, n)), 1)
+    dense[: n // 4, : n // 4] = 0
+    dense = np.triu(dense, 1)
+    dense += dense.T
+    row, column = np.nonzero(dense < 1)
+    sparse = clusters._hanging_together(row, column, dense[row, column].astype(np.float32), min_samples)
+    dense[row, column] = dense[row, column].astype(np.float32).clip(clusters.SMALLEST)
+    options = {"min_cluster_size": max(2, min_samples), "min_samples": min_samples, "metric": "precomputed"}
+    trees = [sklearn.cluster.HDBSCAN(**options, copy=True).fit(x)._single_linkage_tree_ for x in (sparse, dense)]
+    np.testing.assert_allclose(*(np.sort(tree["value"]) for tree in trees), rtol=1e-9)
+
+
+def test_hdbscan_finds_the_identities_at_any_density():
+    """Two tight identities and two loose ones, of which no radius of DBSCAN gets all."""
+    random = np.random.default_rng(0)
+    centres = 3 * random.normal(size=(4, 16))
+    pids = np.repeat(np.arange(4), 40)
+    features = centres[pids] + np.array([0.05, 0.05, 1.2, 1.2])[pids, None] * random.normal(size=(160, 16))
+    labels = cluster(features, "hdbscan", k1=15, k2=4)
+    assert compare_clusters(labels, pids).precision == 1
+    first = [labels[labels >= 0].tolist().index(label) for label in range(labels.max() + 1)]
+    assert first == sorted(first)  # numbered by their first item
+
+
+def test_hdbscan_says_what_it_cannot(monkeypatch):
+    features = clustered(60).features
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "MOST_PAIRS", 100)
+        with pytest.raises(UserError, match="more than 100; use method='dbscan', or fewer items"):
+            cluster(features, "hdbscan", k1=8)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match="pip install scikit-learn"):
+        cluster(features, "hdbscan", k1=8)
 
 
 @pytest.mark.slow
@@ -125,7 +166,8 @@ def test_copies_are_one_cluster_each():
 
 
 MISTAKES = {
-    "a method": ({"method": "kmeans"}, "unknown method 'kmeans'; choose from dbscan"),
+    "a method": ({"method": "kmeans"}, "unknown method 'kmeans'; choose from dbscan, hdbscan"),
+    "a radius of hdbscan": ({"method": "hdbscan", "eps": 0.5}, "eps is 0.5, and hdbscan finds its own"),
     "no radius": ({"eps": 0}, "eps is 0; give a Jaccard distance between 0 and 1"),
     "everything": ({"eps": 1.0}, "eps is 1.0"),
     "no samples": ({"min_samples": 0}, "min_samples is 0"),

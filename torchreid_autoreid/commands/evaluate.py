@@ -69,7 +69,7 @@ USUAL: dict[str, Any] = {  # of the protocol; not told
     "pool": "none",
     "multi_query": "none",
 }
-CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}
+CLUSTERING = {"k1": 30, "k2": 6, "min_samples": 4}
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
 DRAWN = ("sysu_all", "sysu_indoor", "vehicleid")
 INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
@@ -232,9 +232,11 @@ def check_options(args: argparse.Namespace) -> None:
             "--fpr compares plain distances; leave out --rerank (or set test.rerank false), --query-expansion and "
             "--database-augmentation"
         )
-    for name in ("cluster_labels", "eps", "min_samples"):
+    for name in ("cluster_labels", "cluster_method", "eps", "min_samples"):
         if getattr(args, name) is not None and not args.cluster:
             raise UserError(f"--{name.replace('_', '-')} is an option of --cluster; give that too, or leave it out")
+    if args.cluster_method == "hdbscan" and args.eps is not None:
+        raise UserError("--eps is the radius of dbscan, and hdbscan finds its own; leave one of them out")
     if args.cluster_labels and Path(args.cluster_labels).suffix not in (".csv", ".npz"):
         raise UserError(f"--cluster-labels {args.cluster_labels} ends in neither .csv nor .npz; give it one of these")
     if args.draws is not None and args.protocol not in DRAWN:
@@ -473,7 +475,9 @@ def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: s
     }
     with Bar(world) as bar:
         features = np.concatenate([query.features, gallery.features])
-        labels = cluster(features, metric=metric, device=device, progress=bar, **given)
+        labels = cluster(
+            features, args.cluster_method or "dbscan", args.eps, metric=metric, device=device, progress=bar, **given
+        )
     if args.cluster_labels:
         csv_wanted = Path(args.cluster_labels).suffix == ".csv"
         write(

@@ -355,7 +355,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="also cluster queries and gallery together, and compare with the identities",
     )
     parser.add_argument("--cluster-labels", metavar="FILE", type=path, help="write the clusters, as .csv or .npz")
-    parser.add_argument("--eps", type=float, help="Jaccard distance of neighbours in a cluster (default: 0.6)")
+    parser.add_argument(
+        "--cluster-method",
+        choices=("dbscan", "hdbscan"),
+        help="hdbscan needs no --eps, and scikit-learn (default: dbscan)",
+    )
+    parser.add_argument("--eps", type=float, help="of dbscan: Jaccard distance of neighbours (default: 0.6)")
     parser.add_argument("--min-samples", type=int, help="neighbours that make the core of a cluster (default: 4)")
     parser.add_argument(
         "--definitions", action="store_true", help="also the mAP under each definition in use, and who reports it"

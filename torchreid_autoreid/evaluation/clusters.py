@@ -1,9 +1,11 @@
-"""Clusters of unlabelled features: DBSCAN on the k-reciprocal Jaccard distance, sparse from end to end.
+"""Clusters of unlabelled features: DBSCAN or HDBSCAN on the k-reciprocal Jaccard distance, sparse from end to end.
 
 Sources: Ge, Zhu, Chen, Zhao, Li, "Self-paced Contrastive Learning with Hybrid Memory for Domain Adaptive Object Re-ID"
 (SpCL), NeurIPS 2020, and its code; Ester, Kriegel, Sander, Xu, "A Density-Based Algorithm for Discovering Clusters"
-(DBSCAN), KDD 1996. Labels are those of SpCL's dense distance and scikit-learn's DBSCAN, of which neither is needed: two
-items share a column of the encoding or are at distance 1, which is beyond any radius.
+(DBSCAN), KDD 1996; Campello, Moulavi, Sander, "Density-Based Clustering Based on Hierarchical Density Estimates"
+(HDBSCAN), PAKDD 2013. Labels of DBSCAN are those of SpCL's dense distance and scikit-learn's DBSCAN, and neither is
+needed: two items share a column of the encoding or are at distance 1, which is beyond any radius. HDBSCAN is
+scikit-learn's, on the pairs that share a column.
 """
 
 from __future__ import annotations
@@ -33,14 +35,16 @@ from .rerank import (
 )
 from .space import choose_space
 
-METHODS = ("dbscan",)
+METHODS = ("dbscan", "hdbscan")
 NOISE = -1
+MOST_PAIRS = 1 << 27  # that HDBSCAN holds, at about 50 bytes each
+SMALLEST = 1e-6  # of HDBSCAN's distances: SciPy's spanning tree takes 0 for no edge
 
 
 def cluster(
     features: Any,
     method: str = "dbscan",
-    eps: float = 0.6,
+    eps: float | None = None,
     min_samples: int = 4,
     k1: int = 30,
     k2: int = 6,
@@ -52,9 +56,10 @@ def cluster(
 
     Args:
         features: (N, D), in memory or memory-mapped.
-        method: 'dbscan'.
-        eps: Jaccard distance up to which two items are neighbours, between 0 and 1.
-        min_samples: neighbours, itself included, that make an item the core of a cluster.
+        method: 'dbscan', or 'hdbscan', which finds a radius for each cluster and needs scikit-learn.
+        eps: of DBSCAN: Jaccard distance up to which two items are neighbours, between 0 and 1; 0.6 if not given.
+        min_samples: neighbours, itself included, that make an item the core of a cluster. HDBSCAN's smallest cluster
+            has as many items, and at least 2.
         k1: nearest items, itself included, of which the k-reciprocal sets are made.
         k2: nearest items over which the encoding is averaged.
         metric: 'cosine' as in SpCL, or 'euclidean'.
@@ -62,10 +67,11 @@ def cluster(
         progress: called as progress(what is being done, pieces done, pieces in all).
 
     Returns:
-        (N,) labels from 0, in order of the first core item of each cluster; -1 for noise.
+        (N,) labels from 0, in order of the first core item of each cluster (HDBSCAN: of the first item); -1 for noise.
 
     Raises:
-        UserError: bad features or parameters.
+        UserError: bad features or parameters; for HDBSCAN, more than 134 million pairs that share a neighbour, or no
+            scikit-learn.
 
     Example:
         >>> random = np.random.default_rng(0)
@@ -76,6 +82,11 @@ def cluster(
     check_metric(metric)
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    if method == "hdbscan":
+        if eps is not None:
+            raise UserError(f"eps is {eps}, and hdbscan finds its own; leave eps out, or use method='dbscan'")
+        _scikit_learn()
+    eps = 0.6 if eps is None else eps
     if not 0 < eps < 1:
         raise UserError(f"eps is {eps}; give a Jaccard distance between 0 and 1")
     for name, value in (("min_samples", min_samples), ("k1", k1), ("k2", k2)):
@@ -91,7 +102,11 @@ def cluster(
         near = Items(collection, devices).neighbourhood(max(k1, k2), progress)
         encoding = _encode(near, partial(collection.pair_distances, devices[0]), k1, k2, metric)
     del near
-    return _dbscan(_neighbours(encoding, eps, progress), min_samples)
+    if method == "hdbscan":
+        return _hdbscan(*_close_pairs(encoding, 1.0, progress, MOST_PAIRS), min_samples)
+    row, column, _ = _close_pairs(encoding, eps, progress)
+    pattern = sp.csr_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=encoding.shape)
+    return _dbscan(pattern, min_samples)
 
 
 def _encode(near: Neighbourhood, pair_distances: PairDistances, k1: int, k2: int, metric: str) -> sp.csr_array:
@@ -113,21 +128,32 @@ def _encode(near: Neighbourhood, pair_distances: PairDistances, k1: int, k2: int
     return average_neighbours(encoding, near.indices, k2)
 
 
-def _neighbours(encoding: sp.csr_array, eps: float, progress: Progress | None) -> sp.csr_array:
-    """(N, N) pattern of the pairs at a Jaccard distance of at most eps, itself included."""
+def _close_pairs(
+    encoding: sp.csr_array, eps: float, progress: Progress | None, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, columns, distances) of the pairs at a Jaccard distance of at most eps, of those that share a column.
+
+    Every item is with itself. More than ``most`` pairs are an error.
+    """
     index = InvertedIndex(encoding)
     parts = ranges_within(index.work(encoding), SHARED_AT_ONCE)
-    rows, columns = [], []
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    count = 0
     for done, (first, end) in enumerate(parts, 1):
         shared = index.shared(encoding[first:end])
-        close = 1 - shared.values <= np.float32(eps)
-        rows.append(shared.rows[close] + first)
-        columns.append(shared.columns[close])
+        distances = 1 - shared.values
+        close = distances <= np.float32(eps)
+        found.append((shared.rows[close] + first, shared.columns[close], distances[close]))
+        count += len(found[-1][0])
+        if most is not None and count > most:
+            raise UserError(
+                f"hdbscan holds all pairs that share a neighbour, and the first {end} of {encoding.shape[0]} items "
+                f"have more than {most}; use method='dbscan', or fewer items"
+            )
         if progress is not None:
             progress("clustering", done, len(parts))
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    n = encoding.shape[0]
-    return sp.csr_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=(n, n))
+    row, column, values = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return row, column, values
 
 
 def _dbscan(neighbours: sp.csr_array, min_samples: int) -> np.ndarray:
@@ -146,6 +172,53 @@ def _dbscan(neighbours: sp.csr_array, min_samples: int) -> np.ndarray:
     found = first < np.iinfo(np.int64).max
     labels[border[found]] = first[found]
     return labels
+
+
+def _hdbscan(row: np.ndarray, column: np.ndarray, distances: np.ndarray, min_samples: int) -> np.ndarray:
+    """(N,) labels of scikit-learn's HDBSCAN on the distances of the pairs given; those of all others are 1.
+
+    Where distances tie, its labels depend on the order of the items, of dense distances too.
+    """
+    found = _scikit_learn().HDBSCAN(
+        min_cluster_size=max(2, min_samples), min_samples=min_samples, metric="precomputed", copy=False
+    )
+    return _in_order(found.fit_predict(_hanging_together(row, column, distances, min_samples)))
+
+
+def _hanging_together(row: np.ndarray, column: np.ndarray, distances: np.ndarray, min_samples: int) -> sp.csr_array:
+    """(N, N) sparse distances with the core distances and the smallest spanning tree of the dense ones.
+
+    scikit-learn asks that each row has ``min_samples`` values and that all items hang together. Pairs of an item with
+    those behind it, round the end, see to both: at distance 1, as far apart as all that is left out.
+    """
+    n = int(row[-1]) + 1  # every item is with itself
+    near = sp.csr_array((distances.clip(SMALLEST).astype(np.float64), (row, column)), shape=(n, n))
+    behind = min(min_samples, n - 1)
+    first = np.repeat(np.arange(n), behind)
+    second = (first + np.tile(np.arange(1, behind + 1), n)) % n
+    ring = sp.csr_array((np.ones(2 * len(first)), (np.r_[first, second], np.r_[second, first])), shape=(n, n))
+    ring.data[:] = 1  # what is there twice has been added up
+    known = ring.multiply(near > 0)
+    return (near + (ring - known)).tocsr()
+
+
+def _in_order(labels: np.ndarray) -> np.ndarray:
+    """The labels, numbered by the first item of each."""
+    kept = labels >= 0
+    _, first, code = np.unique(labels[kept], return_index=True, return_inverse=True)
+    ordered = np.full(len(labels), NOISE, dtype=np.int64)
+    ordered[kept] = np.argsort(np.argsort(first))[code]
+    return ordered
+
+
+def _scikit_learn() -> Any:
+    try:
+        from sklearn import cluster as found
+    except ImportError as error:
+        raise UserError("method='hdbscan' needs scikit-learn 1.3 or later; pip install scikit-learn") from error
+    if not hasattr(found, "HDBSCAN"):
+        raise UserError("this scikit-learn has no HDBSCAN; pip install 'scikit-learn>=1.3'")
+    return found
 
 
 # --- against the truth ----------------------------------------
