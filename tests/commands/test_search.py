@@ -15,6 +15,7 @@ from drawn_images import draw_people
 from forks import completed, completed_together, stopped
 
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.provenance import Provenance
 from torchreid_autoreid.search.cost import NetworkShape, count_macs, count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,7 @@ def assert_same_end(one, other):
     for key, value in left["state_dict"].items():
         assert torch.equal(value, right["state_dict"][key]), key
     assert Genotype.load(one / "genotype.json") == Genotype.load(other / "genotype.json")
+    assert (one / "queries.json").read_bytes() == (other / "queries.json").read_bytes()
 
 
 def test_a_search_from_beginning_to_end(images, config, tmp_path):
@@ -107,6 +109,14 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
     again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
     assert again.returncode == 0, again.stderr
     assert "log-1" in again.stdout
+    made = Provenance.load(log / "provenance.json")
+    (start,) = made.starts
+    assert f"--root {images} data.save_dir {log}" in start.command
+    assert {"Python", "torch", "torchreid", "faiss", "numpy", "torchreid_autoreid"} <= start.versions.keys()
+    assert made.data["training images"].startswith("64 images of 8 identities by ")
+    page = (log / "report.html").read_text()
+    for words in ("Cost beside other networks", "ResNet-50", "The worst queries", start.date, start.machine):
+        assert words in page
     assert_same_end(log, tmp_path / "log-1")
 
 

@@ -23,6 +23,7 @@ from torchreid_autoreid.data import SearchDataManager
 from torchreid_autoreid.engine import ImageAutoReIDSearchEngine, search
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.queries import Image, Queries
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_macs, count_parameters
 from torchreid_autoreid.search.losses import RetrievalLoss, ScaleFreeLoss
@@ -142,7 +143,7 @@ def stop_after(engine, epoch, batch):
 
 
 def test_stopped_and_resumed_after_every_step_equals_uninterrupted(uninterrupted, root, tmp_path):
-    order, expected, records, genotype, steps, _ = uninterrupted
+    order, expected, records, genotype, steps, whole = uninterrupted
     assert len(steps) >= 4
     engine, start = build(root, order=order), 0
     for epoch, batch in steps:
@@ -157,6 +158,34 @@ def test_stopped_and_resumed_after_every_step_equals_uninterrupted(uninterrupted
     assert run(engine, tmp_path, start_epoch=start) == genotype == Genotype.load(tmp_path / "genotype.json")
     assert_same(state(engine), expected)
     assert history(tmp_path) == records
+    assert (tmp_path / "queries.json").read_bytes() == (whole / "queries.json").read_bytes()
+
+
+@first_order
+def test_queries_of_the_best_measurement_are_kept_with_what_they_found(uninterrupted, root):
+    kept, records = Queries.load(uninterrupted.folder / "queries.json"), uninterrupted.history
+    best = max(records, key=lambda record: record["retrieval"]["mAP"])
+    assert (kept.epoch, kept.mAP) == (best["epoch"], best["retrieval"]["mAP"])
+    assert kept.counted == best["retrieval"]["num_valid_queries"]
+    engine = build(root)
+    engine.resume(uninterrupted.folder / "checkpoint-best.pth")
+    loaders = engine.datamanager.held_out_loaders
+    query, gallery = engine.extract_test_set(loaders["query"], loaders["gallery"])
+    distances = np.linalg.norm(query.features[:, None].astype(float) - gallery.features[None], axis=2) ** 2
+    items = {part: loader.dataset.data for part, loader in loaders.items()}
+    for own in (own for group in kept.groups.values() for own in group):
+        path, pid, camid, _ = items["query"][own.number]
+        assert own.image == Image(pid, camid, path)
+        # All others but those of the same person by the same camera, the nearest first.
+        rows = [r for r, item in enumerate(items["gallery"]) if item[1:3] != (pid, camid)]
+        nearest = sorted(rows, key=lambda row: distances[own.number, row])
+        told = [Image(*items["gallery"][row][1:3], items["gallery"][row][0]) for row in nearest[:10]]
+        assert [image for image, _ in own.answers] == told
+        found = [distance for _, distance in own.answers]
+        np.testing.assert_allclose(found, distances[own.number][nearest[:10]], rtol=1e-3, atol=1e-4)
+        ranks = [rank for rank, row in enumerate(nearest, start=1) if items["gallery"][row][1] == pid]
+        assert own.first == ranks[0]
+        assert own.precision == pytest.approx(np.mean([n / rank for n, rank in enumerate(ranks, start=1)]))
 
 
 @first_order

@@ -108,7 +108,7 @@ def test_a_search_of_candidates_has_no_heat_map_of_a_constant(log_dir, make_reco
     written, _ = candidates(make_record, parsed, SCORES)
     write_history(log_dir / "history.jsonl", written)
     text = write_report(log_dir).read_text(encoding="utf-8")
-    assert "Epoch by epoch" not in text
+    assert text.count("class=curve ") == 4
     assert "class=heat" not in text
     assert "<h2>The candidates</h2>" in text
     assert text.count("data-sortable") >= 2

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from matplotlib.figure import Figure
 from torchreid_autoreid import files
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.provenance import FILE, Start, note_start
+from torchreid_autoreid.queries import Image, Queries, Query
 from torchreid_autoreid.report import html, log, write_report
+from torchreid_autoreid.report.costs import Costs, Network
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
@@ -66,7 +70,8 @@ def no_drawing(monkeypatch):
 
 
 def test_the_page_says_what_the_log_says(log_dir):
-    path = write_report(log_dir, parameters=9_874_321, macs=1_940_000_000)
+    own = Network("the network found", 9_874_321, 1_940_000_000, own=True)
+    path = write_report(log_dir, costs=Costs("Counted.", (256, 128), [own, Network("another", 1, 2)]))
     assert path == log_dir / "report.html"
     page = read(path)
     for words in (
@@ -88,7 +93,8 @@ def test_the_page_says_what_the_log_says(log_dir):
     assert json.dumps(genotype.to_dict(), indent=1) in page.text
     assert (log_dir / "config.yaml").read_text() in page.text
     assert not [element for element in page.all("p") if element.get("class") == "note"]
-    (normal, reduction), (curves, narrow_curves) = page.pictures()[:2], page.pictures()[-2:]
+    (normal, reduction, costs), (curves, narrow_curves) = page.pictures()[:3], page.pictures()[-2:]
+    assert costs == "Parameters and multiply–adds: another 1 and 2; the network found 9.87 M and 1.94 G."
     assert curves == narrow_curves == "Curves by epoch"
     for name, cell, told in (("Normal", genotype.normal, normal), ("Reduction", genotype.reduce, reduction)):
         (one, source), (other, second) = cell[1]
@@ -134,8 +140,8 @@ def test_the_page_is_whole_in_itself(log_dir):
     text = (log_dir / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     assert (
-        len(drawings) == len(page.pictures()) == 2 + 2 * 4 + 1 + 2
-    )  # cells found, those of each epoch, ribbon, curves
+        len(drawings) == len(page.pictures()) == 2 + 4 + 2 * 4 + 1 + 2
+    )  # cells found, linked curves, cells of each epoch, ribbon, curves
     assert ET.fromstring(drawings[-1]).tag == "{http://www.w3.org/2000/svg}svg"
     for address in [*page.addresses, *(attributes["xlink:href"] for attributes in page.linked)]:
         assert re.match(r"#\w+$|data:image/png;base64,", address)
@@ -163,7 +169,7 @@ def test_what_files_and_folders_are_called_is_text_and_never_markup(log_dir, rec
     page = read(write_report(folder))
     assert page.all("script") == [{}]  # our own; the policy lets no other run
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
-    assert len(page.pictures()) == 13
+    assert len(page.pictures()) == 17
     assert page.text.count(NASTY) >= 3  # genotype's name, settings, configuration
     assert folder.name in page.text
 
@@ -212,7 +218,7 @@ def test_a_search_of_one_epoch_without_retrieval_has_a_page(log_dir, make_record
     Genotype.from_dict(record["genotype"]).save(log_dir / "genotype.json")
     page = read(write_report(log_dir))
     assert "held-out mAP" not in page.text
-    assert len(page.pictures()) == 7
+    assert len(page.pictures()) == 11
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -223,6 +229,59 @@ def test_a_configuration_of_another_shape_is_shown_as_it_is(log_dir, config):
     assert "<h2>Epoch by epoch</h2>" in page
     assert "pixels" not in page
     assert "<summary>config.yaml</summary>" in page
+
+
+def kept(records, path="a/b.jpg"):
+    """Queries of the best measurement: the second answer is right."""
+    answers = [(Image(8, 1, path), 0.25), (Image(7, 2, path), 0.5), (Image(9, None, ""), 0.75)]
+    group = [Query(3, Image(7, 1, path), 0.5, 2, answers)]
+    return Queries(4, records[3]["retrieval"]["mAP"], 321, {"worst": group, "best": group})
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_queries_are_shown_with_right_and_wrong_answers(log_dir, records):
+    kept(records, NASTY).save(log_dir / "queries.json")
+    page = read(write_report(log_dir, read_jpeg=lambda path: path.encode(), pictures=1))
+    assert [one["class"] for one in page.all("li") if "class" in one] == ["wrong", "right", "wrong"] * 2
+    text = " ".join(page.text.split())
+    assert "Of the search network in epoch 4, the best of 50.0% mAP on 321 queries" in text
+    assert "Query 3: person 7, camera 1 Average precision 50.0%; first true match at rank 2." in text
+    assert "✗ other person 8camera 1, 0.250 ✓ same person 7camera 2, 0.500 ✗ other person 9" in text
+    assert text.index("The worst queries") < text.index("The best queries")
+    # The images of one query only, the worst: its own, and those of the answers that have a file.
+    images = [one["src"] for one in page.all("img")]
+    assert images == [f"data:image/jpeg;base64,{base64.b64encode(NASTY.encode()).decode()}"] * 3
+    assert not read(write_report(log_dir)).all("img")
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_queries_that_are_missing_torn_or_of_another_history_are_left_out(log_dir, records):
+    assert "holds no queries.json of this history" in write_report(log_dir).read_text()
+    for content, told in (
+        (b"{", "queries.json was left out: .* holds no queries of a search"),
+        (json.dumps({"groups": {"&lt;": []}}).encode(), "queries.json was left out"),
+    ):
+        (log_dir / "queries.json").write_bytes(content)
+        (note,) = notes(write_report(log_dir))
+        assert re.search(told, note)
+    found = kept(records)
+    for other in (replace(found, epoch=3), replace(found, mAP=0.1), replace(found, epoch=99)):
+        other.save(log_dir / "queries.json")
+        (note,) = notes(write_report(log_dir))
+        assert f"of another history (its epoch {other.epoch}) and was left out" in note
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_provenance_says_when_where_and_from_what(log_dir):
+    assert "neither on which machine nor with which versions" in write_report(log_dir).read_text()
+    for epoch in (1, 3):
+        note_start(log_dir, {"training images": f"12 {NASTY}"}, Start.now(epoch, "a device", argv=["autoreid", NASTY]))
+    page = read(write_report(log_dir))
+    for words in ("started", "went on, epoch 3", "a device", "Python 3.", NASTY, "SHA-256 of history.jsonl"):
+        assert words in page.text
+    (log_dir / FILE).write_text("{")
+    (note,) = notes(write_report(log_dir))
+    assert note.startswith("provenance.json was left out: ")
 
 
 def test_the_same_log_gives_the_same_page(log_dir, tmp_path):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config.build import imagedata_kwargs, network_kwargs
 from ..data import ReidDataManager
-from ..data.images import read_image
+from ..data.images import small_jpeg
 from ..deploy.onnx import OnnxExtractor, is_onnx
 from ..engine import with_faiss_evaluation
 from ..errors import UserError
@@ -51,8 +51,9 @@ from ..evaluation.index import is_factory
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..queries import ANSWERS
 from ..report.page import check_page
-from ..report.retrieval import ANSWERS, FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
+from ..report.retrieval import FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from .origin import SAME_DATA, tested_network, tested_onnx
@@ -426,15 +427,6 @@ def report(
         test_set.gallery_paths,
     )
     write_retrieval(page, args.report, small_jpeg, args.embed_images or 0)
-
-
-def small_jpeg(path: str) -> bytes:
-    """A picture for a page, at most 64 x 128 pixels."""
-    image = read_image(path)
-    image.thumbnail((64, 128))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
 
 
 def definitions(

@@ -149,7 +149,7 @@ examples:
 
 The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
 epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
-held-out half), config.yaml, search.log and TensorBoard events.
+held-out half), queries.json (of that measurement), provenance.json, config.yaml, search.log and TensorBoard events.
 """
 
 _TRAIN = """
@@ -251,16 +251,20 @@ compared on one page, which ranks only what was measured alike; runs that differ
 The log folder is the data.save_dir of the search. Read are
   history.jsonl   a line an epoch; a torn last line is left out, and the page says so
   genotype.json   the cells found so far
-  config.yaml     the configuration; the page does without it
+  config.yaml     the configuration; the page does without it, and without costs then
+  queries.json, provenance.json: queries of the best measurement, and where the search was made; likewise
 
 examples:
   autoreid report log/search
   autoreid report log/search --output search.html
   # with the figures of the trained network, apart from those of the search
-  autoreid report log/search --trained log/train
+  autoreid report log/search --trained log/train --beside log/resnet50
+  # on this machine alone, and refreshed while the search runs
+  autoreid report log/search --serve
   autoreid report log/darts-1 log/darts-2 log/gdas-1 log/gdas-2 --output comparison.html
 
-The path of the page is printed. Exit status: 0 done; 2 the folder or one of its files is not what it should be.
+The path of the page is printed, or its address (--serve, which Ctrl-C ends). Exit status: 0 done; 2 the folder or one
+of its files is not what it should be.
 """
 
 
@@ -462,6 +466,21 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         type=path,
         help="data.save_dir of a training of the genotype found, for the report of one search; may be repeated",
     )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="DIR",
+        type=path,
+        help="data.save_dir of a training of another network, to be put beside these; may be repeated",
+    )
+    parser.add_argument(
+        "--embed-images", type=int, metavar="N", help="put the images of N queries into the page, the worst first"
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="show the page on this machine, and follow a running search"
+    )
+    parser.add_argument("--port", type=int, metavar="PORT", help="of --serve (default: a free one)")
 
 
 def _check_train(cfg: CfgNode, args: argparse.Namespace) -> None:

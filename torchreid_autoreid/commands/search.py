@@ -42,13 +42,14 @@ from ..keys import OF_CANDIDATES
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
+from ..provenance import Start, note_start
 from ..records import SearchRecord
 from ..report import amount, verdict, write_report
+from ..report.costs import Costs
 from ..report.history import read_history
-from ..report.verdict import Sentence
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
-from ..search.cost import CostTable, LatencyTable, NetworkShape, count_macs, count_parameters, measure_latency
+from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
 from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.plans import Evolution, EvolutionPlan, Plan, RungPlan
@@ -59,6 +60,7 @@ from ..search.study import Study, StudyPlan, shown
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, TimeLeft, begin_log, details_of, stop_on_signals
+from .costs import count_costs
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -144,6 +146,9 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
                 latencies.save(save_dir / LATENCIES)
             if origin:
                 bring_history(save_dir, origin)
+            note_start(
+                save_dir, described_data(datamanager), Start.now(start_epoch + 1, device_in_words(device), world.size)
+            )
             write_atomically(
                 save_dir / "config.yaml", lambda name: Path(name).write_text(written.dump(), encoding="utf-8")
             )
@@ -168,9 +173,31 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
         tell_study(Path(cfg.data.save_dir), engine.plan, genotype)
     with everyone.together():
         if world.rank == 0 and (save_dir / "history.jsonl").exists():
-            report = write_report(save_dir)
+            costs = count_costs(cfg, genotype)
+            report = write_report(save_dir, costs=costs)
             records, _ = read_history(save_dir / "history.jsonl")
-            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, verdict(records)))
+            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, records, costs))
+
+
+def described_data(datamanager: Any) -> dict[str, str]:
+    """What the report says of the images: counts of what is trained on, and of what retrieval is measured on."""
+    measured = getattr(datamanager, "held_out_loaders", None) or datamanager.validation_loaders
+    query, gallery = (measured[part].dataset.data for part in ("query", "gallery"))
+    people = len({pid for _, pid, _, _ in query})
+    found = {
+        "training images": datamanager.trained_images,
+        "held-out retrieval": f"{len(query)} queries of {people} identities, {len(gallery)} gallery images",
+    }
+    if halves := getattr(datamanager, "split_summary", None):
+        for half in ("w", "alpha"):
+            found[f"{half} half"] = f"{halves[f'{half}_images']} images of {halves[f'{half}_identities']} identities"
+    return found
+
+
+def device_in_words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"computing on the CPU, threads: {torch.get_num_threads()}"
 
 
 def worker_folder(save_dir: Path, resume: Path | None) -> Path:
@@ -543,26 +570,38 @@ def describe(genotype: Genotype, kind: str) -> str:
     return " | ".join(" ".join(f"{name}<-{source}" for name, source in block) for block in cell)
 
 
-def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, findings: Sequence[Sentence]) -> str:
+def summary(
+    cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records: Sequence[SearchRecord], costs: Costs
+) -> str:
     """What the search has found, what it costs, how far to trust it, and the command that trains it."""
     shape = NetworkShape(**shape_kwargs(cfg))
-    with torch.device("meta"):  # shapes are all that counts
-        network = shape.build(genotype)
-    macs = count_macs(network, (3, shape.height, shape.width))
-    costs = f"{amount(count_parameters(network))} {UNITS['params']}, {amount(macs)} {UNITS['macs']}"
+    network = f"{amount(costs.own.params)} {UNITS['params']}, {amount(costs.own.macs)} {UNITS['macs']}"
     words = ["--genotype", save_dir / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
     words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
     words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]
+    signs = {True: "+", False: "-", None: " "}
     return "\n".join(
         [
             "the search has ended",
             f"  normal cell     {describe(genotype, 'normal')}",
             f"  reduction cell  {describe(genotype, 'reduce')}",
-            f"  network         {costs} of {shape.height} x {shape.width}, at {shape.channels} channels "
+            f"  network         {network} of {shape.height} x {shape.width}, at {shape.channels} channels "
             f"and {sum(shape.layers)} cells",
+            *_measured(records),
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
-            *(f"  {'+' if one.speaks_for else '-' if one.speaks_for is False else ' '} {one.text}" for one in findings),
+            *(f"  {signs[one.speaks_for]} {one.text}" for one in verdict(records)),
             f"to train it: autoreid train {shlex.join(map(str, words))}",
         ]
     )
+
+
+def _measured(records: Sequence[SearchRecord]) -> Iterator[str]:
+    """The last measurement and the best one, in a line; nothing without any."""
+    measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
+    if measured:
+        (epoch, last), (best_epoch, best) = measured[-1], max(measured, key=lambda found: found[1]["mAP"])
+        yield (
+            f"  held out        mAP {last['mAP']:.1%} in epoch {epoch} (best {best['mAP']:.1%}, epoch {best_epoch}), "
+            f"rank-1 {last['rank1']:.1%}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import stat
 import warnings
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps
 
 from ..errors import UserError, line_of_the_machine
 
-__all__ = ["FORMATS", "MOST_PIXELS", "SUFFIXES", "read_image", "shown", "use_in_feature_extractor"]
+__all__ = ["FORMATS", "MOST_PIXELS", "SUFFIXES", "read_image", "shown", "small_jpeg", "use_in_feature_extractor"]
 
 #: formats of photo sets, by Pillow's names. Not those whose reading starts another program, as EPS does.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -70,6 +71,19 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILES and (line := line_of_the_machine(error)):
             raise UserError(line) from None
         raise _unreadable(path, _reason(error, path)) from None
+
+
+def small_jpeg(path: str | os.PathLike[str]) -> bytes:
+    """A picture for a page: a JPEG of at most 64 x 128 pixels.
+
+    Raises:
+        UserError: as :func:`read_image`.
+    """
+    image = read_image(path)
+    image.thumbnail((64, 128))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..evaluation import RetrievalResult
 from ..files import write_atomically
 from ..genotype import KINDS, Genotype, num_edges
+from ..queries import ANSWERS
 from ..records import CandidateRecord, SearchRecord
 from ..search.budget import Budget
 from ..search.halving import annealed
@@ -27,6 +28,7 @@ from ..space.inheritance import inherit
 from ..space.networks import AutoReIDNetwork
 from .loop import Batch, ReproducibleLoop, RunOptions
 from .precision import MixedPrecision
+from .ranked import write_queries
 from .resume import load_like, load_optimizer
 from .search import step_figures
 from .tensorboard import write_epoch
@@ -81,6 +83,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     """
 
     board_pages = ("Search", "Operations", "Cost")
+    kept_answers = ANSWERS
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "candidates")
     rates = "train.lr of the file search.recipe"
     clip = "recipe.grad_clip of the file search.recipe"
@@ -310,6 +313,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             path.parent.mkdir(exist_ok=True)
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
             write_atomically(path, lambda name: torch.save(state, name))
+
+    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
+        write_queries(self.save_dir, epoch, result, self._validation_loaders())
 
     def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)

@@ -122,6 +122,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
     checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
     #: of TensorBoard, see :func:`~torchreid_autoreid.engine.tensorboard.begin_board`
     board_pages: tuple[str, ...] = ("Training",)
+    #: nearest gallery images of a query that :meth:`_write_best` needs
+    kept_answers = 0
     #: keys suggested in the error when a loss diverges
     rates = "train.lr"
     #: the key that clips the gradient
@@ -195,6 +197,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _write_results(self) -> None:
         """Files that are written anew after each epoch, before the checkpoint."""
+
+    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
+        """Files that are written anew after the best measurement so far, before the checkpoint; epochs from 1."""
 
     def _write_board(self, record: Any) -> None:
         """What TensorBoard gets after an epoch."""
@@ -391,16 +396,20 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self.group.check_same(f"after epoch {number}", **self._shared())
         with self.group.together():
             if self.group.rank == 0:
-                self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best)
+                self._write_epoch(record, float(result.cmc[0]) if result else 0.0, is_best, result)
         if self.on_epoch is not None:
             self.on_epoch(record)
 
-    def _write_epoch(self, record: EpochRecord, rank1: float, is_best: bool) -> None:
+    def _write_epoch(
+        self, record: EpochRecord, rank1: float, is_best: bool, result: RetrievalResult | None = None
+    ) -> None:
         with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_dict()) + "\n")
             file.flush()
             os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
         self._write_results()
+        if result is not None and is_best:
+            self._write_best(record.epoch, result)
         self.save_model(record.epoch - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
             self._write_board(record)
@@ -414,6 +423,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 loaders["gallery"],
                 dist_metric=options.dist_metric,
                 normalize_feature=options.normalize_feature,
+                topk=self.kept_answers,
             )
         except Interrupted:
             if self._steps_done:

@@ -1,8 +1,8 @@
-"""Pictures of what a query has found, as torchreid draws them."""
+"""What queries have found: pictures of all, as torchreid draws them, and the file of some for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,35 @@ import numpy as np
 
 from ..data.images import read_image
 from ..evaluation import RetrievalResult
+from ..queries import Labels, Queries
 
-__all__ = ["draw_ranked_results"]
+__all__ = ["draw_ranked_results", "write_queries"]
 
 # torchreid's: pixels, and blue, green, red
 _SPACING, _QUERY_SPACING, _BORDER = 10, 90, 5
 _BLACK, _GREEN, _RED = (0, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def write_queries(folder: Path, epoch: int, result: RetrievalResult, loaders: Mapping[str, Any]) -> None:
+    """Writes ``queries.json``: the worst, the median and the best queries of a measurement with their first answers.
+
+    Args:
+        folder: the log folder.
+        epoch: with which it was made, from 1.
+        result: with ``topk_indices``.
+        loaders: ``{'query': loader, 'gallery': loader}`` of the images.
+    """
+    items = [loaders[part].dataset.data for part in ("query", "gallery")]
+    knows_cameras = len({item[2] for part in items for item in part}) > 1
+    query, gallery = (
+        Labels(
+            [item[1] for item in part],
+            [item[2] for item in part] if knows_cameras else (),
+            [item[0] for item in part],
+        )
+        for part in items
+    )
+    Queries.of(epoch, result, query, gallery).save(folder / "queries.json")
 
 
 def draw_ranked_results(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ __all__ = [
     "check_run_folder",
     "checkpoint_path",
     "claim_run_folder",
+    "is_claimed",
     "keep_earlier_run",
 ]
 
@@ -150,18 +152,40 @@ def keep_earlier_run(save_dir: Path, resume: Path | None = None) -> None:
 
 
 def bring_history(save_dir: Path, resume: Path) -> None:
-    """Copies the history and the best checkpoint of a run that goes on in another folder, so that it is whole there.
+    """Copies what a run that goes on in another folder does not write again, so that the log is whole there.
 
     Raises:
         UserError: if the folder cannot be written.
     """
     try:
-        for name in ("history.jsonl", "checkpoint-best.pth"):
+        for name in ("history.jsonl", "checkpoint-best.pth", "queries.json", "provenance.json"):
             there = resume.parent / name
             if not (save_dir / name).exists() and there.is_file():
                 write_atomically(save_dir / name, partial(shutil.copyfile, there))
     except OSError as error:
         raise not_writable(save_dir, error) from None
+
+
+def is_claimed(save_dir: str | Path) -> bool:
+    """Whether a process writes into a log folder, or into the one around it, as far as the file system knows."""
+    place = Path(save_dir).resolve()
+    return any(_is_locked(folder / ".lock") for folder in (place, place.parent))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fcntl = importlib.import_module("fcntl")
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except (ImportError, OSError):  # not a POSIX system; nobody has claimed it, or it is not ours
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment, which a writer would wait
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 #: of the log folders of this process; a lock ends with its process, however that ends

@@ -21,6 +21,7 @@ from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..files import write_atomically
 from ..genotype import Genotype, num_edges
 from ..limits import check_choice, check_values
+from ..queries import ANSWERS
 from ..records import SearchRecord
 from ..search.architect import Architect, TrainGradients, frozen, gradients, random_states, unchanged_buffers
 from ..search.budget import Budget
@@ -32,6 +33,7 @@ from ..space.networks import AutoReIDSearchNetwork
 from ..space.strategies import EpochValues, Gdas
 from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision
+from .ranked import write_queries
 from .resume import load_like, load_optimizer
 from .tensorboard import write_epoch
 
@@ -92,6 +94,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     """
 
     board_pages = ("Search", "Operations", "Cost")
+    kept_answers = ANSWERS
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
     clip = "search.grad_clip"
@@ -432,6 +435,9 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
+
+    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
+        write_queries(self.save_dir, epoch, result, self._validation_loaders())
 
     def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)

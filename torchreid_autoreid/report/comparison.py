@@ -19,19 +19,12 @@ from .cells import CELLS
 from .log import SearchLog, read_log
 from .page import Table, cell_picture, check_page, picture, write_page
 from .plots import MEASURE_NAMES, draw_beside, draw_dots
-from .runs import PLACES, read_settings
+from .runs import PLACES, PROTOCOL, read_settings
 from .verdict import Sentence, wilson
 
 __all__ = ["write_comparison"]
 
 _LETTERS = string.ascii_uppercase
-#: settings that decide on which images, and how, a search measures retrieval
-_PROTOCOL = (
-    *(f"data.{name}" for name in ("type", "sources", "split_id", "combineall")),
-    *(f"cuhk03.{name}" for name in ("classic_split", "labeled_images", "use_metric_cuhk03")),
-    "market1501.use_500k_distractors",
-    *(f"test.{name}" for name in ("dist_metric", "normalize_feature")),
-)
 _OF_ALPHAS = ("search.split", "search.alpha_fraction")
 _OF_CANDIDATES = ("search.held_out",)
 
@@ -82,7 +75,7 @@ class _Run:
 
     def protocol(self) -> dict[str, Any]:
         """What has to be alike before two figures can be ranked."""
-        keys = (*_PROTOCOL, *(_OF_CANDIDATES if self.of_candidates else _OF_ALPHAS))
+        keys = (*PROTOCOL, *(_OF_CANDIDATES if self.of_candidates else _OF_ALPHAS))
         return {"measured": self.measured} | {key: self.settings.get(key) for key in keys}
 
     def unlike(self, other: _Run) -> list[str]:

@@ -1,9 +1,9 @@
-"""What a search had found and how sure it was, epoch by epoch: cells, probabilities and margins for the slider."""
+"""What a search had found and how sure it was: curves, cells, probabilities and margins by epoch, for the slider."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -11,12 +11,15 @@ from markupsafe import Markup
 from ..genotype import KINDS, Genotype, cell_edges
 from ..records import SearchRecord
 from .cells import CELLS, cell_in_words, cell_svg
+from .costs import Costs, edge_costs
+from .curves import Curve, curves_of, place_of
 from .page import Table
 from .verdict import kept_edges
 
 __all__ = ["Steps", "steps_of", "thinned"]
 
 _MOST_STEPS = 100
+_MOST_POINTS = 400  # of a curve
 
 
 def thinned(records: Sequence[SearchRecord], most: int) -> list[SearchRecord]:
@@ -51,30 +54,43 @@ class Steps:
 
     Attributes:
         labels: of the steps.
+        places: of the steps on the axis of a curve, from 0 to 1.
         note: what was left out; empty if nothing was.
-        cells: drawings, one for each run of steps with the same cell, by kind.
+        curves: linked to the slider.
+        cells: drawings, one for each run of steps with the same cell, by kind; none without alphas, as the following.
         probabilities: of each step, by kind.
         edges: table of the kept edges of each step.
     """
 
     labels: list[str]
+    places: list[float]
     note: str
-    cells: list[list[Shown]]
-    probabilities: list[list[Shown]]
-    edges: list[Shown]
+    curves: list[Curve]
+    cells: list[list[Shown]] = field(default_factory=list)
+    probabilities: list[list[Shown]] = field(default_factory=list)
+    edges: list[Shown] = field(default_factory=list)
 
 
-def steps_of(records: Sequence[SearchRecord]) -> Steps:
-    """The steps of a search that has alphas."""
-    chosen = thinned(records, _MOST_STEPS)
-    top = {kind: max(max(map(max, r.probabilities[kind])) for r in chosen) for kind in KINDS}
+def steps_of(records: Sequence[SearchRecord], costs: Costs | None = None) -> Steps:
+    """The steps of a search."""
+    chosen, drawn = thinned(records, _MOST_STEPS), thinned(records, _MOST_POINTS)
     skipped = len(records) - len(chosen)
-    last = len(chosen) - 1
-    return Steps(
+    steps = Steps(
         [_label(record) for record in chosen],
+        [round(place_of(record, records), 4) for record in chosen],
         f"{len(chosen)} of {len(records)} epochs can be chosen, evenly spread." if skipped else "",
-        [_cells(chosen, kind) for kind in KINDS],
-        [
+        curves_of(drawn, chosen),
+    )
+    return steps if records[-1].candidate is not None else _with_cells(steps, chosen, costs)
+
+
+def _with_cells(steps: Steps, chosen: Sequence[SearchRecord], costs: Costs | None) -> Steps:
+    top = {kind: max(max(map(max, r.probabilities[kind])) for r in chosen) for kind in KINDS}
+    last, of_edges = len(chosen) - 1, edge_costs(costs, chosen[-1])
+    return replace(
+        steps,
+        cells=[_cells(chosen, kind) for kind in KINDS],
+        probabilities=[
             [
                 Shown(
                     str(step), step != last, CELLS[kind], f"Probabilities, {CELLS[kind].lower()}, epoch {record.epoch}",
@@ -84,7 +100,7 @@ def steps_of(records: Sequence[SearchRecord]) -> Steps:
             ]
             for kind in KINDS
         ],
-        [Shown(str(step), step != last, "", "", _edges(record)) for step, record in enumerate(chosen)],
+        edges=[Shown(str(step), step != last, "", "", _edges(record, of_edges)) for step, record in enumerate(chosen)],
     )  # fmt: skip
 
 
@@ -131,7 +147,7 @@ def _heat(record: SearchRecord, kind: str, top: float) -> Markup:
     return Markup("".join(lines))  # numbers, and names that were checked
 
 
-def _edges(record: SearchRecord) -> Table:
+def _edges(record: SearchRecord, costs: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> Table:
     rows = [
         [
             f"{CELLS[edge.kind]}, {edge.source} → {edge.block + 2}",
@@ -140,8 +156,12 @@ def _edges(record: SearchRecord) -> Table:
             edge.runner_up,
             f"{edge.margin:+.3f}",
             f"{edge.none:.3f}",
+            *(rows[edge.row][record.operations.index(edge.operation)] for rows in costs[edge.kind].values()),
         ]
         for edge in kept_edges(record)
     ]
-    heads = ["edge", "kept", "probability", "runner-up", "margin", "none"]
-    return Table(f"Kept edges of epoch {record.epoch}, and what they won against.", heads, rows, sortable=True)
+    heads = ["edge", "kept", "probability", "runner-up", "margin", "none", *costs[KINDS[0]]]
+    caption = f"Kept edges of epoch {record.epoch}, and what they won against."
+    if costs[KINDS[0]]:
+        caption += " The costs are those of the kept operation in all cells of the kind."
+    return Table(caption, heads, rows, sortable=True)

@@ -6,25 +6,30 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ..config.read import plain_yaml
 from ..genotype import Genotype
 from ..numbers import amount, duration
+from ..queries import Queries
 from ..records import SearchRecord
 from ..version import __version__
+from .answers import ReadJpeg, cards
 from .candidates import candidate_strip, candidate_table
 from .cells import CELLS
+from .costs import Costs, cost_picture, cost_table
 from .epochs import steps_of, thinned
 from .log import SearchLog, read_log
 from .page import Picture, Table, cell_picture, check_page, picture, write_page
 from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history, draw_ribbon
-from .trained import trained_table
+from .trained import Trained, measured_alike, trained_runs, trained_table
 from .verdict import verdict
 
-__all__ = ["write_report"]
+__all__ = ["contents", "write_report"]
 
 _MOST_ROWS = 400  # epochs in the table and in the curves
 
@@ -33,17 +38,23 @@ def write_report(
     log_dir: str | Path,
     output: str | Path | None = None,
     *,
-    parameters: int | None = None,
-    macs: int | None = None,
     trained: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
+    costs: Costs | None = None,
+    read_jpeg: ReadJpeg | None = None,
+    pictures: int = 0,
 ) -> Path:
     """Writes the report of a search, finished or not, from its log folder.
 
     Args:
-        log_dir: the ``data.save_dir`` of a search: ``history.jsonl``, ``genotype.json`` and, if there, ``config.yaml``.
+        log_dir: the ``data.save_dir`` of a search: ``history.jsonl``, ``genotype.json`` and, if there, what else a
+            search leaves.
         output: the page, ``*.html``; ``log_dir/report.html`` by default. It is replaced in one step.
-        parameters, macs: of the network found, shown if given (numbers, not millions).
         trained: log folders of trainings of the genotype found; their figures are shown apart from the search's.
+        beside: log folders of trainings of other networks, to be put beside these.
+        costs: of the network found, of its edges and of other networks, where they were counted.
+        read_jpeg: gives a small JPEG of an image by its path.
+        pictures: of how many queries images are embedded in the page, the worst first.
 
     Returns:
         The path of the page.
@@ -53,34 +64,97 @@ def write_report(
     """
     log = read_log(log_dir)
     target = check_page(output if output is not None else log.folder / "report.html")
+    write_page("search.html", target, **contents(log, trained, beside, costs, read_jpeg, pictures))
+    return target
+
+
+def contents(
+    log: SearchLog,
+    trained: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
+    costs: Costs | None = None,
+    read_jpeg: ReadJpeg | None = None,
+    pictures: int = 0,
+) -> dict[str, Any]:
+    """What the template of the report needs; arguments as those of :func:`write_report`.
+
+    Raises:
+        UserError: if a training or an image cannot be read.
+    """
     folder, records, genotype, config = log.folder, log.records, log.genotype, log.config
+    trainings = [*trained_runs(trained, genotype), *trained_runs(beside)]
     with_alphas = [record for record in records if record.candidate is None]
     drawn = thinned(records, _MOST_ROWS)
-    write_page(
-        "search.html",
-        target,
-        name=log.name,
-        settings="" if config is None else _settings(config),
-        notes=list(log.notes()),
-        verdict=verdict(records),
-        tiles=list(_tiles(records, genotype, parameters, macs)),
-        genotype_name=genotype.name,
-        cells=[cell_picture(genotype, kind) for kind in CELLS],
-        trained=trained_table(trained, genotype) if trained else None,
-        command=_command(folder),
-        code=_code(folder),
-        course=picture("Curves by epoch", draw_history(drawn), draw_history(drawn, columns=1)),
-        costs=picture("Cost by epoch", draw_costs(drawn)) if records[-1].cost else None,
-        steps=steps_of(with_alphas) if with_alphas else None,
-        ribbon=_ribbon(with_alphas) if with_alphas else None,
-        operations=records[-1].operations,
-        strip=candidate_strip(records),
-        candidates=candidate_table(records),
-        epochs=_epochs(records),
-        provenance=_provenance(log),
-        files=_files(genotype, config),
+    return {
+        "name": log.name,
+        "settings": "" if config is None else _settings(config),
+        "notes": list(log.notes()),
+        "verdict": verdict(records),
+        "tiles": list(_tiles(records, genotype, costs)),
+        "genotype_name": genotype.name,
+        "cells": [cell_picture(genotype, kind) for kind in CELLS],
+        "trained": trained_table(trainings) if trainings else None,
+        "command": _command(folder),
+        "code": _code(folder),
+        "networks": None if costs is None else _networks(costs, trainings),
+        "course": picture("Curves by epoch", draw_history(drawn), draw_history(drawn, columns=1)),
+        "costs": picture("Cost by epoch", draw_costs(drawn)) if records[-1].cost else None,
+        "steps": steps_of(with_alphas or records, costs),
+        "ribbon": _ribbon(with_alphas) if with_alphas else None,
+        "operations": records[-1].operations,
+        "strip": candidate_strip(records),
+        "candidates": candidate_table(records),
+        "queries": _queries(log.queries, records, read_jpeg, pictures),
+        "epochs": _epochs(records),
+        "provenance": _provenance(log),
+        "files": _files(genotype, config),
+    }
+
+
+_GROUPS = {
+    "worst": "The worst queries",
+    "median": "Queries in the middle",
+    "best": "The best queries",
+}
+
+
+def _queries(
+    found: Queries | None, records: Sequence[SearchRecord], read_jpeg: ReadJpeg | None, pictures: int
+) -> dict[str, Any] | None:
+    """The groups of queries, with what was measured when they were asked."""
+    if found is None:
+        return None
+    record = next(record for record in records if record.epoch == found.epoch)
+    of = "the search network" if record.candidate is None else f"candidate {record.candidate.number}"
+    groups, left = [], pictures
+    for name, title in _GROUPS.items():
+        if queries := found.groups.get(name):
+            groups.append((title, cards(queries, read_jpeg, left)))
+            left = max(0, left - len(queries))
+    return {
+        "of": f"{of} in epoch {found.epoch}, the best of {found.mAP:.1%} mAP on {found.counted} queries",
+        "groups": groups,
+    }
+
+
+def _networks(costs: Costs, trainings: Sequence[Trained]) -> dict[str, Any]:
+    """Costs of the network found beside others, with the mAP of those that were measured alike."""
+    alike = measured_alike([run for run in trainings if run.folder in costs.trained])
+    measured = [replace(costs.trained[run.folder], mAP=run.mAP, own=run.own) for run in alike]
+    others = [
+        replace(costs.trained[run.folder], own=run.own)
+        for run in {run.folder: run for run in trainings}.values()
+        if run.folder in costs.trained and run.folder not in {one.folder for one in alike}
+    ]
+    networks = [*costs.networks, *measured, *others]
+    said = (
+        f"mAP on {alike[0].test_set} with {alike[0].queries} queries, of the trainings that were tested alike."
+        if alike
+        else "mAP was measured of none of them on one protocol, so the axes are those of cost alone."
     )
-    return target
+    height, width = costs.size
+    caption = f"Parameters, and multiply–adds of an image of {height} × {width}, without the classifier. {said}"
+    return {"note": costs.note, "picture": cost_picture(networks, caption), "table": cost_table(networks)}
 
 
 def _settings(config: str) -> str:
@@ -110,9 +184,7 @@ def _settings(config: str) -> str:
     return " · ".join(form.format(text) for text, form in parts if text)
 
 
-def _tiles(
-    records: Sequence[SearchRecord], genotype: Genotype, parameters: int | None, macs: int | None
-) -> Iterator[tuple[str, str, str]]:
+def _tiles(records: Sequence[SearchRecord], genotype: Genotype, costs: Costs | None) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of each figure at the top."""
     measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
     if measured:
@@ -129,10 +201,9 @@ def _tiles(
         yield name, f"{sum(count.values())} of {4 * genotype.blocks}", note
     for measure, cost in (records[-1].cost or {}).items():
         yield MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"
-    if parameters is not None:
-        yield "parameters", amount(parameters), "of the network found"
-    if macs is not None:
-        yield "multiply–adds", amount(macs), "an image"
+    if costs is not None:
+        yield "parameters", amount(costs.own.params), "of the network found"
+        yield "multiply–adds", amount(costs.own.macs), f"an image of {costs.size[0]} × {costs.size[1]}"
 
 
 def _command(folder: Path) -> str:
@@ -193,13 +264,22 @@ def _row(record: SearchRecord, records: Sequence[SearchRecord]) -> list[str]:
 
 
 def _provenance(log: SearchLog) -> Table:
-    """From what the page was made, so that a reader can tell whether a folder is the one."""
+    """From what the page and the search were made, so that a reader can tell whether a folder is the one."""
     rows = [["page", f"torchreid_autoreid {__version__}"], ["log folder", str(log.folder.resolve())]]
-    for name in ("history.jsonl", "genotype.json", "config.yaml"):
+    caption = "From what this page and the search were made."
+    if log.provenance is None:
+        caption += " The folder says neither on which machine nor with which versions it was."
+    else:
+        rows += [list(pair) for pair in log.provenance.data.items()]
+        for start in log.provenance.starts:
+            versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
+            what = "started" if start.epoch == 1 else f"went on, epoch {start.epoch}"
+            rows.append([what, f"{start.date}: {start.command} ({versions}; {start.machine})"])
+    for name in ("history.jsonl", "genotype.json", "config.yaml", "queries.json"):
         path = log.folder / name
         if path.is_file():
             rows.append([f"SHA-256 of {name}", hashlib.sha256(path.read_bytes()).hexdigest()])
-    return Table("From what this page was made.", ["what", "which"], rows, of_text=True)
+    return Table(caption, ["what", "which"], rows, of_text=True)
 
 
 def _files(genotype: Genotype, config: str | None) -> list[tuple[str, str]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import UserError
 from ..genotype import Genotype
+from ..provenance import FILE, Provenance
+from ..queries import Queries
 from ..records import SearchRecord
 from .history import read_history
 
 __all__ = ["SearchLog", "read_log"]
 
 _MAX_CONFIG_BYTES = 1 << 20
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class SearchLog:
         torn: whether the last line of the history was left out.
         genotype: found so far.
         config: the text of ``config.yaml``; ``None`` without one.
+        queries: of its best measurement; ``None`` where they are not there, or not of this history.
+        provenance: where it was made; ``None`` where that is not known.
+        damage: what is wrong with the files that a page can do without.
     """
 
     folder: Path
@@ -33,6 +41,9 @@ class SearchLog:
     torn: bool
     genotype: Genotype
     config: str | None
+    queries: Queries | None = None
+    provenance: Provenance | None = None
+    damage: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -59,10 +70,11 @@ class SearchLog:
             yield "genotype.json is not the genotype of the last epoch in history.jsonl; its cells are the ones drawn."
         if self.config is None:
             yield "The folder holds no config.yaml, so the settings of the search are not shown."
+        yield from self.damage
 
 
 def read_log(log_dir: str | Path) -> SearchLog:
-    """Reads ``history.jsonl``, ``genotype.json`` and, if there, ``config.yaml``.
+    """Reads ``history.jsonl``, ``genotype.json`` and, if there, what else a search leaves.
 
     Raises:
         UserError: if the folder is no log of a search, or one of its files is damaged.
@@ -74,7 +86,28 @@ def read_log(log_dir: str | Path) -> SearchLog:
     if not (folder / "genotype.json").is_file():
         raise UserError(f"{folder} holds no genotype.json, so it is no log of a search; give its data.save_dir")
     genotype = Genotype.load(folder / "genotype.json")
-    return SearchLog(folder, records, torn, genotype, _read_config(folder / "config.yaml"))
+    config, damage = _read_config(folder / "config.yaml"), list[str]()
+    queries = _read(Queries.load, folder / "queries.json", damage)
+    if queries is not None and (queries.epoch, queries.mAP) not in _measured(records):
+        damage.append(f"queries.json is of another history (its epoch {queries.epoch}) and was left out.")
+        queries = None
+    provenance = _read(Provenance.load, folder / FILE, damage)
+    return SearchLog(folder, records, torn, genotype, config, queries, provenance, damage)
+
+
+def _measured(records: Sequence[SearchRecord]) -> Iterator[tuple[int, float]]:
+    return ((record.epoch, record.retrieval["mAP"]) for record in records if record.retrieval)
+
+
+def _read(load: Callable[[Path], _Read], path: Path, damage: list[str]) -> _Read | None:
+    """What a file says that a page can do without; what is wrong with it is noted."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path)
+    except UserError as error:
+        damage.append(f"{path.name} was left out: {error}")
+        return None
 
 
 def _read_config(path: Path) -> str | None:

@@ -21,7 +21,7 @@ from ..files import check_output, write_output
 from ..genotype import Genotype
 from .cells import CELLS, cell_in_words, cell_svg
 
-__all__ = ["Picture", "Table", "cell_picture", "check_page", "picture", "write_page"]
+__all__ = ["Picture", "Table", "cell_picture", "check_page", "picture", "render_page", "write_page"]
 
 _PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -32,8 +32,7 @@ _PAGES = jinja2.Environment(
 )
 _PAGES.filters["breakable"] = lambda name: Markup("_<wbr>").join(name.split("_"))
 
-_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
-_SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}"
+_SCRIPT, _FOLLOW = ((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("page.js", "follow.js"))
 
 
 def check_page(path: str | Path, what: str = "the report") -> Path:
@@ -49,9 +48,24 @@ def check_page(path: str | Path, what: str = "the report") -> Path:
     return target
 
 
+def render_page(template: str, follow: str = "", **values: Any) -> str:
+    """Fills a template of this folder.
+
+    Args:
+        template: its name.
+        follow: what a page says of a run that it follows, asking the server that it comes from; empty for a file.
+        values: what the template needs.
+    """
+    script = _SCRIPT + _FOLLOW if follow else _SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _PAGES.get_template(template).render(
+        script=Markup(script), script_hash=f"sha256-{digest}", follow=follow, **values
+    )
+
+
 def write_page(template: str, target: str | Path, what: str = "the report", **values: Any) -> None:
     """Fills a template of this folder, and replaces the page in one step."""
-    text = _PAGES.get_template(template).render(script=Markup(_SCRIPT), script_hash=_SCRIPT_HASH, **values)
+    text = render_page(template, **values)
     write_output(what, target, lambda file: Path(file).write_text(text, encoding="utf-8", errors="replace"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import matplotlib
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype, cell_edges, num_blocks, num_edges
@@ -37,6 +37,7 @@ __all__ = [
     "draw_costs",
     "draw_dots",
     "draw_history",
+    "draw_networks",
     "draw_ribbon",
     "figure_to_rgb",
     "figure_to_svg",
@@ -451,13 +452,15 @@ def draw_ribbon(records: Sequence[SearchRecord]) -> Figure:
     epochs = [record.epoch for record in records]
     for panel, kind in zip(panels, KINDS, strict=True):
         edges = {(block, source): edge for edge, block, source in cell_edges(records[0].genotype.blocks)}
-        colours = np.ones((len(edges), len(records), 3))
+        colours, kept = np.ones((len(edges), len(records), 3)), np.full((len(edges), len(records)), "", dtype=object)
         for column, record in enumerate(records):
             for block, pair in enumerate(getattr(record.genotype, kind)):
                 for operation, source in pair:
                     colours[edges[block, source], column] = to_rgb(OPERATION_COLOURS.get(operation, "#4b5563"))
+                    kept[edges[block, source], column] = operation
         reach = (epochs[0] - 0.5, epochs[-1] + 0.5, len(edges) - 0.5, -0.5)
         panel.imshow(colours, aspect="auto", interpolation="nearest", extent=reach)
+        _name_runs(panel, kept, epochs)
         panel.set_yticks(range(len(edges)), [f"{source} → {block + 2}" for block, source in edges])
         _dress(panel, _CELL_TITLES[kind])
         panel.grid(visible=False)
@@ -467,6 +470,18 @@ def draw_ribbon(records: Sequence[SearchRecord]) -> Figure:
     figure.legend(handles=handles, ncols=len(kept), loc="lower center", fontsize=7, edgecolor="none")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
+
+
+def _name_runs(panel: Axes, kept: np.ndarray, epochs: Sequence[int]) -> None:
+    """Writes the operation into each run of epochs that has room for it: colours alone do not tell them apart."""
+    for row, names in enumerate(kept):
+        ends = [column for column in range(1, len(names)) if names[column] != names[column - 1]]
+        for start, end in zip([0, *ends], [*ends, len(names)], strict=True):
+            if names[start] and end - start >= 0.11 * len(names):
+                middle = (epochs[start] + epochs[end - 1]) / 2
+                red, green, blue = to_rgb(OPERATION_COLOURS.get(names[start], "#4b5563"))
+                ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else _INK
+                panel.text(middle, row, names[start].removesuffix("_3x3"), **(_CENTRED | {"fontsize": 6, "color": ink}))
 
 
 @matplotlib.rc_context(_LOOK)
@@ -501,6 +516,60 @@ def draw_cmc(curves: Mapping[str, Sequence[float]]) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("rank")
     _dress(axes, "CMC")
+    figure.tight_layout()
+    return figure
+
+
+class _Costs(Protocol):
+    name: str
+    params: int
+    macs: int
+    own: bool
+    mAP: float | None
+
+
+@matplotlib.rc_context(_LOOK)
+def draw_networks(networks: Sequence[_Costs], narrow: bool = False) -> Figure:
+    """Draws what networks cost, a line each, and the mAP of those that have one; one's own are filled.
+
+    Args:
+        networks: the first one is on top.
+        narrow: panels below one another, each with the names over its lines.
+    """
+    measures = ["params", "macs", *(["mAP"] if any(one.mAP is not None for one in networks) else [])]
+    height = 0.7 + (0.42 if narrow else 0.27) * len(networks)
+    figure = _figure(4.2, height * len(measures)) if narrow else _figure(9, height)
+    panels = figure.subplots(
+        *((len(measures), 1) if narrow else (1, len(measures))), sharey=True, squeeze=False
+    ).ravel()
+    for panel, measure in zip(panels, measures, strict=True):
+        for place, network in enumerate(networks):
+            value = getattr(network, measure)
+            if value is None:
+                continue
+            colour = _RUN_COLOURS[1] if network.own else _RUN_COLOURS[0]
+            panel.plot(
+                [value], [place], marker="D" if network.own else "o", color=colour,
+                markerfacecolor=colour if network.own else "white", zorder=3,
+            )  # fmt: skip
+            if narrow:
+                panel.text(
+                    0.01, place - 0.32, network.name, transform=panel.get_yaxis_transform(), fontsize=7, va="center"
+                )
+        if measure == "mAP":
+            panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        else:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.margins(x=0.1)
+        panel.set_ylim(len(networks) - 0.4, -0.8)
+        panel.set_yticks(range(len(networks)), [] if narrow else [network.name for network in networks])
+        panel.set_title(MEASURE_NAMES.get(measure, measure), fontsize=9, fontweight="bold", color=_INK)
+        panel.tick_params(labelsize=7, length=2)
+        panel.grid(axis="both", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
 

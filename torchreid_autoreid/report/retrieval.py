@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ from markupsafe import Markup
 
 from ..errors import UserError
 from ..evaluation import Embeddings, RetrievalResult, RocCurve, evaluate
+from ..queries import ANSWERS, Labels, asked
+from .answers import ReadJpeg, cards
 from .page import Table, check_page, picture, write_page
 from .plots import draw_cmc
 from .verdict import Sentence, wilson
 
-__all__ = ["ANSWERS", "FALSE_ACCEPTS", "Evaluated", "camera_table", "write_retrieval"]
+__all__ = ["FALSE_ACCEPTS", "Evaluated", "camera_table", "write_retrieval"]
 
 #: false-accept rates of the slider
 FALSE_ACCEPTS = tuple(factor * 10.0**power for power in range(-6, 0) for factor in (1, 3))
-#: answers that the page shows of a query
-ANSWERS = 10
 _HARDEST = 12
 _MOST_CAMERAS = 20
 _CONFUSIONS = 20
@@ -97,7 +96,7 @@ def camera_table(
 
 
 def write_retrieval(
-    evaluated: Evaluated, output: str | Path, read_jpeg: Callable[[str], bytes] | None = None, pictures: int = 0
+    evaluated: Evaluated, output: str | Path, read_jpeg: ReadJpeg | None = None, pictures: int = 0
 ) -> Path:
     """Writes the report of an evaluation.
 
@@ -120,6 +119,8 @@ def write_retrieval(
         {"plain": result.cmc} if evaluated.plain is None else {"re-ranked": result.cmc, "plain": evaluated.plain.cmc}
     )
     shown = min(20, len(result.cmc))
+    labels = _labels(evaluated.query, evaluated.query_paths), _labels(evaluated.gallery, evaluated.gallery_paths)
+    hardest = asked(result, _hardest(result, pictures if embed else 0), *labels)
     write_page(
         "retrieval.html",
         target,
@@ -135,10 +136,7 @@ def write_retrieval(
         ranks=_ranks(lines),
         verification=None if curve is None else _verification(curve),
         cameras=_cameras(evaluated.cameras),
-        hardest=[
-            _hard(evaluated, query, embed if place < pictures else None)
-            for place, query in enumerate(_hardest(result, pictures if embed else 0))
-        ],
+        hardest=cards(hardest, embed, pictures),
         confused=_confused(evaluated),
     )  # fmt: skip
     return target
@@ -311,30 +309,8 @@ def _hardest(result: RetrievalResult, pictures: int) -> np.ndarray:
     return order[: min(max(_HARDEST, pictures), result.num_valid_queries)]
 
 
-def _hard(evaluated: Evaluated, query: int, embed: Callable[[str], bytes] | None) -> dict[str, Any]:
-    result, own = evaluated.result, evaluated.query
-    assert result.topk_indices is not None
-    assert result.topk_distances is not None
-
-    def card(part: Embeddings, paths: Sequence[str], row: int) -> dict[str, Any]:
-        path = paths[row] if len(paths) else ""
-        camera = f"camera {part.camids[row]}" if part.knows("camids") else ""
-        image = f"data:image/jpeg;base64,{base64.b64encode(embed(path)).decode()}" if embed else ""
-        return {"pid": int(part.pids[row]), "camera": camera, "path": path, "image": image}
-
-    answers = [
-        card(evaluated.gallery, evaluated.gallery_paths, int(row))
-        | {"right": bool(own.pids[query] == evaluated.gallery.pids[row]), "distance": f"{distance:.3f}"}
-        for row, distance in zip(result.topk_indices[query][:ANSWERS], result.topk_distances[query], strict=False)
-        if row >= 0
-    ]
-    first = int(result.first_match[query])
-    return card(own, evaluated.query_paths, query) | {
-        "number": int(query),
-        "precision": f"{result.average_precision[query]:.1%}",
-        "first": f"first true match at rank {first}" if first else "no true match was retrieved",
-        "answers": answers,
-    }
+def _labels(part: Embeddings, paths: Sequence[str]) -> Labels:
+    return Labels(part.pids.tolist(), part.camids.tolist() if part.knows("camids") else (), paths)
 
 
 def _mistaken(evaluated: Evaluated) -> list[tuple[int, int]]:

@@ -16,11 +16,19 @@ from ..errors import UserError
 from ..genotype import Genotype
 from .history import read_lines
 
-__all__ = ["PLACES", "Comparison", "compare", "read_history", "read_settings"]
+__all__ = ["PLACES", "PROTOCOL", "Comparison", "compare", "read_history", "read_settings"]
 
 _MAX_CONFIG_BYTES = 1 << 20
 #: settings that say where a run lies, not what it does
 PLACES = ("data.save_dir", "data.root", "data.workers", "train.print_freq")
+
+#: settings that decide on which images, and how, retrieval is measured
+PROTOCOL = (
+    *(f"data.{name}" for name in ("type", "sources", "split_id", "combineall")),
+    *(f"cuhk03.{name}" for name in ("classic_split", "labeled_images", "use_metric_cuhk03")),
+    "market1501.use_500k_distractors",
+    *(f"test.{name}" for name in ("dist_metric", "normalize_feature")),
+)
 
 
 def read_history(log: str | PathLike[str]) -> Any:

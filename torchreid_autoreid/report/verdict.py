@@ -35,6 +35,7 @@ class Edge(NamedTuple):
 
     Attributes:
         kind: of the cell.
+        row: of the cell's edges, as in the probabilities.
         block, source: from an input to a block, as numbered in the genotype.
         operation: that it keeps.
         probability: of that operation.
@@ -44,6 +45,7 @@ class Edge(NamedTuple):
     """
 
     kind: str
+    row: int
     block: int
     source: int
     operation: str
@@ -61,14 +63,15 @@ def kept_edges(record: SearchRecord) -> list[Edge]:
         rows = {(block, source): edge for edge, block, source in cell_edges(len(cell))}
         for block, edges in enumerate(cell):
             for operation, source in edges:
-                row = dict(zip(operations, record.probabilities[kind][rows[block, source]], strict=True))
+                place = rows[block, source]
+                row = dict(zip(operations, record.probabilities[kind][place], strict=True))
                 if operation not in row:
                     continue
                 others = {name: value for name, value in row.items() if name not in (operation, "none")}
                 runner_up = max(others, key=lambda name: others[name])
                 margin = row[operation] - others[runner_up]
                 found.append(
-                    Edge(kind, block, source, operation, row[operation], runner_up, margin, row.get("none", 0.0))
+                    Edge(kind, place, block, source, operation, row[operation], runner_up, margin, row.get("none", 0.0))
                 )
     return found
 

@@ -1,0 +1,222 @@
+"""``autoreid report LOG --serve``: the report on this machine, which follows a running search."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from ..engine.run_folder import is_claimed
+from ..errors import UserError
+from ..numbers import duration
+from ..report.html import contents
+from ..report.log import SearchLog, read_log
+from ..report.page import render_page
+from .report import report_kwargs
+
+__all__ = ["Follower", "make_server", "serve", "status"]
+
+_READ = ("history.jsonl", "genotype.json", "config.yaml", "queries.json", "provenance.json")
+_RECENT = 5  # epochs that tell how long one takes
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",  # the page itself says the rest
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def serve(args: argparse.Namespace, folder: str) -> int:
+    """Shows the page until Ctrl-C.
+
+    Raises:
+        UserError: if the folder is no log of a search, or the port is not free.
+    """
+    follower = Follower(Path(folder), lambda: report_kwargs(args, folder))
+    with make_server(follower, args.port or 0) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
+class Follower:
+    """The page of a log folder, written anew when a file in it has changed.
+
+    Args:
+        folder: the log folder.
+        options: gives what the page shows besides the log, see :func:`~torchreid_autoreid.report.html.contents`.
+
+    Raises:
+        UserError: if the folder is no log of a search.
+    """
+
+    def __init__(self, folder: Path, options: Callable[[], dict[str, Any]]) -> None:
+        if not any((folder / name).is_file() for name in ("history.jsonl", "config.yaml")):
+            raise UserError(f"{folder} holds neither history.jsonl nor config.yaml; give the data.save_dir of a search")
+        self.folder, self.options = folder, options
+        self._lock = threading.Lock()
+        self._log: tuple[str, SearchLog | str] = ("", "")
+        self._page = ("", "")
+
+    def version(self) -> str:
+        """Another text once a file has changed."""
+        marks = []
+        for name in _READ:
+            try:
+                found = (self.folder / name).stat()
+                marks.append((found.st_mtime_ns, found.st_size, found.st_ino))
+            except OSError:
+                marks.append((0, 0, 0))
+        return hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
+
+    def state(self) -> dict[str, str]:
+        """What the page asks for again and again."""
+        with self._lock:
+            version, log = self._read()
+        return {"version": version, "status": self._status(log)}
+
+    def page(self) -> str:
+        """The page as it is now."""
+        with self._lock:
+            version, log = self._read()
+            if self._page[0] != version:
+                self._page = (version, self._written(log))
+            return self._page[1]
+
+    def _read(self) -> tuple[str, SearchLog | str]:
+        """The log as it is now; why it cannot be shown, where it cannot."""
+        version = self.version()
+        if self._log[0] != version:
+            self._log = (version, self._log_or_reason())
+        return self._log
+
+    def _log_or_reason(self) -> SearchLog | str:
+        history = self.folder / "history.jsonl"
+        try:
+            if not history.is_file() or b"\n" not in history.read_bytes()[: 1 << 20]:
+                return "Nothing can be shown before the first epoch has ended."
+            return read_log(self.folder)
+        except (UserError, OSError) as error:
+            return f"Nothing can be shown at the moment: {error}."
+
+    def _written(self, log: SearchLog | str) -> str:
+        follow = self._status(log)
+        if not isinstance(log, str):
+            try:
+                return render_page("search.html", follow, **contents(log, **self.options()))
+            except UserError as error:
+                log = f"Nothing can be shown at the moment: {error}."
+        return render_page("waiting.html", follow, name=self.folder.resolve().name, reason=log)
+
+    def _status(self, log: SearchLog | str) -> str:
+        try:
+            since = time.time() - (self.folder / "history.jsonl").stat().st_mtime
+        except OSError:
+            since = 0.0
+        return status(None if isinstance(log, str) else log, is_claimed(self.folder), since)
+
+
+def status(log: SearchLog | None, running: bool, since: float) -> str:
+    """How far a search is, in a sentence.
+
+    Args:
+        log: ``None`` before the first epoch has ended.
+        running: whether a process writes into its folder.
+        since: seconds since the end of the last epoch.
+    """
+    if log is None:
+        if running:
+            return "The first epoch is running; how long the search takes is known when it has ended."
+        return "No epoch has ended, and no search is running in this folder."
+    last = log.records[-1]
+    done = f"{last.epoch} of {last.epochs} epochs"
+    if not log.running:
+        return (
+            f"All epochs are done ({done}), and the search is still at work."
+            if running
+            else f"The search has ended: {done}."
+        )
+    if not running:
+        return f"The search is not running: {done} are done."
+    recent = [record.seconds for record in log.records[-_RECENT:]]
+    left = sum(recent) / len(recent) * (last.epochs - last.epoch) - since
+    rest = f"about {duration(left)} left of the whole run" if left > 0 else "it takes longer than those before"
+    return f"Epoch {last.epoch + 1} of {last.epochs} is running; {rest}."
+
+
+def make_server(follower: Follower, port: int = 0) -> ThreadingHTTPServer:
+    """A server on this machine alone; port 0 is a free one.
+
+    Raises:
+        UserError: if the port cannot be had.
+    """
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port must be at most 65535, not {port}")
+    handler = type("Handler", (_Handler,), {"follower": follower})
+    try:
+        return _Server(("127.0.0.1", port), handler)
+    except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        fix = "give another --port, or leave it out for a free one" if taken else "see that 127.0.0.1 can be used"
+        raise UserError(f"cannot listen on port {port} of 127.0.0.1: {error.strerror}; {fix}") from None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a reader that has gone
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    follower: Follower
+    timeout = 10  # seconds that a client may be silent
+    server_version, sys_version = "autoreid", ""
+
+    def do_GET(self) -> None:
+        _, port = self.connection.getsockname()
+        if self.headers.get("Host", "") not in (f"127.0.0.1:{port}", f"localhost:{port}"):  # DNS rebinding
+            self._refuse(HTTPStatus.FORBIDDEN, "this server answers for 127.0.0.1 and localhost only")
+        elif self.path == "/":
+            self._answer(HTTPStatus.OK, "text/html", self.follower.page())
+        elif self.path == "/state":
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(self.follower.state()))
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is one page here, /")
+
+    def _only_get(self) -> None:
+        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "GET is all that this server answers")
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _only_get
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        self._answer(status, "text/plain", why)
+
+    def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
+        content = text.encode("utf-8", "replace")
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET")
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the page asks every two seconds."""
