@@ -88,6 +88,7 @@ MAY_IMPORT = {
         "genotype",
         "parallel",
         "provenance",
+        "queries",
         "records",
         "report",
         "search",

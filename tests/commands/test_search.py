@@ -109,12 +109,13 @@ def test_a_search_from_beginning_to_end(images, config, tmp_path):
     again = search("--config-file", log / "config.yaml", "--root", images, "data.save_dir", log)
     assert again.returncode == 0, again.stderr
     assert "log-1" in again.stdout
-    made = Provenance.load(log / "provenance.json")
+    drawn = tmp_path / "log-1"
+    made = Provenance.load(drawn / "provenance.json")
     (start,) = made.starts
     assert f"--root {images} data.save_dir {log}" in start.command
     assert {"Python", "torch", "torchreid", "faiss", "numpy", "torchreid_autoreid"} <= start.versions.keys()
     assert made.data["training images"].startswith("64 images of 8 identities by ")
-    page = (log / "report.html").read_text()
+    page = (drawn / "report.html").read_text()
     for words in ("Cost beside other networks", "ResNet-50", "The worst queries", start.date, start.machine):
         assert words in page
     assert_same_end(log, tmp_path / "log-1")

@@ -12,6 +12,8 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import load_embeddings
 from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index, read_limited
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.provenance import Provenance
+from torchreid_autoreid.queries import Queries
 from torchreid_autoreid.report.history import read_history
 from torchreid_autoreid.spec import Description
 
@@ -56,6 +58,8 @@ READERS = {
     "history": read_history,
     "checkpoint": read_checkpoint,
     "index": read_index,
+    "queries": Queries.load,
+    "provenance": Provenance.load,
 }
 
 

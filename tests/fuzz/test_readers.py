@@ -104,6 +104,19 @@ def test_histories(tmp_path_factory, first, second, rest):
     read("history", content, tmp_path_factory.getbasetemp() / "history")
 
 
+SHOT = {"pid": 1, "camid": 2, "path": "a.jpg"}
+QUERY = {"number": 0, "image": SHOT, "precision": 0.5, "first": 2, "answers": [[SHOT, 0.1], [SHOT, 0.2]]}
+QUERIES = {"epoch": 1, "mAP": 0.5, "counted": 3, "groups": {"worst": [QUERY], "median": [QUERY], "best": [QUERY]}}
+START = {"date": "2026-01-01", "epoch": 1, "command": "autoreid", "versions": {"torch": "2"}, "machine": "one"}
+
+
+@SETTINGS
+@given(mutated(QUERIES), mutated({"data": {"images": "3"}, "starts": [START, START]}))
+def test_what_a_report_reads_besides(tmp_path_factory, queries, provenance):
+    for name, value in (("queries", queries), ("provenance", provenance)):
+        read(name, json.dumps(value).encode(), tmp_path_factory.getbasetemp() / name)
+
+
 TREE = yaml.safe_load(get_default_config().dump())
 
 

@@ -1,17 +1,24 @@
 """The pages in a real browser: quiet, offline, by keyboard, on a narrow screen, without scripts, printed."""
 
+import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 
+from torchreid_autoreid.commands.serve import Follower, make_server
+from torchreid_autoreid.engine.run_folder import claim_run_folder
 from torchreid_autoreid.evaluation import Embeddings, evaluate, roc
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.provenance import Start, note_start
+from torchreid_autoreid.queries import Image, Queries, Query
 from torchreid_autoreid.records import CandidateRecord
 from torchreid_autoreid.report import write_report
 from torchreid_autoreid.report.comparison import write_comparison
+from torchreid_autoreid.report.costs import Costs, Network
 from torchreid_autoreid.report.retrieval import FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
@@ -37,7 +44,23 @@ def write_log(folder, records, write_history):
 def search(tmp_path_factory, make_record, write_history):
     """The log of a search."""
     records = [make_record(epoch, 12) for epoch in range(1, 13)]
-    return write_log(tmp_path_factory.mktemp("pages") / "search", records, write_history), records
+    folder = write_log(tmp_path_factory.mktemp("pages") / "search", records, write_history)
+    answers = [(Image(pid, 1, f"{'long' * 30}/{pid}.jpg"), 0.1 * pid) for pid in range(10)]
+    group = [Query(pid, Image(pid, 2, ""), 0.1 * pid, pid + 1, answers) for pid in range(4)]
+    Queries(12, 0.5, 321, {"worst": group, "median": group, "best": group}).save(folder / "queries.json")
+    note_start(folder, {"training images": "12"}, Start.now(1, "a device"))
+    return folder, records
+
+
+JPEG = b"\xff\xd8\xff\xd9"
+#: an operation costs its number on an edge of its number
+EDGES = [[100 * edge + operation for operation in range(7)] for edge in range(14)]
+COSTS = Costs(
+    "Counted.",
+    (128, 64),
+    [Network("the network found", 9_000_000, 80_000_000, own=True), Network("a known one", 2_000_000, 60_000_000)],
+    {measure: {"normal": EDGES, "reduce": EDGES} for measure in ("params", "macs")},
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +88,7 @@ def pages(search, make_record, write_history):
         roc(query, gallery, FALSE_ACCEPTS), camera_table(query, gallery), [f"{'long' * 30}/{n}.jpg" for n in range(30)],
     )  # fmt: skip
     return {
-        "search": write_report(folder),
+        "search": write_report(folder, costs=COSTS, read_jpeg=lambda _: JPEG, pictures=2),
         "candidates": write_report(other),
         "comparison": write_comparison([folder, other], place / "comparison.html"),
         "retrieval": write_retrieval(evaluated, place / "retrieval.html"),
@@ -185,6 +208,114 @@ def test_the_slider_by_keyboard_changes_cells_and_rows(browser, pages, search):
     check(11)
     spoken = browser.evaluate("document.querySelector('section input').getAttribute('aria-valuetext')")
     assert spoken == browser.evaluate("document.querySelector('section output').textContent")
+
+
+CURVES = """[...document.querySelectorAll(".curve")].map((c) => [c.querySelector(".mark").x1.baseVal.value,
+    c.ariaValueText, c.parentElement.querySelector("figcaption b").textContent])"""
+
+
+def test_an_epoch_on_a_curve_is_marked_on_all_and_moves_the_slider(browser, pages, search):
+    browser.open(pages["search"])
+    _, records = search
+
+    def check(step):
+        assert browser.evaluate("document.querySelector('section input').value") == str(step)
+        found = browser.evaluate(CURVES)
+        assert len(found) == 4
+        # The plot is from 46 to 408; the twelve epochs are spread evenly over it.
+        assert [place for place, _, _ in found] == pytest.approx([46 + 362 * step / 11] * 4, abs=0.1)
+        record = records[step]
+        alpha = f"{record['alpha']['loss']:.3g}" if record["alpha"] else "–"
+        losses = f"w {record['w']['loss']:.3g}, α {alpha}"
+        assert found[0][1:] == [f"epoch {step + 1}: {losses}", losses]
+        none = record["none_mass"]
+        assert found[3][2] == f"normal cell {none['normal']:.3g}, reduction cell {none['reduce']:.3g}"
+
+    check(11)
+    browser.evaluate("document.querySelectorAll('.curve')[2].scrollIntoView({block: 'center'})")
+    left, top, width = browser.evaluate(
+        "(({left, top, width}) => [left, top, width])"
+        "(document.querySelectorAll('.curve')[2].querySelector('svg').getBoundingClientRect())"
+    )
+    for step in (4, 0, 7):
+        browser.point(left + width * (46 + 362 * step / 11 + 5) / 420, top + 60)
+        check(step)
+    browser.evaluate("document.querySelectorAll('.curve')[1].focus()")
+    browser.press("ArrowRight")
+    check(8)
+    browser.press("End")
+    check(11)
+    browser.press("ArrowRight")
+    check(11)
+    browser.press("Home")
+    check(0)
+    browser.open(pages["candidates"])  # without alphas: the curves are linked to each other
+    browser.evaluate("document.querySelectorAll('.curve')[0].focus()")
+    browser.press("ArrowLeft")
+    assert all(said.startswith("epoch 11: ") for _, said, _ in browser.evaluate(CURVES))
+
+
+def test_a_row_of_probabilities_tells_what_its_edge_keeps_against_what_and_at_what_cost(browser, pages, search):
+    browser.open(pages["search"])
+    record = search[1][-1]
+    operations, rows = record["operations"], record["probabilities"]["normal"]
+    said = "document.querySelectorAll('.readout')[0].textContent"
+    browser.evaluate("document.querySelector('.heat tbody:not([hidden]) tr').focus()")
+    kept = {
+        (source, block + 2): name for block, pair in enumerate(record["genotype"]["normal"]) for name, source in pair
+    }
+    edges = [(source, block) for block in range(2, 6) for source in range(block)]
+    for number, (row, edge) in enumerate(zip(rows, edges, strict=True)):
+        name = kept.get(edge)
+        others = {o: p for o, p in zip(operations, row, strict=True) if o not in ("none", name)}
+        best = max(others, key=others.get)
+        told = browser.evaluate(said)
+        if name:
+            own = operations.index(name)
+            assert told.startswith(f"{edge[0]} → {edge[1]} keeps {name} ({row[own]:.3f}): runner-up {best}, margin ")
+            cost = f"{100 * number + own}" if 100 * number + own < 1000 else f"{(100 * number + own) / 1000:.2f} k"
+            assert f"margin {row[own] - others[best]:+.3f}, " in told
+            assert told.endswith(f"parameters {cost}, multiply–adds {cost}.")
+        else:
+            assert told.startswith(f"{edge[0]} → {edge[1]} is not kept: ")
+        browser.press("ArrowDown")
+    assert browser.evaluate("document.querySelectorAll('.heat tr[tabindex=\"0\"]').length") == 2  # a stop a table
+
+
+def test_a_served_page_follows_a_search_as_its_history_grows(browser, tmp_path, make_record, write_history):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("data: {sources: [folder]}")
+    claim_run_folder(folder)
+    with make_server(Follower(folder, dict)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            browser.open(f"http://127.0.0.1:{server.server_port}/", 390)
+            said = "document.querySelector('[data-follow]').textContent"
+            assert browser.evaluate(said).startswith("The first epoch is running; ")
+            assert browser.evaluate("document.querySelector('h2')") is None
+            records = [make_record(epoch, 9) for epoch in range(1, 5)]
+            Genotype.from_dict(records[-1]["genotype"]).save(folder / "genotype.json")
+            write_history(folder / "history.jsonl", records[:3])
+            browser.wait("document.querySelector('section input')?.max === '2'")
+            browser.wait(f"{said}.startsWith('Epoch 4 of 9 is running; about ')")
+            # Who looks at an epoch goes on looking at it, and keeps the focus.
+            browser.evaluate("document.querySelectorAll('.curve')[1].focus()")
+            browser.press("Home")
+            with open(folder / "history.jsonl", "a") as file:
+                file.write(json.dumps(records[3]) + "\n" + json.dumps(records[3])[:99])
+            browser.wait("document.querySelector('section input').max === '3'")
+            assert browser.evaluate("document.querySelector('section output').textContent").startswith("epoch 1")
+            assert browser.evaluate("document.activeElement === document.querySelectorAll('.curve')[1]")
+            browser.press("End")
+            assert browser.evaluate("document.querySelector('section output').textContent").startswith("epoch 4")
+            assert "history.jsonl is torn" in browser.evaluate("document.querySelector('main').textContent")
+            assert browser.said() == []
+        finally:
+            server.shutdown()
+            thread.join()
+    browser.wait(f"{said}.startsWith('The server of this page does not answer')")
 
 
 def test_the_genotype_on_the_page_is_the_one_in_the_file(browser, pages, search):

@@ -20,10 +20,19 @@ from ..report.costs import Costs, Network
 from ..search.cost import CostTable, NetworkShape, count_macs, count_parameters
 from ..spec import Description
 
-__all__ = ["count_costs", "count_costs_of_log"]
+__all__ = ["count_costs", "count_costs_of_log", "count_network"]
 
 #: of torchreid, to be put beside the network found
 KNOWN = {"ResNet-50": "resnet50", "OSNet (x1.0)": "osnet_x1_0"}
+
+
+_FOUND = "the network found"
+
+
+def count_network(cfg: Any, genotype: Genotype) -> Network:
+    """The network of a genotype alone, for images as large as those of the search."""
+    shape = NetworkShape(**shape_kwargs(cfg))
+    return _of_genotype(_FOUND, shape, genotype, (shape.height, shape.width), own=True)
 
 
 def count_costs_of_log(folder: str | Path, trained: Iterable[str] = ()) -> Costs | None:
@@ -62,7 +71,7 @@ def count_costs(cfg: Any, genotype: Genotype, trained: Iterable[str] = ()) -> Co
         if one
     }
     published = replace(NetworkShape(), blocks=shape.blocks, height=shape.height, width=shape.width)
-    networks = [_of_genotype("the network found", shape, genotype, size, own=True)]
+    networks = [_of_genotype(_FOUND, shape, genotype, size, own=True)]
     for name, preset in Genotype.presets().items():
         if shape != published:
             networks.append(_of_genotype(f"{name} (preset), as wide and as deep", shape, preset, size))

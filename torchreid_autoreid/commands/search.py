@@ -45,7 +45,6 @@ from ..parallel.launch import OneProcess, first_process_first, torchrun_processe
 from ..provenance import Start, note_start
 from ..records import SearchRecord
 from ..report import amount, verdict, write_report
-from ..report.costs import Costs
 from ..report.history import read_history
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
@@ -60,7 +59,7 @@ from ..search.study import Study, StudyPlan, shown
 from ..space.neck import add_neck
 from ..space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 from .console import StepBar, TimeLeft, begin_log, details_of, stop_on_signals
-from .costs import count_costs
+from .costs import count_costs, count_network
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -173,10 +172,9 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
         tell_study(Path(cfg.data.save_dir), engine.plan, genotype)
     with everyone.together():
         if world.rank == 0 and (save_dir / "history.jsonl").exists():
-            costs = count_costs(cfg, genotype)
-            report = write_report(save_dir, costs=costs)
+            report = write_report(save_dir, costs=count_costs(cfg, genotype))
             records, _ = read_history(save_dir / "history.jsonl")
-            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, records, costs))
+            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, records))
 
 
 def described_data(datamanager: Any) -> dict[str, str]:
@@ -570,12 +568,11 @@ def describe(genotype: Genotype, kind: str) -> str:
     return " | ".join(" ".join(f"{name}<-{source}" for name, source in block) for block in cell)
 
 
-def summary(
-    cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records: Sequence[SearchRecord], costs: Costs
-) -> str:
+def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records: Sequence[SearchRecord]) -> str:
     """What the search has found, what it costs, how far to trust it, and the command that trains it."""
     shape = NetworkShape(**shape_kwargs(cfg))
-    network = f"{amount(costs.own.params)} {UNITS['params']}, {amount(costs.own.macs)} {UNITS['macs']}"
+    found = count_network(cfg, genotype)
+    network = f"{amount(found.params)} {UNITS['params']}, {amount(found.macs)} {UNITS['macs']}"
     words = ["--genotype", save_dir / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
     words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
     words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]

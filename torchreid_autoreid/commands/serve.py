@@ -92,7 +92,7 @@ class Follower:
         with self._lock:
             version, log = self._read()
             if self._page[0] != version:
-                self._page = (version, self._written(log))
+                self._page = (version, self._written(log, version))
             return self._page[1]
 
     def _read(self) -> tuple[str, SearchLog | str]:
@@ -111,14 +111,14 @@ class Follower:
         except (UserError, OSError) as error:
             return f"Nothing can be shown at the moment: {error}."
 
-    def _written(self, log: SearchLog | str) -> str:
+    def _written(self, log: SearchLog | str, version: str) -> str:
         follow = self._status(log)
         if not isinstance(log, str):
             try:
-                return render_page("search.html", follow, **contents(log, **self.options()))
+                return render_page("search.html", follow, version, **contents(log, **self.options()))
             except UserError as error:
                 log = f"Nothing can be shown at the moment: {error}."
-        return render_page("waiting.html", follow, name=self.folder.resolve().name, reason=log)
+        return render_page("waiting.html", follow, version, name=self.folder.resolve().name, reason=log)
 
     def _status(self, log: SearchLog | str) -> str:
         try:

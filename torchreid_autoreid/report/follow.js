@@ -3,7 +3,7 @@ const kept = "main [tabindex], main button, main input, main summary";
 const refresh = async () => {
   const answer = await fetch("/", { cache: "no-store" });
   const main = document.querySelector("main"), range = main.querySelector("[data-slider] input");
-  const later = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html"), later = page.querySelector("main");
   const focused = [...document.querySelectorAll(kept)].indexOf(document.activeElement);
   const open = [...main.querySelectorAll("details")].map((one) => one.open);
   const chosen = range && range.value !== range.max ? range.value : null;
@@ -15,14 +15,14 @@ const refresh = async () => {
   begin();
   if (focused >= 0) document.querySelectorAll(kept)[focused]?.focus({ preventScroll: true });
   scrollTo(0, top);
+  return page.querySelector("[data-follow]").dataset.follow;
 };
-let version = null;
+let version = document.querySelector("[data-follow]").dataset.follow;
 const follow = async () => {
   const said = document.querySelector("[data-follow]");
   try {
     const state = await (await fetch("/state", { cache: "no-store" })).json();
-    if (version !== null && state.version !== version) await refresh();
-    version = state.version;
+    if (state.version !== version) version = await refresh();
     if (said.textContent !== state.status) said.textContent = state.status;
   } catch {
     said.textContent = "The server of this page does not answer; what is shown is what it said last.";

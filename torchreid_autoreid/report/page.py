@@ -48,18 +48,19 @@ def check_page(path: str | Path, what: str = "the report") -> Path:
     return target
 
 
-def render_page(template: str, follow: str = "", **values: Any) -> str:
+def render_page(template: str, follow: str = "", version: str = "", **values: Any) -> str:
     """Fills a template of this folder.
 
     Args:
         template: its name.
         follow: what a page says of a run that it follows, asking the server that it comes from; empty for a file.
+        version: of the files that such a page is made from.
         values: what the template needs.
     """
     script = _SCRIPT + _FOLLOW if follow else _SCRIPT
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _PAGES.get_template(template).render(
-        script=Markup(script), script_hash=f"sha256-{digest}", follow=follow, **values
+        script=Markup(script), script_hash=f"sha256-{digest}", follow=follow, version=version, **values
     )
 
 

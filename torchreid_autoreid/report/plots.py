@@ -460,19 +460,19 @@ def draw_ribbon(records: Sequence[SearchRecord]) -> Figure:
                     kept[edges[block, source], column] = operation
         reach = (epochs[0] - 0.5, epochs[-1] + 0.5, len(edges) - 0.5, -0.5)
         panel.imshow(colours, aspect="auto", interpolation="nearest", extent=reach)
-        _name_runs(panel, kept, epochs)
+        _name_runs(panel, kept.tolist(), epochs)
         panel.set_yticks(range(len(edges)), [f"{source} → {block + 2}" for block, source in edges])
         _dress(panel, _CELL_TITLES[kind])
         panel.grid(visible=False)
     panels[-1].set_xlabel("epoch")
-    kept = [name for name in records[0].operations if name != "none"]
-    handles = [Rectangle((0, 0), 1, 1, color=OPERATION_COLOURS[name], label=name) for name in kept]
-    figure.legend(handles=handles, ncols=len(kept), loc="lower center", fontsize=7, edgecolor="none")
+    offered = [name for name in records[0].operations if name != "none"]
+    handles = [Rectangle((0, 0), 1, 1, color=OPERATION_COLOURS[name], label=name) for name in offered]
+    figure.legend(handles=handles, ncols=len(offered), loc="lower center", fontsize=7, edgecolor="none")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 
-def _name_runs(panel: Axes, kept: np.ndarray, epochs: Sequence[int]) -> None:
+def _name_runs(panel: Axes, kept: Sequence[Sequence[str]], epochs: Sequence[int]) -> None:
     """Writes the operation into each run of epochs that has room for it: colours alone do not tell them apart."""
     for row, names in enumerate(kept):
         ends = [column for column in range(1, len(names)) if names[column] != names[column - 1]]
