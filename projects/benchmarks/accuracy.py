@@ -64,6 +64,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "published cells": {"model.name": "autoreid", "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]},
     **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
 }
+#: twenty candidates, each trained to the end
+WHOLE = {"search.candidate_epochs": 25, "train.max_epoch": 500}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
@@ -80,6 +82,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     },
     "evolution": {
         "search.strategy": "evolution",
+        "search.candidate_epochs": 1,
         "search.evolution_candidates": 40,
         "search.population": 10,
         "search.tournament": 5,
@@ -88,7 +91,9 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         "train.max_epoch": 70,
     },
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
-    "one random genotype": {"search.strategy": "random", "train.max_epoch": 1},
+    "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
+    "random, whole trainings": {"search.strategy": "random", **WHOLE},
+    "predictor": {"search.strategy": "predictor", "search.predictor_draws": 10, **WHOLE},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
 }
 IMAGES = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "test.eval_freq": -1}
@@ -117,7 +122,7 @@ def execute(
 
 def unit(name: str) -> int:
     """Epochs that a search can be lengthened by."""
-    return int(CONTESTANTS[name].get("search.candidate_epochs", 1))
+    return int(CONTESTANTS[name].get("search.candidate_epochs", 1))  # an epoch, of those with alphas
 
 
 def folder_name(contestant: str) -> str:
