@@ -1,8 +1,10 @@
 """Options, exit statuses and the log that the commands share."""
 
 import errno
+import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from torchreid_autoreid.checkpoint import save_checkpoint
 from torchreid_autoreid.commands import console
-from torchreid_autoreid.commands.console import quieten, run, setup_logging, stop_on_signals
+from torchreid_autoreid.commands.console import Log, StepBar, quieten, run, setup_logging, stop_on_signals
 from torchreid_autoreid.commands.options import base_parser, config_from_args, parse, told_once
 from torchreid_autoreid.engine import run_folder
 from torchreid_autoreid.engine.run_folder import bring_history, checkpoint_path, keep_earlier_run
@@ -228,6 +230,59 @@ def test_progress_bars_stay_out_of_the_log(tmp_path, capsys):
             print("step", number)
         assert lines() == ["step 0", "step 1", "step 2"]
     assert "3/3" in capsys.readouterr().err
+
+
+def on_screen(text):
+    """The lines of a terminal that got this."""
+    rows, row, column = [""], 0, 0
+    for piece in re.findall(r"\x1b\[A|\r|\n|[^\x1b\r\n]+", text):
+        if piece == "\x1b[A":
+            row -= 1
+        elif piece == "\r":
+            column = 0
+        elif piece == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        else:
+            rows[row] = rows[row][:column].ljust(column) + piece + rows[row][column + len(piece) :]
+            column += len(piece)
+    return [line.rstrip() for line in rows]
+
+
+class ToTerminal(io.StringIO):
+    """One of several streams of a terminal."""
+
+    def __init__(self, written):
+        super().__init__()
+        self.written = written
+
+    def write(self, text):
+        self.written.append(text)
+        return len(text)
+
+
+def test_lines_stand_above_both_bars_and_nothing_of_these_is_left(monkeypatch):
+    written = []
+    monkeypatch.setattr(sys, "stdout", ToTerminal(written))
+    monkeypatch.setattr(sys, "stderr", ToTerminal(written))
+    log, bar = Log(), StepBar(0, 2)
+    try:
+        for done in range(6):
+            epoch, batch = divmod(done, 3)
+            bar(epoch, batch, 3, {"loss": 1.5, "top1": 0.25})
+            logging.getLogger("torchreid_autoreid.test").info("after step %d", done)
+            lines = [line for line in on_screen("".join(written)) if line]
+            assert lines[: done + 1] == [f"after step {number}" for number in range(done + 1)]
+            if done == 5:  # the bars are gone
+                assert len(lines) == 6
+                break
+            run, own = lines[done + 1 :]
+            assert run.startswith("run: ")
+            assert f" {done + 1}/6 [" in run
+            assert own.startswith(f"epoch {epoch + 1}/2: ")
+            assert own.endswith(f"{batch + 1}/3, loss=1.500, top1=25%")
+    finally:
+        log.end()
 
 
 def test_how_a_command_ended_is_in_the_log(tmp_path, capsys):

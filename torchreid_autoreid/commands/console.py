@@ -341,8 +341,10 @@ class _ToTerminal(logging.Handler):
         try:
             encoding = self.stream.encoding or "utf-8"  # a file's name may have bytes that it cannot express
             text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
-            tqdm.write(text, file=self.stream)
-            self.stream.flush()
+            # tqdm.write would clear the bars for sys.stdout alone, which is not the stream while this log is there.
+            with tqdm.external_write_mode(file=sys.stderr):
+                self.stream.write(f"{text}\n")
+                self.stream.flush()
         except BrokenPipeError:  # of ``search.py … | head``: the run and its log file go on
             self.reader_has_gone = True
             # Python flushes the stream at its end, and would complain then.

@@ -82,7 +82,6 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an argument is out of range, or no genotype is accepted.
     """
 
-    board_pages = ("Search", "Operations", "Cost")
     kept_answers = ANSWERS
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "candidates")
     rates = "train.lr of the file search.recipe"
@@ -120,6 +119,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.annealing = annealing
         self.grad_clip = grad_clip
         self.checkpoint_every = checkpoint_every
+        self.board_pages = ("Candidates",) if budget is None else ("Candidates", "Cost")
         self.shared_folder = shared_folder
         self._resumed_from: Path | None = None  # folder of the checkpoint
         self.turn: Turn | None = None

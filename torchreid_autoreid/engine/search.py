@@ -93,7 +93,6 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         UserError: if an optimiser has parameters of the other, or an argument is out of range.
     """
 
-    board_pages = ("Search", "Operations", "Cost")
     kept_answers = ANSWERS
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "alpha_optimizer")
     rates = "train.lr or search.alpha_lr"
@@ -152,6 +151,7 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         self.perturbation_batches, self.perturbation_steps = perturbation_batches, perturbation_steps
         self.schedule = schedule or Schedule()
         self.checkpoint_every = checkpoint_every
+        self.board_pages = ("Search", "Operations") if budget is None else ("Search", "Operations", "Cost")
         self.budget = budget
         self.alpha_loss = alpha_loss or ScaleFreeLoss(self.loss.loss_lambda, self.loss.margin, self.loss.label_smooth)
         if getattr(datamanager, "split", "image") == "identity":

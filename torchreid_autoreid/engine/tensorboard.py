@@ -33,6 +33,13 @@ _CHARTS = {
     "Cost": {
         measure: f"Cost/{measure}/(limit|expected|derived|genotype)$" for measure in ("params", "macs", "latency_ms")
     },
+    "Candidates": {
+        "mAP and ranks on the identities held out": "Search/retrieval/(mAP|mINP|rank1)$",
+        "loss": "Search/w/loss$",
+        "top-1 of the batches": "Search/w/top1$",
+        "learning rate": "Search/lr/w$",
+        "skip connections of the best": "Search/skips/",
+    },
     "Training": {
         "mAP and ranks on the validation set": "Validation/(mAP|mINP|rank1)$",
         "losses": "Epoch/(train/)?loss",
@@ -47,7 +54,7 @@ def begin_board(
     """Writes what holds for the whole run: the layout of the charts, the configuration, and the settings as hparams.
 
     Args:
-        pages: ``Search``, ``Operations``, ``Cost`` or ``Training``.
+        pages: ``Search`` and ``Operations`` or ``Candidates``, with ``Cost`` where there is a limit; or ``Training``.
         configuration: name -> value, shown as a text.
         settings: name -> value of what the result depends on; by them TensorBoard compares runs.
     """
@@ -59,7 +66,7 @@ def begin_board(
         writer.add_text("configuration", lines, 0)  # indented: a block of code, shown as it is
     plain = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
     if plain:
-        metric = "Search/retrieval/mAP" if "Search" in pages else "Validation/mAP"
+        metric = "Validation/mAP" if "Training" in pages else "Search/retrieval/mAP"
         for summary in hparams(plain, {metric: 0.0}):
             writer._get_file_writer().add_summary(summary)  # its own add_hparams would begin another run
 
@@ -71,6 +78,8 @@ def write_epoch(writer: SummaryWriter, record: SearchRecord) -> None:
         writer.add_scalar(tag, value, epoch)
     for kind in KINDS:
         writer.add_image(f"Cells/{kind}", figure_to_rgb(draw_card(record.genotype, kind)), epoch)
+        if record.candidate is not None:  # its probabilities are a constant
+            continue
         cell = getattr(record.genotype, kind)
         probabilities = draw_alphas(record.probabilities[kind], record.operations, cell=cell)
         writer.add_image(f"Probabilities/{kind}", figure_to_rgb(probabilities), epoch)
@@ -90,6 +99,8 @@ def _scalars(record: SearchRecord) -> Iterator[tuple[str, float]]:
         for name, value in costs.items():
             if value is not None:
                 yield f"Cost/{measure}/{name}", value
+    if record.candidate is not None:
+        return
     for kind, rows in record.probabilities.items():
         means = torch.tensor(rows).mean(dim=0)
         for name, value in zip(record.operations, means.tolist(), strict=True):
