@@ -1,6 +1,7 @@
 """The verdict on a search says what its log supports, and each sentence is there for a log that deserves it only."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,26 @@ def test_candidates_are_put_beside_the_mean_of_the_blind_draws(record):
     assert "those of the search network" not in text
     worse = verdict(candidates(record, [0.2, 0.22, 0.3, 0.24], [(0, 0.5)]))
     assert worse[1].speaks_for is False  # it had less than the mean when it was one of many
+
+
+def test_an_answer_that_a_predictor_has_chosen_is_told_apart_from_the_highest_score(record):
+    drawn = [replace(Genotype.presets()["retrieval"], name=f"random_{i}") for i in range(3)]
+    drawn += [
+        replace(Genotype.presets()["baseline"], name="predicted_3"),
+        replace(Genotype.presets()["retrieval"], name="predicted_4"),
+    ]
+    found = [
+        CandidateRecord(number=i + 1, rung=1, genotype=genotype, mAP=score)
+        for i, (genotype, score) in enumerate(zip(drawn, [0.2, 0.22, 0.24, 0.3, 0.28], strict=True))
+    ]
+    records = [
+        record(i + 1, candidate=one.to_dict(), genotype=drawn[4].to_dict(), alpha=None) for i, one in enumerate(found)
+    ]
+    text = said(records)
+    assert "5 candidates were measured. The answer is number 5 with 28.0% mAP" in text
+    assert "number 4 has 30.0%" in text
+    assert "+6.0 points more than the mean of 3 drawn blindly" in text
+    assert "points behind" not in text
 
 
 def test_the_interval_of_a_share_holds_it_as_often_as_it_says():

@@ -103,7 +103,11 @@ def test_the_first_candidates_are_blind_draws_and_none_comes_twice():
     assert len({cells(turn.genotype) for turn in turns}) == 24
     later = statistics.fmean(worth(turn.genotype) for turn in turns[10:])
     assert later > statistics.fmean(worth(turn.genotype) for turn in turns[:10]) + 1
-    assert "Spearman" in plan.told(turns[-1], range(10))
+    assert [turn.genotype.name for turn in turns[9:12]] == ["draw_9", "predicted_10", "predicted_11"]
+    (answer,) = [turn.index + 1 for turn in turns if turn.genotype == plan.answer()]
+    line = plan.told(turns[-1], range(10)).splitlines()[-1]
+    assert f"the answer is candidate {answer}," in line
+    assert "Spearman" in line
 
 
 @pytest.mark.parametrize("end", [1, 10, 17, 24])

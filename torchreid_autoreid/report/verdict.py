@@ -104,29 +104,35 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         return
     first, last = scores[min(scores)], scores[max(scores)]
     best = max(last, key=lambda number: last[number])
-    yield Sentence(
-        None,
-        f"{len(first)} candidates were measured, and the best of the last {len(last)} is number {best} with "
-        f"{last[best]:.1%} mAP on identities that it was not trained on.",
-    )
     drawn = [record.candidate for record in records if record.candidate is not None]
-    proposed = ("searched", "proposed")  # by alphas, in a selection by halving
+    kept = [c.number for c in drawn if c.number in last and c.genotype == records[-1].genotype]
+    answer = kept[0] if kept else best
+    held_out = "mAP on identities that it was not trained on"
+    if answer == best:
+        what = f", and the best of the last {len(last)} is number {best} with {last[best]:.1%} {held_out}."
+    else:
+        what = (
+            f". The answer is number {answer} with {last[answer]:.1%} {held_out}; number {best} has {last[best]:.1%}, "
+            "but less is expected of it by the scores of all."
+        )
+    yield Sentence(None, f"{len(first)} candidates were measured{what}")
+    proposed = ("searched", "proposed", "predicted")  # by alphas in a selection by halving, or by a predictor
     blind = [
         first[c.number]
         for c in drawn
         if c.rung == min(scores) and c.mAP is not None and c.parent is None and not c.genotype.name.startswith(proposed)
     ]
-    if len(blind) > 2 and best in first:
+    if len(blind) > 2 and answer in first:
         mean = statistics.fmean(blind)
         half = 2 * statistics.stdev(blind) / math.sqrt(len(blind))
-        gain = first[best] - mean
+        gain = first[answer] - mean
         yield Sentence(
             gain > half,
             f"After equal training it had {100 * gain:+.1f} points more than the mean of {len(blind)} drawn blindly "
             f"(± {100 * half:.1f}, two standard errors of that mean). The best of several scores is flattered by "
             "chance; only a full training tells what it is worth.",
         )
-    if len(last) > 1:
+    if len(last) > 1 and answer == best:
         second = sorted(last.values())[-2]
         yield Sentence(None, f"The second best is {100 * (last[best] - second):.1f} points behind.")
 

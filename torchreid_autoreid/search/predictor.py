@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,10 +115,11 @@ class Predictor:
         if not pool:  # a space smaller than the number of candidates
             return self.draw(number)
         found = OperationCounts(genotypes, scores).sample(pool, np.random.default_rng([self.seed, number]))
-        if self.cost is None:
-            return pool[int(np.argmax(found))]
-        front = first_front(list(found), [self.cost(genotype) for genotype in pool])
-        return pool[random.Random(f"predictor {self.seed} {number}").choice(front)]
+        place = int(np.argmax(found))
+        if self.cost is not None:
+            front = first_front(list(found), [self.cost(genotype) for genotype in pool])
+            place = random.Random(f"predictor {self.seed} {number}").choice(front)
+        return replace(pool[place], name=f"predicted_{number}")
 
 
 class PredictorPlan(RungPlan):
@@ -181,13 +182,14 @@ def answer_of(genotypes: Sequence[Genotype], scores: Sequence[float]) -> Genotyp
 
 
 def verdict(genotypes: Sequence[Genotype], scores: Sequence[float]) -> str:
-    """How well the predictor knows a candidate that it has not seen, in a line."""
+    """The answer, and how well the predictor knows a candidate that it has not seen, in a line."""
     from scipy.stats import spearmanr
 
     found = OperationCounts(genotypes, scores)
-    told = float(spearmanr(found.left_out, scores).statistic)
-    best = max(found.predict(genotypes))
+    expected, told = found.predict(genotypes), float(spearmanr(found.left_out, scores).statistic)
+    answer = int(np.argmax(expected))
     return (
-        f"predictor: Spearman {told:+.2f} between {len(scores)} candidates and what the others say of each; "
-        f"it expects {best:.1%} of the answer, {found.predict(genotypes).mean():.1%} of the mean candidate"
+        f"predictor: the answer is candidate {answer + 1}, of which it expects {expected[answer]:.1%}, and "
+        f"{expected.mean():.1%} of the mean candidate; Spearman {told:+.2f} between {len(scores)} candidates and what "
+        "the others say of each"
     )
