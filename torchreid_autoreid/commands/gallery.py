@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from ..data.images import SUFFIXES
+from ..data.images import SUFFIXES, read_image
 from ..data.left_out import LeftOut
 from ..deploy import onnx
 from ..deploy.model import load_model
@@ -25,6 +29,7 @@ from ..evaluation.embeddings import load_with_people
 from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
 from ..gallery.gallery import as_identities
+from ..gallery.serve import HOST, serve
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ _OPTIONS = {
     "remove": {"pids"},
     "calibrate": {"images", "features", "weights", "far"},
     "query": {"images", "features", "weights", "threshold", "top", "csv"},
+    "serve": {"weights", "threshold", "top", "port"},
 }
 
 
@@ -52,6 +58,8 @@ def main(args: argparse.Namespace) -> int:
     network = _checksum(args.weights) if args.weights else ""
     if args.action != "build":
         Gallery.open(args.folder, network).close()  # found out before images are read
+    if args.action == "serve":
+        return _serve(args, network)
     features, pids, names = _read(args)
     if args.action in ("build", "add"):
         pids = as_identities(pids, len(features))
@@ -81,6 +89,12 @@ def check_options(args: argparse.Namespace) -> None:
     if args.action == "remove":
         if not args.pids:
             raise UserError("gallery remove needs --pids, the people to forget")
+        return
+    if args.action == "serve":
+        if not args.weights:
+            raise UserError("gallery serve needs --weights FILE, the network that the gallery was made with")
+        if args.threshold is not None and not -1 <= args.threshold <= 1:
+            raise UserError(f"--threshold {args.threshold} is no cosine similarity; give one from -1 to 1")
         return
     if args.images and args.features:
         raise UserError("--images and --features are two sources; give one")
@@ -144,9 +158,53 @@ def _person(path: Path, folder: Path) -> str:
     return found[1]
 
 
+def _serve(args: argparse.Namespace, network: str) -> int:
+    """Answers a browser on this machine until Ctrl-C."""
+    model = _network(args.weights)
+    with Gallery.open(args.folder, network) as gallery:
+        blank = model(model.preprocess(Image.new("RGB", (64, 128)))[None])
+        if blank.shape[1] != gallery.dimension:
+            raise UserError(
+                f"--weights {args.weights} gives {blank.shape[1]} dimensions, and {args.folder} has "
+                f"{gallery.dimension}; give the network that it was made with"
+            )
+        server = serve(
+            gallery,
+            partial(_features_of_picture, model),
+            8000 if args.port is None else args.port,
+            5 if args.top is None else args.top,
+            args.threshold,
+        )
+        with server:
+            print(f"http://{HOST}:{server.server_port}/ answers on this machine; Ctrl-C ends it", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+    return 0
+
+
+def _features_of_picture(model: Any, picture: bytes) -> np.ndarray:
+    """(1, D) features of a picture's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(picture)
+        try:
+            image = read_image(path)
+        except UserError as error:
+            raise UserError(
+                str(error).replace(f"image {path}", "picture").replace("file or remove it", "file")
+            ) from error
+    with torch.inference_mode():
+        features: np.ndarray = model(model.preprocess(image)[None]).numpy()
+    return features
+
+
+def _network(weights: str) -> Any:
+    return onnx.OnnxExtractor(weights) if onnx.is_onnx(weights) else load_model(weights)
+
+
 @torch.inference_mode()
 def _features(weights: str, paths: Sequence[Path]) -> np.ndarray:
-    model: Any = onnx.OnnxExtractor(weights) if onnx.is_onnx(weights) else load_model(weights)
+    model = _network(weights)
     parts = []
     for first in range(0, len(paths), _BATCH):
         images = torch.stack([model.preprocess(path) for path in paths[first : first + _BATCH]])

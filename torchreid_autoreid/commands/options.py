@@ -209,6 +209,8 @@ examples:
   autoreid gallery build GALLERY --images DIR --weights log/train/checkpoint-best.pth
   autoreid gallery calibrate GALLERY --far 0.01
   autoreid gallery query GALLERY --images crop.jpg --weights log/train/checkpoint-best.pth
+  # a page for a browser on this machine: drop a crop, see who it is
+  autoreid gallery serve GALLERY --weights log/train/checkpoint-best.pth
   autoreid gallery add GALLERY --images DIR --weights log/train/checkpoint-best.pth
   autoreid gallery remove GALLERY --pids PERSON
   # with feature vectors of any framework: gallery_features and gallery_pids are enrolled, query_features asked for
@@ -437,7 +439,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_gallery(parser: argparse.ArgumentParser) -> None:
-    actions = ("build", "add", "remove", "calibrate", "query")
+    actions = ("build", "add", "remove", "calibrate", "query", "serve")
     parser.add_argument("action", choices=actions, help="what to do with the gallery")
     parser.add_argument("folder", metavar="FOLDER", type=path, help="of the gallery")
     parser.add_argument("--images", metavar="DIR", type=path, help="crops: to enrol, of a cohort, or to ask for")
@@ -445,9 +447,10 @@ def _add_gallery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", metavar="FILE", type=path, help="instead of images, as of evaluate")
     parser.add_argument("--pids", metavar="PERSON", nargs="+", help="who to remove")
     parser.add_argument("--far", type=float, metavar="RATE", help="of calibrate: false-accept rate (default: 0.01)")
-    parser.add_argument("--threshold", type=float, metavar="S", help="of query (default: the calibrated one)")
-    parser.add_argument("--top", type=int, metavar="N", help="of query: people to rank (default: 5)")
+    parser.add_argument("--threshold", type=float, metavar="S", help="of query, serve (default: the calibrated one)")
+    parser.add_argument("--top", type=int, metavar="N", help="of query, serve: people to rank (default: 5)")
     parser.add_argument("--csv", metavar="FILE", type=path, help="of query: write the answer here")
+    parser.add_argument("--port", type=int, metavar="N", help="of serve: of the page (default: 8000; 0: a free one)")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
