@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from oracles import clustered, market1501
+import torchreid
+from oracles import clustered, distance_matrix, market1501
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, figures_by_definition, k_reciprocal_distances
@@ -44,6 +45,26 @@ def test_each_figure_is_that_of_its_definition():
     ]
     expected = [f(d, query, gallery) for d in rankings for f in (lambda *a: market1501(*a)[0], market_trapezoid)]
     np.testing.assert_allclose([figure.mAP for figure in figures], expected, atol=1e-9)
+
+
+def test_layumis_distances_are_torchreids():
+    """layumi's re_ranking takes cosines, makes 2 - 2 cos of them, and goes on as torchreid's."""
+    query, gallery = clustered(20, seed=0, spread=1.5), clustered(60, seed=1, spread=1.5)
+    matrices = [
+        2 * distance_matrix(a.features, b.features, "cosine")
+        for a, b in ((query, gallery), (query, query), (gallery, gallery))
+    ]
+    theirs = torchreid.utils.re_ranking(*matrices, k1=9)
+    ours = k_reciprocal_distances(query.features, gallery.features, k1=9, definition="torchreid")
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_every_figure_says_who_reports_it():
+    figures = figures_by_definition(clustered(40), clustered(150, seed=1), k1=9)
+    who = {(figure.ranking.split(",")[0], figure.precision.split()[0]): figure.reported_by for figure in figures}
+    assert "layumi" in who["plain", "trapezoid"]
+    assert "layumi" not in who["plain", "mean"]
+    assert all(figure.reported_by for figure in figures)
 
 
 def test_junk_among_the_neighbours_is_a_definition_of_its_own():

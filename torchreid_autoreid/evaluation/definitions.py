@@ -1,6 +1,11 @@
 """One set of features under each definition of the mAP that is in use, so that two tables can be compared.
 
-The rank-1 accuracy has one definition; it differs between rows by what is ranked only.
+The rank-1 accuracy has one definition; it differs between rows by what is ranked only. What each repository computes
+was read in its source: KaiyangZhou/deep-person-reid f8cd150, JDAI-CV/fast-reid c9bc3ce, michuanhaohao/reid-strong-
+baseline 3da7e6f, layumi/Person_reID_baseline_pytorch 82ff40f, zhunzhong07/person-re-ranking 278f2c7 (which has
+Market-1501's compute_AP.m). The last two count a query without a true match as 0, where the others and we leave it
+out; the usual test sets have none. fast-reid's re-ranked distances are of a kind of their own (SpCL's weights, and
+the plain distance not divided by its largest), which no row has.
 """
 
 from __future__ import annotations
@@ -40,13 +45,13 @@ _RANKINGS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
         "plain",
         {},
         "KaiyangZhou/deep-person-reid, JDAI-CV/fast-reid, michuanhaohao/reid-strong-baseline",
-        "Market-1501's own MATLAB code, layumi/Person_reID_baseline_pytorch",
+        "Market-1501's own MATLAB code, layumi/Person_reID_baseline_pytorch, zhunzhong07/person-re-ranking",
     ),
     (
         "re-ranked, torchreid's distances (squared once more)",
         {"rerank": True, "definition": "torchreid"},
         "KaiyangZhou/deep-person-reid",
-        "",
+        "layumi/Person_reID_baseline_pytorch",
     ),
     (
         "re-ranked, Zhong's distances",
