@@ -61,6 +61,16 @@ def short(value: Any) -> str:
         return f"{type(value).__name__} too long to be shown"
 
 
+def printable(name: Any) -> str:
+    r"""A name from elsewhere, which may steer a terminal.
+
+    >>> printable("a b"), printable("a\x1b[31m")
+    ('a b', "'a\\x1b[31m'")
+    """
+    text = str(name)
+    return text if text.isprintable() else repr(text)[:4096]
+
+
 def first_line(error: BaseException) -> str:
     r"""What a library says is wrong, without what follows; the kind of the error if it says nothing.
 

@@ -190,6 +190,6 @@ def test_a_gallery_that_cannot_be_filled_is_not_begun(tmp_path, vector):
 
 
 def test_names_do_not_steer_the_terminal():
-    assert gallery._printable("0007_c1.jpg") == "0007_c1.jpg"
-    assert gallery._printable("José") == "José"
-    assert gallery._printable("a\x1b[31m\n") == "'a\\x1b[31m\\n'"
+    assert gallery.printable("0007_c1.jpg") == "0007_c1.jpg"
+    assert gallery.printable("José") == "José"
+    assert gallery.printable("a\x1b[31m\n") == "'a\\x1b[31m\\n'"

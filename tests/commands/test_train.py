@@ -22,6 +22,7 @@ from torchreid_autoreid.commands.options import parse
 from torchreid_autoreid.commands.pretrain import check as check_pretraining
 from torchreid_autoreid.config.read import load_config
 from torchreid_autoreid.genotype import Genotype
+from torchreid_autoreid.numbers import amount
 from torchreid_autoreid.spec import Description
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +93,12 @@ def test_training_leaves_what_it_should(trained):
         "results.json",
         "train.log",
     } <= names
-    assert "the training has ended" in done.stdout
+    best = torch.load(folder / "checkpoint-best.pth", weights_only=True)
+    lines = done.stdout[done.stdout.index("the training has ended") :].splitlines()
+    assert re.fullmatch(r"  folder: mAP \d+\.\d%, rank-1 \d+\.\d%, \d+ queries", lines[1])
+    own = sum(v.numel() for k, v in best["state_dict"].items() if not re.search("classifier|running_|num_batches", k))
+    assert lines[2].startswith(f"  network: {amount(own)} parameters, ")
+    assert lines[4] == f"to test it: autoreid evaluate --weights {folder / 'checkpoint-best.pth'}"
     assert "validation" in (folder / "train.log").read_text()
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     best = max(record["retrieval"]["mAP"] for record in records)

@@ -80,6 +80,12 @@ def test_a_missing_or_absurdly_large_history_is_refused(path, monkeypatch):
         read_history(path)
 
 
+def test_the_history_of_a_training_is_called_that(path):
+    path.write_text('{"epoch": 1, "train": {"loss": 1.0}}\n')
+    with pytest.raises(UserError, match=r"is of a training; give the data\.save_dir of a search"):
+        read_history(path)
+
+
 HUGE = 10**400
 
 #: where, what to put there, what the message says

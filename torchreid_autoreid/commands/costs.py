@@ -16,17 +16,29 @@ from ..config.check import check_search_config, check_train_config
 from ..config.read import load_config
 from ..errors import UserError
 from ..genotype import Genotype, operation_names
+from ..numbers import amount
 from ..report.costs import Costs, Network
+from ..search.budget import UNITS
 from ..search.cost import CostTable, NetworkShape, count_macs, count_parameters
 from ..spec import Description
 
-__all__ = ["count_costs", "count_costs_of_log", "count_network"]
+__all__ = ["cost_in_words", "count_costs", "count_costs_of_log", "count_network"]
 
 #: of torchreid, to be put beside the network found
 KNOWN = {"ResNet-50": "resnet50", "OSNet (x1.0)": "osnet_x1_0"}
 
 
 _FOUND = "the network found"
+
+
+def cost_in_words(description: Description) -> str:
+    """What a network costs, in a line; of torchreid's own, which may do anything, parameters alone."""
+    network = _built(description)
+    words = f"{amount(count_parameters(network))} {UNITS['params']}"
+    if description.genotype is None:
+        return words
+    macs = count_macs(network, (3, description.height, description.width))
+    return f"{words}, {amount(macs)} {UNITS['macs']} of {description.height} x {description.width}"
 
 
 def count_network(cfg: Any, genotype: Genotype) -> Network:
@@ -65,11 +77,8 @@ def count_costs(cfg: Any, genotype: Genotype, trained: Iterable[str] = ()) -> Co
     shape = NetworkShape(**shape_kwargs(cfg))
     descriptions = {folder: _described(folder) for folder in trained}
     size = next(((one.height, one.width) for one in descriptions.values() if one), (shape.height, shape.width))
-    of_trainings = {
-        folder: _counted(Path(folder).resolve().name, _built(one), (one.height, one.width), size)
-        for folder, one in descriptions.items()
-        if one
-    }
+    counted = {folder: _of_training(folder, one, size) for folder, one in descriptions.items() if one}
+    of_trainings = {folder: network for folder, network in counted.items() if network}
     published = replace(NetworkShape(), blocks=shape.blocks, height=shape.height, width=shape.width)
     networks = [_of_genotype(_FOUND, shape, genotype, size, own=True)]
     for name, preset in Genotype.presets().items():
@@ -115,6 +124,15 @@ def _described(folder: str) -> Description | None:
         check_train_config(cfg)
         return Description.of_config(cfg)
     except UserError:
+        return None
+
+
+def _of_training(folder: str, description: Description, size: tuple[int, int]) -> Network | None:
+    """``None`` for a model of torchreid's that does what cannot be done without memory."""
+    own = (description.height, description.width)
+    try:
+        return _counted(Path(folder).resolve().name, _built(description), own, size)
+    except (RuntimeError, NotImplementedError, TypeError):
         return None
 
 

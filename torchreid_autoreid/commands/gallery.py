@@ -24,7 +24,7 @@ from ..data.images import SUFFIXES, read_image
 from ..data.left_out import LeftOut
 from ..deploy import onnx
 from ..deploy.model import load_model
-from ..errors import UserError, short
+from ..errors import UserError, printable
 from ..evaluation.embeddings import load_with_people
 from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
@@ -253,18 +253,12 @@ def _tell(answer: Answer, names: Sequence[str], output: str | None, note: str) -
         for row, name in enumerate(names):
             who = str(answer.pids[row]) if answer.known[row] else "unknown"
             ranked = ", ".join(
-                f"{_printable(pid)} {score:.3f}"
+                f"{printable(pid)} {score:.3f}"
                 for pid, score in zip(answer.ranked_pids[row], answer.ranked_scores[row], strict=True)
             )
-            print(f"{_printable(name)}: {_printable(who)} (margin {answer.margins[row]:.3f}): {ranked}")
+            print(f"{printable(name)}: {printable(who)} (margin {answer.margins[row]:.3f}): {ranked}")
     if note:
         print(note)
-
-
-def _printable(name: Any) -> str:
-    """A name from elsewhere, which may steer a terminal."""
-    text = str(name)
-    return text if text.isprintable() else short(text)
 
 
 def _digest(file: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 
 def main(args: argparse.Namespace) -> int:
@@ -14,7 +14,7 @@ def main(args: argparse.Namespace) -> int:
     if len(folders) > 1:
         from ..report.comparison import write_comparison
 
-        print(write_comparison(folders, args.output))
+        print(printable(write_comparison(folders, args.output)))
         return 0
     if args.serve:
         from .serve import serve
@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> int:
         return serve(args, folders[0])
     from ..report import write_report
 
-    print(write_report(folders[0], args.output, **report_kwargs(args, folders[0])))
+    print(printable(write_report(folders[0], args.output, **report_kwargs(args, folders[0]))))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ..parallel.launch import OneProcess, first_process_first, torchrun_processe
 from ..records import TrainingRecord
 from ..spec import Description
 from .console import Log, StepBar, TimeLeft, begin_log, details_of, stop_on_signals
+from .costs import cost_in_words
 from .options import told_once
 from .origin import IMAGES, SAME_DATA
 
@@ -99,7 +101,25 @@ def train(
         load_weights(network.module if isinstance(network, torch.nn.DataParallel) else network, Checkpoint(state, best))
     engine.average = None  # the best weights are an average already
     write_results(engine, cfg, save_dir)
-    _LOGGER.info("the training has ended; the best weights are %s", best)
+    if world.rank == 0:
+        _LOGGER.info("%s", summary(engine, description, best))
+
+
+def summary(engine: Any, description: Description, best: Path) -> str:
+    """How good the best weights are, what the network costs, and the command that tests it."""
+    figures = [
+        f"  {name}: mAP {result.mAP:.1%}, rank-1 {result.rank1:.1%}, {result.num_valid_queries} queries"
+        for name, result in engine.results.items()
+    ]
+    return "\n".join(
+        [
+            "the training has ended",
+            *figures,
+            f"  network: {cost_in_words(description)}",
+            f"  best weights: {best}",
+            f"to test it: autoreid evaluate --weights {shlex.quote(str(best))}",
+        ]
+    )
 
 
 def settings_of_training(cfg: Any, description: Description) -> dict[str, Any]:

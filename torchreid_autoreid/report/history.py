@@ -26,6 +26,8 @@ def read_history(path: str | Path) -> tuple[list[SearchRecord], bool]:
     """
     records: list[SearchRecord] = []
     lines, torn = read_lines(path)
+    if isinstance(lines[0], dict) and "train" in lines[0]:
+        raise UserError(f"{path} is of a training; give the data.save_dir of a search (and this one to --trained)")
     for number, line in enumerate(lines, start=1):
         try:
             record = SearchRecord.from_dict(line)
