@@ -1,13 +1,7 @@
-"""Makes the module beside this file importable, and brings its server."""
-
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
+"""Brings the process that starts commands."""
 
 import forks
+import pytest
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from drawn_images import draw_people
+from forks import completed_together
 
 from torchreid_autoreid.checkpoint import load_checkpoint
 
@@ -34,8 +35,15 @@ def options(tmp_path_factory):
     return ["--config-file", folder / "tiny.yaml", "--root", folder, "--resume", "auto"]
 
 
-def start(options, log, *launcher, processes=2):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher]
+def together(options, log, processes=2):
+    """What torchrun does if nothing happens."""
+    done = completed_together("search.py", [*options, "data.save_dir", log], processes)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def start(options, log, *launcher):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *launcher]
     words = [sys.executable, *torchrun, ROOT / "projects" / "autoreid" / "search.py", *options, "data.save_dir", log]
     with open(log.with_suffix(".out"), "w") as output:
         return subprocess.Popen(
@@ -76,7 +84,7 @@ def ended(log):
 def whole(options, tmp_path_factory):
     """The log folder of a run that nothing happens to."""
     log = tmp_path_factory.mktemp("unbroken") / "log"
-    assert start([*options, "search.checkpoint_every", 1], log).wait() == 0, log.with_suffix(".out").read_text()
+    together([*options, "search.checkpoint_every", 1], log)
     return log
 
 
@@ -117,7 +125,7 @@ def test_a_signal_to_torchrun_stops_all_in_the_middle_of_an_epoch(options, unbro
     assert text().count(f"interrupted; resume with --resume {log / 'checkpoint.pth'}") == 1, text()
     assert "error: " not in text()
     assert load_checkpoint(log / "checkpoint.pth")["loop"]["batch"] >= 1
-    assert start(options, log).wait() == 0, text()
+    together(options, log)
     weights, lines, genotype = ended(log)
     assert all(torch.equal(weights[key], value) for key, value in unbroken[0].items())
     assert (lines, genotype) == unbroken[1:]
@@ -126,9 +134,8 @@ def test_a_signal_to_torchrun_stops_all_in_the_middle_of_an_epoch(options, unbro
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(options, whole, unbroken, tmp_path):
     log = tmp_path / "log"
-    again = start([*options, "--resume", whole / "checkpoint-1.pth"], log, processes=1)
-    assert again.wait() == 0, log.with_suffix(".out").read_text()
-    assert "was written by 2 processes, and now there are 1" in log.with_suffix(".out").read_text()
+    done = together([*options, "--resume", whole / "checkpoint-1.pth"], log, processes=1)
+    assert "was written by 2 processes, and now there are 1" in done.stdout + done.stderr
     weights, lines, _ = ended(log)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     for key, value in unbroken[0].items():

@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # for what tests share
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Server:
