@@ -35,9 +35,10 @@ from truth import SHALLOW, share, train_genotype  # noqa: E402
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype, operation_names  # noqa: E402
+from torchreid_autoreid.search.plans import cells  # noqa: E402
 from torchreid_autoreid.search.predictor import OperationCounts  # noqa: E402
 from torchreid_autoreid.search.selection import draw_genotype  # noqa: E402
-from torchreid_autoreid.search.truth import TruthSet  # noqa: E402
+from torchreid_autoreid.search.truth import Ranked, TruthSet  # noqa: E402
 
 CONTESTANTS = ("blind draw", "random search", "predictor")
 
@@ -85,7 +86,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Markdown: a line for each contestant, then for each pair."""
+    """Markdown: a line for each contestant, then for each pair; then how the regression is confirmed."""
     lines = ["| contestant | seeds | parameters | MACs | rank-1 | mAP |", "|---|---|---|---|---|---|"]
     found: dict[str, dict[int, float]] = {}
     for name in CONTESTANTS:
@@ -96,7 +97,24 @@ def table(rows: list[dict[str, object]]) -> str:
         params, macs = (sum(row[key] for row in own) / len(own) for key in ("params", "macs"))
         rank1, mean_ap = (spread([100 * row[key] for row in own]) for key in ("rank1", "mAP"))
         lines.append(f"| {name} | {len(own)} | {params / 1e3:.0f} k | {macs / 1e6:.1f} M | {rank1} % | {mean_ap} % |")
-    return "\n".join(lines + pairs(found))
+    return "\n".join(lines + pairs(found) + confirmed(rows))
+
+
+def confirmed(rows: list[dict[str, object]]) -> list[str]:
+    """How well the regression of the whole truth set ranks the answers that the truth set does not have."""
+    truth = TruthSet.load()
+    means, own = truth.means(SHALLOW), {network.index: network.genotype for network in truth.networks}
+    known = {cells(genotype) for genotype in own.values()}
+    fresh = [(Genotype.from_dict(row["genotype"]), 100 * row["mAP"]) for row in rows]
+    fresh = [(genotype, mean_ap) for genotype, mean_ap in fresh if cells(genotype) not in known]
+    if len(fresh) < 5:
+        return []
+    learned = OperationCounts([own[index] for index in means], list(means.values()))
+    found = Ranked.of(learned.predict([genotype for genotype, _ in fresh]), [mean_ap for _, mean_ap in fresh])
+    what = (
+        f"Expected by the operations of all {len(means)} genotypes of the truth set, and the mAP of {len(fresh)} others"
+    )
+    return ["", f"{what}: Spearman {found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}]."]
 
 
 def main() -> None:
