@@ -395,7 +395,7 @@ def test_every_row_is_printed(browser, pages):
     browser.call("Emulation.setEmulatedMedia", media="print")
     try:
         regions = browser.evaluate(
-            "[...document.querySelectorAll('.scroll')].map((e) => [e.clientHeight, e.scrollHeight])"
+            "[...document.querySelectorAll('.scroll, pre')].map((e) => [e.clientHeight, e.scrollHeight])"
         )
         assert len(regions) > 2
         assert all(shown >= whole for shown, whole in regions)

@@ -29,7 +29,8 @@ from ..evaluation.embeddings import load_with_people
 from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
 from ..gallery.gallery import as_identities
-from ..gallery.serve import HOST, serve
+from ..gallery.serve import serve
+from ..loopback import HOST
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from ..engine.run_folder import is_claimed
 from ..errors import UserError
+from ..loopback import HOST, LoopbackHandler, listen
 from ..numbers import duration
 from ..report.html import contents
 from ..report.log import SearchLog, read_log
@@ -28,13 +27,6 @@ __all__ = ["Follower", "make_server", "serve", "status"]
 
 _READ = ("history.jsonl", "genotype.json", "config.yaml", "queries.json", "provenance.json")
 _RECENT = 5  # epochs that tell how long one takes
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # the page itself says the rest
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def serve(args: argparse.Namespace, folder: str) -> int:
@@ -44,10 +36,9 @@ def serve(args: argparse.Namespace, folder: str) -> int:
         UserError: if the folder is no log of a search, or the port is not free.
     """
     follower = Follower(Path(folder), lambda: report_kwargs(args, folder))
-    with make_server(follower, args.port or 0) as server:
-        print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt), make_server(follower, args.port or 0) as server:
+        print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
     return 0
 
 
@@ -66,7 +57,7 @@ class Follower:
         if not any((folder / name).is_file() for name in ("history.jsonl", "config.yaml")):
             raise UserError(f"{folder} holds neither history.jsonl nor config.yaml; give the data.save_dir of a search")
         self.folder, self.options = folder, options
-        self._lock = threading.Lock()
+        self._reading, self._writing = threading.Lock(), threading.Lock()  # a page takes long, a state never
         self._log: tuple[str, SearchLog | str] = ("", "")
         self._page = ("", "")
 
@@ -83,13 +74,12 @@ class Follower:
 
     def state(self) -> dict[str, str]:
         """What the page asks for again and again."""
-        with self._lock:
-            version, log = self._read()
+        version, log = self._read()
         return {"version": version, "status": self._status(log)}
 
     def page(self) -> str:
         """The page as it is now."""
-        with self._lock:
+        with self._writing:
             version, log = self._read()
             if self._page[0] != version:
                 self._page = (version, self._written(log, version))
@@ -97,10 +87,11 @@ class Follower:
 
     def _read(self) -> tuple[str, SearchLog | str]:
         """The log as it is now; why it cannot be shown, where it cannot."""
-        version = self.version()
-        if self._log[0] != version:
-            self._log = (version, self._log_or_reason())
-        return self._log
+        with self._reading:
+            version = self.version()
+            if self._log[0] != version:
+                self._log = (version, self._log_or_reason())
+            return self._log
 
     def _log_or_reason(self) -> SearchLog | str:
         history = self.folder / "history.jsonl"
@@ -162,61 +153,24 @@ def make_server(follower: Follower, port: int = 0) -> ThreadingHTTPServer:
     Raises:
         UserError: if the port cannot be had.
     """
-    if not 0 <= port < 1 << 16:
-        raise UserError(f"--port must be at most 65535, not {port}")
-    handler = type("Handler", (_Handler,), {"follower": follower})
-    try:
-        return _Server(("127.0.0.1", port), handler)
-    except OSError as error:
-        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
-        fix = "give another --port, or leave it out for a free one" if taken else "see that 127.0.0.1 can be used"
-        raise UserError(f"cannot listen on port {port} of 127.0.0.1: {error.strerror}; {fix}") from None
+    return listen(type("Handler", (_Handler,), {"follower": follower}), port)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a reader that has gone
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     follower: Follower
-    timeout = 10  # seconds that a client may be silent
-    server_version, sys_version = "autoreid", ""
+    policy = "frame-ancestors 'none'"  # the page itself says the rest
 
     def do_GET(self) -> None:
-        _, port = self.connection.getsockname()
-        if self.headers.get("Host", "") not in (f"127.0.0.1:{port}", f"localhost:{port}"):  # DNS rebinding
-            self._refuse(HTTPStatus.FORBIDDEN, "this server answers for 127.0.0.1 and localhost only")
-        elif self.path == "/":
-            self._answer(HTTPStatus.OK, "text/html", self.follower.page())
+        if not self.is_ours():
+            return
+        if self.path == "/":
+            self.send(HTTPStatus.OK, self.follower.page().encode("utf-8", "replace"), "text/html; charset=utf-8")
         elif self.path == "/state":
-            self._answer(HTTPStatus.OK, "application/json", json.dumps(self.follower.state()))
+            self.send(HTTPStatus.OK, json.dumps(self.follower.state()).encode(), "application/json")
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is one page here, /")
+            self.refuse(HTTPStatus.NOT_FOUND, "there is one page here, /")
 
     def _only_get(self) -> None:
-        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "GET is all that this server answers")
+        self.refuse(HTTPStatus.METHOD_NOT_ALLOWED, "GET is all that this server answers", Allow="GET")
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _only_get
-
-    def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self._answer(status, "text/plain", why)
-
-    def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
-        content = text.encode("utf-8", "replace")
-        self.send_response(status)
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET")
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the page asks every two seconds."""

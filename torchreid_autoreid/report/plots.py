@@ -507,9 +507,9 @@ def draw_candidates(scores: Sequence[tuple[int, float]]) -> Figure:
 
 
 @matplotlib.rc_context(_LOOK)
-def draw_cmc(curves: Mapping[str, Sequence[float]]) -> Figure:
+def draw_cmc(curves: Mapping[str, Sequence[float]], narrow: bool = False) -> Figure:
     """Draws CMC curves: name -> share of the queries with a true match within 1, 2, … answers."""
-    figure = _figure(6.6, 3)
+    figure = _figure(4.2 if narrow else 6.6, 3)
     axes = figure.add_subplot()
     for letter, (name, curve) in zip("AB", curves.items(), strict=False):
         _plot(axes, list(enumerate(curve, start=1)), label=name, **_run_style(letter))

@@ -131,7 +131,7 @@ def write_retrieval(
         tiles=list(_tiles(evaluated)),
         cmc=picture(
             f"Share of the queries with a true match within so many answers (CMC), up to rank {shown}.",
-            draw_cmc({name: cmc[:shown] for name, cmc in lines.items()}),
+            *(draw_cmc({name: cmc[:shown] for name, cmc in lines.items()}, narrow) for narrow in (False, True)),
         ),
         ranks=_ranks(lines),
         verification=None if curve is None else _verification(curve),
@@ -274,7 +274,7 @@ def _histograms(curve: RocCurve, thresholds: Sequence[float], start: int) -> Mar
     for tick in np.linspace(low, high, 6):
         parts.append(f'<text x="{x(tick):.1f}" y="{top + height + 16}" text-anchor="middle">{tick:.3g}</text>')
     parts.append(f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">distance</text>')
-    for name, x_place, colour in (("true pairs (dashed)", left, "#00507d"), ("false pairs", left + 170, "#a04000")):
+    for name, x_place, colour in (("true pairs (dashed)", left, "#00507d"), ("false pairs", left + 250, "#a04000")):
         parts.append(f'<text x="{x_place}" y="16" fill="{colour}" font-weight="bold">{name}</text>')
     for step, threshold in enumerate(thresholds):
         hidden = "" if step == start else " hidden"
@@ -283,7 +283,7 @@ def _histograms(curve: RocCurve, thresholds: Sequence[float], start: int) -> Mar
             f'y2="{top + height}" stroke="#2b2f36" stroke-width="2"/>'
         )
     box = f'viewBox="0 0 {width + 2 * left} {top + height + 40}" width="{width + 2 * left}"'
-    return Markup(f'<svg {box} font-size="12" fill="#2b2f36">{"".join(parts)}</svg>')  # numbers only
+    return Markup(f'<svg class=pairs {box} font-size="12" fill="#2b2f36">{"".join(parts)}</svg>')  # numbers only
 
 
 # --- where it fails ----------------------------------------
