@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "search.halving": {"errors"},
     "search.plans": {"limits", "errors", "genotype", "search.halving"},
     "search": {"limits", "space", "files", "genotype", "errors"},
-    "evaluation": {"parallel", "errors"},
+    "evaluation": {"parallel", "errors", "files"},
     "gallery": {"evaluation", "errors", "loopback"},
     "data": {"errors"},
     "report": {

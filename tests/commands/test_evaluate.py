@@ -216,7 +216,10 @@ def test_clusters_are_written_and_compared_with_the_identities(tmp_path, capsys)
     agreement = compare_clusters(expected, np.concatenate([query.pids, gallery.pids]))
     assert figures["clusters"]["ari"] == agreement.ari
     assert f"ARI {agreement.ari:.4f}" in capsys.readouterr().out
-    in_process("--features", source, "--cluster", "--cluster-method", "hdbscan", "--k1", 12, "--json", out)
+    graph = tmp_path / "graph"
+    method = ["--cluster", "--cluster-method", "hdbscan"]
+    in_process("--features", source, *method, "--k1", 12, "--json", out, "--graph", graph)
+    assert graph.stat().st_size > 8 * 12 * 340
     (figures,) = json.loads(out.read_text()).values()
     found = compare_clusters(cluster(features, "hdbscan", k1=12), np.concatenate([query.pids, gallery.pids]))
     assert figures["clusters"] == dataclasses.asdict(found)
@@ -226,6 +229,7 @@ IDLE = {
     "a radius of no clusters": (["--eps", "0.5"], "--eps is an option of --cluster"),
     "a method of no clusters": (["--cluster-method", "hdbscan"], "--cluster-method is an option of --cluster"),
     "a radius of hdbscan": (["--cluster", "--cluster-method", "hdbscan", "--eps", "0.5"], "hdbscan finds its own"),
+    "a graph of nothing": (["--graph", "g"], "--graph is an option of --rerank and --cluster"),
     "labels of no clusters": (["--cluster-labels", "l.csv"], "--cluster-labels is an option of --cluster"),
     "labels of a kind": (["--cluster", "--cluster-labels", "l.txt"], "ends in neither"),
     "k1 of two": (["--cluster", "--rerank", "--k1", "9"], "--k1 of --cluster or of re-ranking"),

@@ -236,6 +236,8 @@ def check_options(args: argparse.Namespace) -> None:
     for name in ("cluster_labels", "cluster_method", "eps", "min_samples"):
         if getattr(args, name) is not None and not args.cluster:
             raise UserError(f"--{name.replace('_', '-')} is an option of --cluster; give that too, or leave it out")
+    if args.graph and not (args.rerank or args.cluster):
+        raise UserError("--graph is an option of --rerank and --cluster; give one of these too, or leave it out")
     if args.cluster_method == "hdbscan" and args.eps is not None:
         raise UserError("--eps is the radius of dbscan, and hdbscan finds its own; leave one of them out")
     if args.cluster_labels and Path(args.cluster_labels).suffix not in (".csv", ".npz"):
@@ -396,6 +398,7 @@ def ranked(
             max_rank=args.max_rank,
             device=device,
             use_metric_cuhk03=args.cuhk03,
+            graph=args.graph if rerank else None,
             topk=max(args.topk if args.topk_csv else 0, ANSWERS if args.report else 0),
             distributed=world.size > 1,
             progress=bar,
@@ -468,7 +471,14 @@ def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: s
     with Bar(world) as bar:
         features = np.concatenate([query.features, gallery.features])
         labels = cluster(
-            features, args.cluster_method or "dbscan", args.eps, metric=metric, device=device, progress=bar, **given
+            features,
+            args.cluster_method or "dbscan",
+            args.eps,
+            metric=metric,
+            device=device,
+            progress=bar,
+            graph=args.graph,
+            **given,
         )
     if args.cluster_labels:
         csv_wanted = Path(args.cluster_labels).suffix == ".csv"

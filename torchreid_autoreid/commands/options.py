@@ -369,6 +369,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", type=float, help="of dbscan: Jaccard distance of neighbours (default: 0.6)")
     parser.add_argument("--min-samples", type=int, help="neighbours that make the core of a cluster (default: 4)")
     parser.add_argument(
+        "--graph",
+        metavar="FILE",
+        type=path,
+        help="of --rerank and --cluster: keep the nearest neighbours there, go on from them, use them again",
+    )
+    parser.add_argument(
         "--definitions", action="store_true", help="also the mAP under each definition in use, and who reports it"
     )
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")

@@ -51,6 +51,7 @@ def cluster(
     metric: str = "cosine",
     device: str = "cpu",
     progress: Progress | None = None,
+    graph: str | None = None,
 ) -> np.ndarray:
     """Pseudo-labels of features.
 
@@ -65,6 +66,7 @@ def cluster(
         metric: 'cosine' as in SpCL, or 'euclidean'.
         device: 'cpu' or 'cuda'.
         progress: called as progress(what is being done, pieces done, pieces in all).
+        graph: as in ``evaluate``.
 
     Returns:
         (N,) labels from 0, in order of the first core item of each cluster (HDBSCAN: of the first item); -1 for noise.
@@ -99,7 +101,7 @@ def cluster(
     with full_precision():
         space = choose_space(features, features, metric, near=partial(nearest_pairs, features, features))
         collection = Collection(features[:0], features, space, OneProcess())
-        near = Items(collection, devices).neighbourhood(max(k1, k2), progress)
+        near = Items(collection, devices).neighbourhood(max(k1, k2), progress, graph)
         encoding = _encode(near, partial(collection.pair_distances, devices[0]), k1, k2, metric)
     del near
     if method == "hdbscan":

@@ -9,11 +9,13 @@ from threading import Lock
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..parallel.launch import OneProcess
 from .distances import distance_block, pair_distances
 from .embeddings import release
+from .graph_file import GraphFile
 from .pairwise import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
-from .ranking import Nearest
+from .ranking import Farthest, Nearest
 from .space import Space
 
 PAIRS_AT_ONCE = 1 << 14
@@ -33,29 +35,6 @@ class Neighbourhood:
     indices: np.ndarray
     distances: np.ndarray
     farthest: np.ndarray
-
-
-class Farthest:
-    """Observer: the largest distance of each row."""
-
-    def __init__(self, num_rows: int):
-        self.values = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device="cpu")
-
-    def add(self, row: int, column: int, block: torch.Tensor) -> None:
-        self.keep(row, block.amax(dim=1))
-
-    def keep(self, row: int, values: torch.Tensor) -> None:
-        """Takes over the largest distances of consecutive rows."""
-        if self.values.device != values.device:
-            self.values = self.values.to(values.device)
-        kept = self.values[row : row + len(values)]
-        torch.maximum(kept, values, out=kept)
-
-    def twin(self) -> Farthest:
-        return Farthest(len(self.values))
-
-    def merge(self, other: Farthest) -> None:
-        self.values = torch.maximum(self.values, other.values.to(self.values.device))
 
 
 class Collection:
@@ -152,32 +131,45 @@ class Items(CollectionDistances):
         self.share_size = share.stop - share.start
         super().__init__([collection.head[share], collection.shard], collection, devices)
 
-    def neighbourhood(self, k: int, progress: Progress | None = None) -> Neighbourhood:
+    def neighbourhood(self, k: int, progress: Progress | None = None, graph: str | None = None) -> Neighbourhood:
         """The k nearest of every item, found once and told to every process.
 
+        Args:
+            k: how many.
+            progress: called as progress(what is being done, pieces done, pieces in all).
+            graph: a file that the search goes on from, and that holds its result; in one process on the CPU.
+
         Raises:
-            UserError: distances that are not finite.
+            UserError: distances that are not finite; a graph of other features, or in several processes.
         """
         nearest, farthest = Nearest(self.num_queries, k), Farthest(self.num_queries)
+        if graph is not None and (self.world.size > 1 or self.devices[0].type != "cpu"):
+            raise UserError(f"graph {graph} is of one process on the CPU; leave it out, or run there")
         if self.world.size == 1 and len(self.devices) == 1:
-            self._scan_half(nearest, farthest, progress)
+            self._scan_half(nearest, farthest, progress, graph)
         else:
             scan(self, [nearest, farthest], progress, "neighbours")
         nearest.keys = torch.from_numpy(self._merge(nearest.keys.cpu().numpy()))
         indices, distances = nearest.complete()
         return Neighbourhood(indices, distances, self._merge(farthest.values.cpu().numpy()))
 
-    def _scan_half(self, nearest: Nearest, farthest: Farthest, progress: Progress | None) -> None:
+    def _scan_half(
+        self, nearest: Nearest, farthest: Farthest, progress: Progress | None, graph: str | None = None
+    ) -> None:
         """Distances are symmetric: compute each block below the diagonal once and show it from both sides.
 
         Every row is first shown its distances to the first piece, so all know k items before a transposed block.
         """
         step = max(block_shape(self.devices)[1], nearest.k)
         columns = ranges(self.num_queries, step)
-        for done, (start, stop) in enumerate(columns, 1):
+        file = GraphFile(graph, self.query[self.devices[0]], step, len(columns)) if graph is not None else None
+        known = file.read(nearest, farthest) if file is not None else 0
+        for done, (start, stop) in enumerate(columns[known:], known + 1):
             below = self.num_queries - stop
             self._show(nearest, farthest, (start, stop), ranges(stop - start, HALF_ROWS), start)
             self._show(nearest, farthest, (start, stop), ranges(below, HALF_ROWS), stop)
+            if file is not None:
+                file.write(nearest, farthest, done)
             if progress is not None:
                 progress("neighbours", done, len(columns))
 

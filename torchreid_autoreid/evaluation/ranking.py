@@ -447,3 +447,26 @@ class Nearest:
         distances = key_distances(keys)
         positions = torch.where(distances.isinf(), -1, key_positions(keys))
         return positions.numpy(), distances.numpy()
+
+
+class Farthest:
+    """Observer: the largest distance of each row."""
+
+    def __init__(self, num_rows: int):
+        self.values = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device="cpu")
+
+    def add(self, row: int, column: int, block: torch.Tensor) -> None:
+        self.keep(row, block.amax(dim=1))
+
+    def keep(self, row: int, values: torch.Tensor) -> None:
+        """Takes over the largest distances of consecutive rows."""
+        if self.values.device != values.device:
+            self.values = self.values.to(values.device)
+        kept = self.values[row : row + len(values)]
+        torch.maximum(kept, values, out=kept)
+
+    def twin(self) -> Farthest:
+        return Farthest(len(self.values))
+
+    def merge(self, other: Farthest) -> None:
+        self.values = torch.maximum(self.values, other.values.to(self.values.device))

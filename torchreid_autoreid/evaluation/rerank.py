@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..parallel.launch import OneProcess
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, check_count, check_dimensions
-from .neighbours import Collection, Farthest, Items, Neighbourhood
+from .neighbours import Collection, Items, Neighbourhood
 from .pairwise import (
     BlockOf,
     Distances,
@@ -35,7 +35,7 @@ from .pairwise import (
     ranges_within,
     scan,
 )
-from .ranking import Nearest
+from .ranking import Farthest, Nearest
 from .space import Space, choose_space
 
 DEFINITIONS = ("torchreid", "zhong")
@@ -302,11 +302,12 @@ def feature_parts(
     world: OneProcess,
     ends: Sequence[int] = (),
     progress: Progress | None = None,
+    graph: str | None = None,
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
     """``reranked_parts`` from raw features; ``gallery`` is this process's."""
     collection = Collection(query, gallery, space, world)
     settings.check_gallery(sum(collection.sizes))
-    near = Items(collection, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress)
+    near = Items(collection, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress, graph)
     encoding = encode(near, partial(collection.pair_distances, devices[0]), settings)
     own_gallery = slice(collection.shard_start, collection.shard_start + len(gallery))
     farthest = near.farthest

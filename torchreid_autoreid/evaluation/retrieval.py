@@ -92,6 +92,7 @@ def evaluate(
     multi_query: str = "none",
     protocol: str = "market1501",
     draws: int = 10,
+    graph: str | None = None,
     distributed: bool = False,
     progress: Progress | None = None,
 ) -> RetrievalResult:
@@ -130,6 +131,9 @@ def evaluate(
         multi_query: 'mean' or 'max' makes one query of all queries of an identity and camera.
         protocol: 'market1501'; 'sysu_all' or 'sysu_indoor' (SYSU-MM01), 'vehicleid': see ``protocols``.
         draws: how many random galleries those two are averaged over, from ``seed``.
+        graph: a file for the nearest neighbours that re-ranking starts from: a search that was stopped goes on from it,
+            bit for bit, and a whole graph is used again, by other k1, k2, lambda_value and by ``cluster`` of the same
+            features too. In one process on the CPU.
         distributed: ``gallery`` is this process's shard (the whole gallery is the shards in rank order), ``query`` is
             the same in every process; ``torch.distributed`` must be initialised. All processes get the same figures,
             and positions in the whole gallery.
@@ -155,6 +159,8 @@ def evaluate(
         ("recall_sample", recall_sample, 0),
     ):
         check_count(name, value, least)
+    if graph is not None and (not rerank or protocol != "market1501"):
+        raise UserError(f"graph {graph} is of re-ranking, on one gallery; leave it out")
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
     reranking = Reranking(k1, k2, lambda_value, definition) if rerank else None
     given_rules = Rules(leave_out, junk_pids, distractor_pids)
@@ -181,6 +187,7 @@ def evaluate(
             topk,
             max_rank,
             progress,
+            graph,
         )
 
     query, gallery = _pooled(query, gallery, pool, multi_query, metric, distributed)
@@ -246,6 +253,7 @@ def _evaluate(
     topk: int,
     max_rank: int,
     progress: Progress | None,
+    graph: str | None,
 ) -> RetrievalResult:
     """The figures of one query set and gallery; ``cuhk03_repeats`` of 0 is the ordinary CMC."""
     world, devices = setting.world, setting.devices
@@ -270,7 +278,7 @@ def _evaluate(
         ranges = labels.parts(world)
         if reranking is not None:
             ends = [end for _, end in ranges]
-            parts = feature_parts(q_features, g_features, space, reranking, devices, world, ends, progress)
+            parts = feature_parts(q_features, g_features, space, reranking, devices, world, ends, progress, graph)
         else:
             parts = (
                 (first, end, FeatureDistances(q_features[first:end], g_features, space, devices))
