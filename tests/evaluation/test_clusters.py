@@ -109,11 +109,12 @@ def test_hdbscan_has_the_tree_of_the_dense_distances(seed, n, min_samples, share
     dense = np.triu(dense, 1)
     dense += dense.T
     row, column = np.nonzero(dense < 1)
-    sparse = clusters._hanging_together(row, column, dense[row, column].astype(np.float32), min_samples)
+    sparse = clusters._hanging_together(row, column, dense[row, column].astype(np.float32), n, min_samples)
     dense[row, column] = dense[row, column].astype(np.float32).clip(clusters.SMALLEST)
+    dense[np.arange(n), np.arange(n)] = clusters.SMALLEST
     options = {"min_cluster_size": max(2, min_samples), "min_samples": min_samples, "metric": "precomputed"}
     trees = [sklearn.cluster.HDBSCAN(**options, copy=True).fit(x)._single_linkage_tree_ for x in (sparse, dense)]
-    np.testing.assert_allclose(*(np.sort(tree["value"]) for tree in trees), rtol=1e-9)
+    np.testing.assert_allclose(*(np.sort(tree["value"]) for tree in trees), rtol=1e-7)
 
 
 def test_hdbscan_finds_the_identities_at_any_density():
@@ -126,6 +127,14 @@ def test_hdbscan_finds_the_identities_at_any_density():
     assert compare_clusters(labels, pids).precision == 1
     first = [labels[labels >= 0].tolist().index(label) for label in range(labels.max() + 1)]
     assert first == sorted(first)  # numbered by their first item
+
+
+@pytest.mark.parametrize("method", clusters.METHODS)
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 50])
+def test_few_items_and_many_copies(method, n):
+    apart = cluster(np.eye(50)[:n], method, k1=min(n, 3), k2=1)
+    assert (apart == -1).all()
+    assert cluster(np.ones((n, 4)), method, k1=min(n, 3), k2=1).shape == (n,)
 
 
 def test_hdbscan_says_what_it_cannot(monkeypatch):
@@ -217,5 +226,7 @@ def test_perfect_and_trivial_clusters():
     nothing = compare_clusters([-1] * 4, [0, 0, 1, 1])
     assert (nothing.ari, nothing.recall, nothing.num_clusters) == (0, 0, 0)
     assert compare_clusters([0], [3]).ari == 1
+    with pytest.raises(UserError, match="no items to compare"):
+        compare_clusters([], [])
     with pytest.raises(UserError, match="labels have shape"):
         compare_clusters([0, 1], [0, 1, 2])

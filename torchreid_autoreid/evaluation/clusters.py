@@ -105,7 +105,7 @@ def cluster(
         encoding = _encode(near, partial(collection.pair_distances, devices[0]), k1, k2, metric)
     del near
     if method == "hdbscan":
-        return _hdbscan(*_close_pairs(encoding, 1.0, progress, MOST_PAIRS), min_samples)
+        return _hdbscan(*_close_pairs(encoding, 1.0, progress, MOST_PAIRS), len(features), min_samples)
     row, column, _ = _close_pairs(encoding, eps, progress)
     pattern = sp.csr_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=encoding.shape)
     return _dbscan(pattern, min_samples)
@@ -135,7 +135,7 @@ def _close_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, columns, distances) of the pairs at a Jaccard distance of at most eps, of those that share a column.
 
-    Every item is with itself. More than ``most`` pairs are an error.
+    More than ``most`` pairs are an error.
     """
     index = InvertedIndex(encoding)
     parts = ranges_within(index.work(encoding), SHARED_AT_ONCE)
@@ -176,25 +176,31 @@ def _dbscan(neighbours: sp.csr_array, min_samples: int) -> np.ndarray:
     return labels
 
 
-def _hdbscan(row: np.ndarray, column: np.ndarray, distances: np.ndarray, min_samples: int) -> np.ndarray:
+def _hdbscan(row: np.ndarray, column: np.ndarray, distances: np.ndarray, n: int, min_samples: int) -> np.ndarray:
     """(N,) labels of scikit-learn's HDBSCAN on the distances of the pairs given; those of all others are 1.
 
     Where distances tie, its labels depend on the order of the items, of dense distances too.
     """
+    smallest = max(2, min_samples)
+    if n < smallest:
+        return np.full(n, NOISE, dtype=np.int64)
     found = _scikit_learn().HDBSCAN(
-        min_cluster_size=max(2, min_samples), min_samples=min_samples, metric="precomputed", copy=False
+        min_cluster_size=smallest, min_samples=min_samples, metric="precomputed", copy=False
     )
-    return _in_order(found.fit_predict(_hanging_together(row, column, distances, min_samples)))
+    return _in_order(found.fit_predict(_hanging_together(row, column, distances, n, min_samples)))
 
 
-def _hanging_together(row: np.ndarray, column: np.ndarray, distances: np.ndarray, min_samples: int) -> sp.csr_array:
+def _hanging_together(
+    row: np.ndarray, column: np.ndarray, distances: np.ndarray, n: int, min_samples: int
+) -> sp.csr_array:
     """(N, N) sparse distances with the core distances and the smallest spanning tree of the dense ones.
 
     scikit-learn asks that each row has ``min_samples`` values and that all items hang together. Pairs of an item with
     those behind it, round the end, see to both: at distance 1, as far apart as all that is left out.
     """
-    n = int(row[-1]) + 1  # every item is with itself
-    near = sp.csr_array((distances.clip(SMALLEST).astype(np.float64), (row, column)), shape=(n, n))
+    others, own = row != column, np.arange(n)  # among many copies, an item may not be one of its own nearest
+    values = np.r_[distances[others].clip(SMALLEST), np.full(n, SMALLEST)].astype(np.float64)
+    near = sp.csr_array((values, (np.r_[row[others], own], np.r_[column[others], own])), shape=(n, n))
     behind = min(min_samples, n - 1)
     first = np.repeat(np.arange(n), behind)
     second = (first + np.tile(np.arange(1, behind + 1), n)) % n
@@ -253,6 +259,8 @@ def compare_clusters(labels: Any, pids: Any) -> Agreement:
         >>> compare_clusters([0, 0, 1, 1], [5, 5, 7, 7]).ari
         1.0
     """
+    if not len(pids):
+        raise UserError("there are no items to compare; give at least one")
     pids = as_labels(pids, "pids", len(pids))
     labels = as_labels(labels, "labels", len(pids))
     noise = labels == NOISE
