@@ -215,7 +215,7 @@ def test_rungs_that_do_not_fit_are_refused(datamanager, tmp_path):
 
 def test_report_and_tensorboard_take_the_history(datamanager, tmp_path, drawings):
     run(build(datamanager), tmp_path)
-    assert "<h2>The candidates</h2>" in write_report(tmp_path).read_text()
+    assert ">The candidates</h2>" in write_report(tmp_path).read_text()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert len(events.Scalars("Search/w/loss")) == EPOCHS
     assert "Cells/normal" in events.Tags()["images"]

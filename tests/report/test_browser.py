@@ -117,6 +117,12 @@ def test_a_screen_reader_is_told_headings_captions_and_pictures(browser, pages, 
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))  # none is skipped
+    sections, linked = browser.evaluate(
+        "[[...document.querySelectorAll('h2')].map((h) => [h.textContent, `#${h.id}`]),"
+        " [...document.querySelectorAll('nav a')].map((a) => [a.textContent, a.hash])]"
+    )
+    assert sections == linked
+    assert len({place for _, place in linked}) == len(linked) > 3
     assert len(names["image"]) > 1
     assert len(names["table"]) > 1
     for role, found in names.items():
@@ -316,6 +322,7 @@ def test_a_served_page_follows_a_search_as_its_history_grows(browser, tmp_path, 
             server.shutdown()
             thread.join()
     browser.wait(f"{said}.startsWith('The server of this page does not answer')")
+    browser.open("about:blank")  # it would go on asking
 
 
 def test_the_genotype_on_the_page_is_the_one_in_the_file(browser, pages, search):

@@ -59,9 +59,23 @@ def render_page(template: str, follow: str = "", version: str = "", **values: An
     """
     script = _SCRIPT + _FOLLOW if follow else _SCRIPT
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _PAGES.get_template(template).render(
+    text = _PAGES.get_template(template).render(
         script=Markup(script), script_hash=f"sha256-{digest}", follow=follow, version=version, **values
     )
+    return _with_contents(text)
+
+
+def _with_contents(text: str) -> str:
+    """Names the sections of a page, and lists them with links before the first one."""
+    titles: list[str] = []
+
+    def named(found: re.Match[str]) -> str:
+        titles.append(found[1])
+        return f"<h2 id=part{len(titles)}>{found[1]}</h2>"
+
+    text = re.sub(r"<h2>(.*?)</h2>", named, text)
+    links = "".join(f'<li><a href="#part{number}">{title}</a></li>' for number, title in enumerate(titles, start=1))
+    return text.replace("<h2 ", f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<h2 ', 1)
 
 
 def write_page(template: str, target: str | Path, what: str = "the report", **values: Any) -> None:
