@@ -1,11 +1,15 @@
 """Results of commands: where they go, what they leave, and what is told before the work."""
 
+import errno
+import functools
 import os
+import shutil
 
 import pytest
 
+from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
 from torchreid_autoreid.errors import UserError, line_of_the_machine
-from torchreid_autoreid.files import check_output, forget_half_written, write_atomically, write_output
+from torchreid_autoreid.files import append_line, check_output, forget_half_written, write_atomically, write_output
 
 
 def write(text):
@@ -91,6 +95,9 @@ def test_what_a_killed_command_left_goes_and_what_is_being_written_stays(tmp_pat
         (RuntimeError("std::bad_alloc"), "out of memory"),
         (OSError(28, "No space left on device", "a"), "cannot write a: No space left on device; make room"),
         (OSError(13, "Permission denied", b"a/events"), "cannot use a/events: Permission denied; give another path"),
+        (OSError(30, "Read-only file system", "a"), "write a: Read-only file system; make its file system writable"),
+        (OSError(24, "Too many open files", b"a/events"), "too few file descriptors (Too many open files: a/events)"),
+        (OSError(22, "Invalid argument", "a:b"), "cannot use a:b: Invalid argument; give another path"),
     ],
 )  # fmt: skip
 def test_what_the_machine_says_is_a_line_with_a_way_out(error, text):
@@ -103,3 +110,64 @@ def test_what_the_machine_says_is_a_line_with_a_way_out(error, text):
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("shape"), KeyError("memory"), OSError("odd")])
 def test_a_fault_of_the_program_is_not_the_machines(error):
     assert line_of_the_machine(error) == ""
+
+
+def refusing(name, number, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, refuse)
+
+
+@pytest.mark.parametrize("name", ["fsync", "chmod", "replace"])
+def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path, monkeypatch, name):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    refusing(name, errno.EIO, monkeypatch)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_atomically(path, write("new"))
+    assert line_of_the_machine(caught.value).startswith(f"the file system of {path} does not answer")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_is_read_for_a_file_keeps_its_own_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "a", functools.partial(shutil.copyfile, tmp_path / "missing"))
+    assert caught.value.filename == str(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP), ("chmod", errno.EPERM), ("chmod", errno.EOPNOTSUPP)],
+)
+def test_a_file_system_without_rights_or_a_way_to_sync_will_do(tmp_path, monkeypatch, name, number):
+    refusing(name, number, monkeypatch)
+    write_atomically(tmp_path / "a", write("whole"))
+    append_line(tmp_path / "a", " and more")
+    assert (tmp_path / "a").read_text() == "whole and more\n"
+
+
+def test_a_line_that_does_not_reach_the_disk_names_its_file(tmp_path, monkeypatch):
+    refusing("fsync", errno.ENOSPC, monkeypatch)
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_line(tmp_path / "history.jsonl", "{}")
+    assert caught.value.filename == str(tmp_path / "history.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "make room, then go on"),
+        (errno.EIO, "go on with --resume when its file system is back"),
+        (errno.EROFS, "make its file system writable"),
+        (errno.EACCES, "change its rights"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_says_what_would_help(tmp_path, monkeypatch, number, fix):
+    save_checkpoint({}, tmp_path / "checkpoint.pth")
+    refusing("replace", number, monkeypatch)
+    with pytest.raises(UserError, match=rf"cannot write the checkpoint .*is kept as .*; {fix}"):
+        save_checkpoint({"epoch": 2}, tmp_path / "checkpoint.pth")
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "checkpoint.pth", ()) == {}

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, short
+from .errors import UserError, short, way_out
 from .files import write_atomically
 from .genotype import Genotype
 
@@ -81,9 +81,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path, previous: str | 
         # Without hard links the one before has its new name already.
         whole = [place for place in (path, previous) if place is not None and Path(place).exists()]
         kept = f"the one before it is kept as {whole[0]}" if whole else "there is none before it"
-        raise UserError(
-            f"cannot write the checkpoint {path} ({error.strerror}); {kept}; make room, then go on with --resume"
-        ) from error
+        raise UserError(f"cannot write the checkpoint {path} ({error.strerror}); {kept}; {way_out(error)}") from error
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:

@@ -6,9 +6,18 @@ import reprlib
 from typing import Any
 
 #: what a file system says when it takes no more
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: what it says when it has gone away
-_GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)
+_GONE: tuple[int, ...] = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.ENODEV,
+    errno.ENXIO,
+)
+_GONE += (getattr(errno, "EREMOTEIO", errno.EIO),)  # of Linux alone
 #: what it says about a path
 _PATHS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _FEW_FILES = (errno.EMFILE, errno.ENFILE)
@@ -85,6 +94,26 @@ def _text(name: Any) -> str:
     return os.fsdecode(name) if isinstance(name, bytes) else str(name)
 
 
+def way_out(error: BaseException, again: str = "go on with --resume") -> str:
+    """What to do about what a file system says of a file.
+
+    Args:
+        error: an ``OSError``, or what a library makes of one.
+        again: what to do then.
+
+    >>> way_out(OSError(errno.ENOSPC, "")), way_out(OSError(errno.EIO, ""), "try again")
+    ('make room, then go on with --resume', 'try again when its file system is back')
+    """
+    number = getattr(error, "errno", None)
+    if number == errno.EROFS:
+        return f"make its file system writable or give another path, then {again}"
+    if number in _GONE:
+        return f"{again} when its file system is back"
+    if number in _PATHS:
+        return f"change its rights or give another path, then {again}"
+    return f"make room, then {again}"
+
+
 def line_of_the_machine(error: BaseException) -> str:
     """What to do about a fault of the machine that Python, PyTorch or a library raises; empty if it is none.
 
@@ -97,8 +126,8 @@ def line_of_the_machine(error: BaseException) -> str:
     reason = text[:160]
     if isinstance(error, OSError) and error.errno is not None:
         where = f" {_text(error.filename)}" if error.filename else ""
-        if error.errno in _FULL:
-            return f"cannot write{where}: {error.strerror}; make room, then go on with --resume"
+        if error.errno in (*_FULL, errno.EROFS):
+            return f"cannot write{where}: {error.strerror}; {way_out(error)}"
         if error.errno == errno.ENAMETOOLONG:
             return f"the name {short(error.filename)} is too long for this system; give a shorter one"
         if error.errno in _GONE:
@@ -110,6 +139,10 @@ def line_of_the_machine(error: BaseException) -> str:
             return f"cannot use{where}: {error.strerror}; give another path, or change its rights"
         if error.errno in _FEW_PROCESSES:
             return f"the system starts no more processes ({error.strerror}); lower data.workers, or raise ulimit -u"
+        if error.errno in _FEW_FILES:
+            reason = f"{error.strerror}{where and ':'}{where}"
+        elif error.filename and error.errno != errno.ENOMEM:
+            return f"cannot use{where}: {error.strerror}; give another path"
     if getattr(error, "errno", None) in _FEW_FILES or "Too many open files" in text:
         return f"too few file descriptors ({reason}); raise the limit (ulimit -n 4096), or lower data.workers"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # of a library, or of shared memory

@@ -8,16 +8,63 @@ import glob
 import importlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, way_out
 
-__all__ = ["check_output", "forget_half_written", "not_writable", "write_atomically", "write_output"]
+__all__ = [
+    "append_line",
+    "check_output",
+    "forget_half_written",
+    "naming",
+    "not_writable",
+    "write_atomically",
+    "write_output",
+]
 
 
 _HALF_WRITTEN = ".part"
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Names the file in what the system says of it in the block: ``read``, ``write`` and ``fsync`` name none."""
+    try:
+        yield
+    except OSError as error:
+        names_another = error.filename and not os.fsdecode(error.filename).endswith(_HALF_WRITTEN)
+        if error.errno is None or names_another:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def _unless_it_cannot(*numbers: int) -> Iterator[None]:
+    """Passes over what a file system does not have at all: rights, a way to sync."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, *numbers):
+            raise
+
+
+def _sync(descriptor: int) -> None:
+    with _unless_it_cannot(errno.EINVAL):
+        os.fsync(descriptor)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a file, and has it on disk before it returns.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        _sync(file.fileno())
 
 
 def write_atomically(path: str | Path, write: Callable[[str], Any], previous: str | Path | None = None) -> None:
@@ -30,16 +77,25 @@ def write_atomically(path: str | Path, write: Callable[[str], Any], previous: st
         write: gets the name of an empty file in the same folder.
         previous: where the old file is kept, if there was one. There is no moment without a whole file under one of the
             two names.
+
+    Raises:
+        OSError: naming ``path``, unless it is of another file.
     """
     path = Path(path)
+    with naming(path):
+        _write_atomically(path, write, previous)
+
+
+def _write_atomically(path: Path, write: Callable[[str], Any], previous: str | Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_HALF_WRITTEN, dir=path.parent)
     try:
         _lock(handle)
         write(name)
         with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+            _sync(file.fileno())
+        with _unless_it_cannot(errno.EPERM):
+            os.chmod(name, 0o666 & ~_umask())
         if previous is not None and path.exists():
             _keep(path, Path(previous))
         os.replace(name, path)
@@ -102,7 +158,7 @@ def write_output(name: str, path: str | Path, write: Callable[[str], Any]) -> No
         write_atomically(check_output(name, path), write)
     except (OSError, RuntimeError) as error:  # faiss raises the latter
         shown, reason = f"{name} {path}".strip(), getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {shown}: {reason}; make room, or give another file") from error
+        raise UserError(f"cannot write {shown}: {reason}; {way_out(error, 'start it again')}") from error
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -124,8 +180,7 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
 

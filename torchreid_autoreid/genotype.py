@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, short
+from .files import naming
 
 __all__ = [
     "KINDS",
@@ -209,8 +210,9 @@ class Genotype:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes, which is no genotype (they have a few hundred)")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            with naming(path):
+                content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not valid JSON: {str(error)[:200]}") from None
         try:
             return cls.from_dict(content)

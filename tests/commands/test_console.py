@@ -400,6 +400,17 @@ def test_a_restart_waits_for_the_last_process_of_a_killed_run(tmp_path):
         keep_earlier_run(folder)
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_will_do(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", refuse)
+    with caplog.at_level(logging.WARNING):
+        keep_earlier_run(tmp_path / "log")
+    assert "has no locks: start no other run in this folder" in caplog.text
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"give another data\.save_dir"):

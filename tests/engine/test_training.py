@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torchreid
 from drawn_images import draw_people
 
+from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint
 from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
 from torchreid_autoreid.errors import Interrupted, UserError
@@ -266,6 +268,30 @@ def test_the_newest_checkpoints_are_kept(root, tmp_path, keep, names):
     run(build(root, recipe=Recipe(keep_last=keep)), tmp_path, max_epoch=3)
     wanted = {f"checkpoint-{name}.pth" if isinstance(name, int) else name for name in names}
     assert {path.name for path in tmp_path.glob("*.pth")} == wanted | {"checkpoint-best.pth"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best.pth", "checkpoint-1.pth", "checkpoint.pth"])
+def test_a_run_that_breaks_off_among_its_checkpoints_has_all_of_them_in_the_end(root, tmp_path, monkeypatch, name):
+    recipe, broken, whole = Recipe(keep_last=2), tmp_path / "broken", tmp_path / "whole"
+    run(build(root, recipe=recipe), whole)
+    replace = os.replace
+
+    def fail_once(source, target):
+        if str(target) == str(broken / name):
+            monkeypatch.undo()
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(build(root, recipe=recipe), broken)
+    engine, found = build(root, recipe=recipe), newest_checkpoint(broken)
+    run(engine, broken, start_epoch=engine.resume(found[0]) if found else 0)
+    assert history(broken) == history(whole)
+    for path in whole.glob("*.pth"):
+        one, other = (load_checkpoint(folder / path.name) for folder in (broken, whole))
+        assert one["epoch"] == other["epoch"]
+        assert same(one["state_dict"], other["state_dict"])
 
 
 def test_held_out_identities_choose_and_are_not_trained_on(root):

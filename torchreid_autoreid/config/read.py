@@ -14,6 +14,7 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError, short
+from ..files import naming
 from ..keys import default_tree
 
 __all__ = [
@@ -204,11 +205,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration; give a YAML file")
     try:
-        content = plain_yaml(path.read_text(encoding="utf-8"))
+        with naming(path):
+            content = plain_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line} is not plain YAML: {str(error.problem)[:200]}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
     if content is None:
         return {}

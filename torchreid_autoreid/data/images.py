@@ -68,8 +68,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise
         raise _unreadable(path, f"it has more than {MOST_PIXELS} pixels") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        if isinstance(error, OSError) and error.errno in _NOT_THE_FILES and (line := line_of_the_machine(error)):
-            raise UserError(line) from None
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILES:
+            error.filename = shown(path)  # a read names none
+            raise UserError(line_of_the_machine(error)) from None
         raise _unreadable(path, _reason(error, path)) from None
 
 

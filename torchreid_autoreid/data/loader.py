@@ -29,7 +29,7 @@ import torchreid
 import torchvision
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..errors import UserError
+from ..errors import UserError, line_of_the_machine
 from .images import read_image
 from .left_out import LeftOut
 
@@ -80,6 +80,8 @@ class ClassifiedImages(Dataset):
                 str(folder), is_valid_file=lambda path: left_out.is_named_as_picture(path, folder)
             )
         except (OSError, RuntimeError) as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError) and line_of_the_machine(error):
+                raise
             raise UserError(
                 f"cannot read {folder} as a folder of images by class ({' '.join(str(error).split())[:160]}); "
                 "give --data with train/CLASS and val/CLASS in it"

@@ -13,7 +13,7 @@ import torch
 import torchreid
 from torch import nn
 
-from ..checkpoint import Checkpoint, load_checkpoint, load_state
+from ..checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from ..errors import UserError
 from ..evaluation import RetrievalResult
 from ..files import write_atomically
@@ -312,7 +312,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             path = self._parked(turn.rung, turn.index)
             path.parent.mkdir(exist_ok=True)
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
-            write_atomically(path, lambda name: torch.save(state, name))
+            save_checkpoint(state, path)
 
     def _write_best(self, epoch: int, result: RetrievalResult) -> None:
         write_queries(self.save_dir, epoch, result, self._validation_loaders())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ from ..checkpoint import LATEST, PREVIOUS, Checkpoint, forget_torn, load_checkpo
 from ..errors import Interrupted, UserError
 from ..evaluation import RetrievalResult
 from ..evaluation.figures import FIGURES
-from ..files import forget_half_written, write_atomically
+from ..files import append_line, forget_half_written, naming, write_atomically
 from ..parallel.batch_norm import unsynchronised_buffers
 from ..parallel.group import group
 from ..records import EpochRecord
@@ -243,7 +242,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         finally:
             self._end_steps()
             if self.writer is not None:
-                self.writer.close()
+                with naming(self.save_dir):
+                    self.writer.close()
                 self.writer = None
 
     def _loop(self, start_epoch: int, max_epoch: int) -> None:
@@ -293,8 +293,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
             tell(self._line(figures))
         if self.writer is not None:
             step = self.epoch * self.num_batches + self.batch_idx
-            for name, value in {**self._pace.means(), **self._means(), "lr": self.get_current_lr()}.items():
-                self.writer.add_scalar(f"Train/{name}", value, step)
+            with naming(self.save_dir):
+                for name, value in {**self._pace.means(), **self._means(), "lr": self.get_current_lr()}.items():
+                    self.writer.add_scalar(f"Train/{name}", value, step)
         if self.group.any(self.stop_requested):
             self._interrupt(self.batch_idx + 1)
 
@@ -403,16 +404,15 @@ class ReproducibleLoop(FaissEvaluationMixin):
     def _write_epoch(
         self, record: EpochRecord, rank1: float, is_best: bool, result: RetrievalResult | None = None
     ) -> None:
-        with open(self.save_dir / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # or a power failure might leave a checkpoint that the history does not reach
+        # On disk first, or a power failure might leave a checkpoint that the history does not reach.
+        append_line(self.save_dir / "history.jsonl", json.dumps(record.to_dict()))
         self._write_results()
         if result is not None and is_best:
             self._write_best(record.epoch, result)
         self.save_model(record.epoch - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
-            self._write_board(record)
+            with naming(self.save_dir):
+                self._write_board(record)
 
     def _retrieval(self) -> RetrievalResult:
         """On the validation set. An interruption is one of the epoch that ends with it."""
@@ -454,12 +454,13 @@ class ReproducibleLoop(FaissEvaluationMixin):
             "configuration": self.configuration,
             **self._state(),
         }
-        if self.keep_last or batch:
-            save_checkpoint(state, self.save_dir / LATEST, self.save_dir / PREVIOUS)
+        # The latest one last: a run that is broken off among these does the epoch again, and writes the others anew.
         if is_best:
             save_checkpoint(state, self.save_dir / "checkpoint-best.pth")
         if batch == 0:
             self._keep_epoch(state, epoch)
+        if self.keep_last or batch:
+            save_checkpoint(state, self.save_dir / LATEST, self.save_dir / PREVIOUS)
 
     def _keep_epoch(self, state: Mapping[str, Any], epoch: int) -> None:
         """Checkpoints of their own for periodic epochs and for the newest ones, if more than one is kept."""

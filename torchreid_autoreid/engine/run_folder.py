@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -27,6 +28,8 @@ __all__ = [
     "keep_earlier_run",
 ]
 
+
+_LOGGER = logging.getLogger(__name__)
 
 AUTO = "auto"
 
@@ -188,6 +191,8 @@ def _is_locked(path: Path) -> bool:
         os.close(descriptor)
 
 
+#: what file systems without locks say; filelock raises NotImplementedError for some of them
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 #: of the log folders of this process; a lock ends with its process, however that ends
 _LOCKS: dict[Path, FileLock] = {}
 
@@ -209,6 +214,9 @@ def _claim(place: Path, save_dir: Path) -> None:
         raise UserError(
             f"another process is writing into data.save_dir {save_dir}; wait for its end, or give another data.save_dir"
         ) from None
-    except NotImplementedError:  # a file system without locks
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            raise
+        _LOGGER.warning("the file system of data.save_dir %s has no locks: start no other run in this folder", save_dir)
         return
     _LOCKS[place] = lock

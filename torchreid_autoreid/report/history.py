@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import naming
 from ..genotype import KINDS
 from ..records import SearchRecord
 
@@ -47,12 +48,10 @@ def read_lines(path: str | Path) -> tuple[list[Any], bool]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {path.name}, so it is no log of a search; give its data.save_dir")
-    try:
+    with naming(path):
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise UserError(f"{path} has {size} bytes, which is no history of a search (at most {_MAX_BYTES})")
         lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     rest = lines.pop()  # what follows the last line feed: nothing, unless the line is torn
     records: list[Any] = []
     for number, line in enumerate([*lines, rest] if rest else lines, start=1):

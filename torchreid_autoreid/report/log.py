@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UserError
+from ..files import naming
 from ..genotype import Genotype
 from ..provenance import FILE, Provenance
 from ..queries import Queries
@@ -113,9 +114,7 @@ def _read(load: Callable[[Path], _Read], path: Path, damage: list[str]) -> _Read
 def _read_config(path: Path) -> str | None:
     if not path.is_file():
         return None
-    try:
+    with naming(path):
         if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
             raise UserError(f"{path} has {size} bytes, which is no configuration (at most {_MAX_CONFIG_BYTES})")
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None

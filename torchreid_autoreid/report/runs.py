@@ -13,6 +13,7 @@ import yaml
 
 from ..config.read import plain_yaml
 from ..errors import UserError
+from ..files import naming
 from ..genotype import Genotype
 from .history import read_lines
 
@@ -153,8 +154,9 @@ def read_settings(log: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, which is no configuration")
     try:
-        content = plain_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        with naming(path):
+            content = plain_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
     return dict(_flat(content)) if isinstance(content, dict) else {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import naming
 from ..genotype import Genotype
 from .history import read_lines
 from .page import Table
@@ -132,8 +133,9 @@ def _results(path: Path) -> dict[str, dict[str, float]]:
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise UserError(f"{path} has {size} bytes, which is no file of results (at most {_MAX_BYTES})")
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        with naming(path):
+            content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {' '.join(str(error).split())[:100]}") from None
     sets: list[Any] = list(content.values()) if isinstance(content, dict) else [None]
     for figures in [found if isinstance(found, dict) else {} for found in sets]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import naming, write_atomically
 from ..genotype import KINDS, OPERATION_NAMES, Genotype, cell_edges, num_edges
 from ..space.cells import DerivedCell
 from ..space.networks import AutoReIDNetwork
@@ -366,7 +366,9 @@ class LatencyTable:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a latency table")
         try:
-            table = cls._from_dict(json.loads(path.read_text(encoding="utf-8")), shape, tuple(operations))
+            with naming(path):
+                content = json.loads(path.read_text(encoding="utf-8"))
+            table = cls._from_dict(content, shape, tuple(operations))
         except UserError as error:
             raise UserError(f"the latency table {path} {error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, short
+from ..errors import UserError, short, way_out
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
 from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
@@ -149,8 +149,11 @@ class Study:
             raise
         except Exception as error:  # whatever a driver of a database raises
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            again = "go on with --resume"
+            fix = way_out(error, again) if isinstance(error, OSError) else f"{again} when it can be reached"
             raise UserError(
-                f"search.study {shown(self.place)} cannot be used: {reason.replace(self.place, shown(self.place))}"
+                f"search.study {shown(self.place)} cannot be used: {reason.replace(self.place, shown(self.place))}; "
+                f"{fix}, or give another study"
             ) from None
 
 
