@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -26,7 +27,13 @@ __all__ = [
 ]
 
 # Above these a value is a slip, and would end in a computer out of memory.
-MOST_SIZE, MOST_CHANNELS, MOST_CELLS = 8192, 4096, 64
+MOST_SIZE, MOST_CHANNELS, MOST_CELLS, MOST_COUNT = 8192, 4096, 64, 1_000_000
+#: of a rate or a factor; PyTorch computes in float32, which ends at 3.4e38
+MOST = 1e30
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,11 @@ class Range:
     below: bool = False
     count: int = 0
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
+        if not _is_number(value):
+            return False
         high = value < self.most if self.below else value <= self.most
-        return high and (value > self.least if self.above else value >= self.least)
+        return bool(high and (value > self.least if self.above else value >= self.least))
 
     def __str__(self) -> str:
         bounds = f"{'above' if self.above else 'at least'} {self.least}"
@@ -94,9 +103,9 @@ def key(
     )
 
 
-POSITIVE, NOT_NEGATIVE, SHARE = Range(0, above=True), Range(0), Range(0, 1, below=True)
+POSITIVE, NOT_NEGATIVE, SHARE = Range(0, MOST, above=True), Range(0, MOST), Range(0, 1, below=True)
 PART = Range(0, 1, above=True, below=True)
-COUNT, MANY, EPOCHS = Range(1), Range(1, 1 << 16), Range(1, 1_000_000)
+COUNT, COUNT_OR_NONE, MANY = Range(1, MOST_COUNT), Range(0, MOST_COUNT), Range(1, 1 << 16)
 
 # Strategies that mix all operations of an edge; those that have alphas at all; those that train derived networks, by a
 # recipe of their own, in one rung or in several.
@@ -139,7 +148,7 @@ class Data:
     targets: list[str] = key(["market1501"], free=True)
     # loader processes
     workers: int = key(4, Range(0, 1024), free=True)
-    split_id: int = key(0, NOT_NEGATIVE)
+    split_id: int = key(0, COUNT_OR_NONE)
     # pixels
     height: int = key(256, Range(1, MOST_SIZE))
     width: int = key(128, Range(1, MOST_SIZE))
@@ -155,8 +164,8 @@ class Data:
         training="torchreid's engines for images take one augmentation of an image",
     )
     # ImageNet
-    norm_mean: list[float] = key([0.485, 0.456, 0.406], Range(-math.inf, count=3))
-    norm_std: list[float] = key([0.229, 0.224, 0.225], Range(0, above=True, count=3))
+    norm_mean: list[float] = key([0.485, 0.456, 0.406], Range(-1e6, 1e6, count=3))
+    norm_std: list[float] = key([0.229, 0.224, 0.225], Range(1e-6, 1e6, count=3))
     # log folder
     save_dir: str = key("log", free=True)
     load_train_targets: bool = key(
@@ -228,12 +237,12 @@ class Train:
     lr: float = key(0.0003, POSITIVE, by_recipe=True)
     weight_decay: float = key(5e-4, NOT_NEGATIVE, by_recipe=True)
     # in search.py: of the search
-    max_epoch: int = key(60, EPOCHS)
+    max_epoch: int = key(60, COUNT)
     start_epoch: int = key(0, search="use --resume", training="use --resume")
     # images of a step; under torchrun of all processes together
     batch_size: int = key(32, Range(2, 1 << 20))  # a batch norm takes statistics
     # epochs that train open_layers only
-    fixbase_epoch: int = key(0, Range(0, 1_000_000), search="use search.warmup_epochs to freeze the alphas")
+    fixbase_epoch: int = key(0, Range(0, MOST_COUNT), search="use search.warmup_epochs to freeze the alphas")
     open_layers: list[str] = key(["classifier"], above_zero="train.fixbase_epoch", search="it trains all weights")
     staged_lr: bool = key(False, search="all weights have one learning rate, train.lr")
     new_layers: list[str] = key(
@@ -244,7 +253,7 @@ class Train:
     )
     lr_scheduler: str = key("single_step", ("single_step", "multi_step", "cosine"), by_recipe=True)
     # epochs
-    stepsize: list[int] = key([20], EPOCHS, of={"train.lr_scheduler": ("single_step", "multi_step")}, by_recipe=True)
+    stepsize: list[int] = key([20], COUNT, of={"train.lr_scheduler": ("single_step", "multi_step")}, by_recipe=True)
     gamma: float = key(0.1, NOT_NEGATIVE, of={"train.lr_scheduler": ("single_step", "multi_step")}, by_recipe=True)
     # batches
     print_freq: int = key(20, COUNT, free=True)
@@ -257,7 +266,7 @@ class SGD:
 
     # of sgd and rmsprop
     momentum: float = key(0.9, SHARE, of={"train.optim": ("sgd", "rmsprop")}, by_recipe=True)
-    dampening: float = key(0.0, NOT_NEGATIVE, of={"train.optim": ("sgd",)}, by_recipe=True)
+    dampening: float = key(0.0, Range(0, 1), of={"train.optim": ("sgd",)}, by_recipe=True)
     nesterov: bool = key(False, of={"train.optim": ("sgd",)}, by_recipe=True)
 
 
@@ -318,8 +327,8 @@ class Test:
     # test only
     evaluate: bool = key(False, free=True, search="use evaluate.py")
     # epochs between tests; -1: after training only. In search.py: tests of the held-out half
-    eval_freq: int = key(-1, Range(-1, 1_000_000), free=True)
-    start_eval: int = key(0, NOT_NEGATIVE, free=True, search="use test.eval_freq")
+    eval_freq: int = key(-1, Range(-1, MOST_COUNT), free=True)
+    start_eval: int = key(0, COUNT_OR_NONE, free=True, search="use test.eval_freq")
     rerank: bool = key(False, free=True, search="use evaluate.py")
     visrank: bool = key(False, free=True, search="use evaluate.py")
     visrank_topk: int = key(10, Range(1, 1000), of={"test.visrank": (True,)}, free=True, search="use evaluate.py")
@@ -358,7 +367,7 @@ class Recipe:
     unused_in_search: ClassVar[str] = "train.py takes it"
 
     # in which the learning rate rises linearly
-    warmup_epochs: int = key(0, NOT_NEGATIVE)
+    warmup_epochs: int = key(0, COUNT_OR_NONE)
     # share of the learning rate to begin with
     warmup_factor: float = key(0.1, Range(0, 1, above=True), above_zero="recipe.warmup_epochs")
     # where the cosine of train.lr ends
@@ -378,7 +387,7 @@ class Recipe:
     # share of training identities kept for choosing the best epoch; 0: the targets choose
     held_out: float = key(0.0, SHARE)
     # 1: latest, the one before, and the best; N: the newest N by number too; 0: best only
-    keep_last: int = key(1, NOT_NEGATIVE, free=True)
+    keep_last: int = key(1, COUNT_OR_NONE, free=True)
 
 
 @dataclass(frozen=True)
@@ -439,7 +448,7 @@ class Search:
     # largest norm of the gradient of w; 0: off (open; DARTS's value)
     grad_clip: float = key(5.0, NOT_NEGATIVE, of=with_strategy(*WITH_ALPHAS))
     # epochs with the alphas frozen; -1: 30 % of them (PC-DARTS, section 4.2; open)
-    warmup_epochs: int = key(-1, Range(-1), of=with_strategy(*WITH_ALPHAS))
+    warmup_epochs: int = key(-1, Range(-1, MOST_COUNT), of=with_strategy(*WITH_ALPHAS))
     # epochs from one use of the alpha half to the next; the w half stands in between
     real_alpha_every: int = key(1, COUNT, of=with_strategy(*WITH_ALPHAS))
     # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
@@ -453,7 +462,7 @@ class Search:
     # under torchrun: statistics of the batches of all processes
     sync_batch_norm: bool = key(True)
     # epochs between checkpoints that are kept; 0: latest and best only
-    checkpoint_every: int = key(0, NOT_NEGATIVE, free=True)
+    checkpoint_every: int = key(0, COUNT_OR_NONE, free=True)
     # a cell at a time in memory, for one more forward pass in time
     activation_checkpointing: bool = key(False, of=with_strategy(*WITH_ALPHAS))
     # of one strategy
@@ -475,7 +484,7 @@ class Search:
     second_objective: str = key("none", ("none", "params", "macs", "latency_ms"), of=with_strategy(*OF_CANDIDATES))
     # of random, predictor and evolution: for each genotype; train.max_epoch is that of all. Trainings of one to three
     # epochs rank against what a whole training says, those of nine with it, whole ones best (README, Results).
-    candidate_epochs: int = key(5, EPOCHS, of=with_strategy(*OF_ONE_RUNG, "evolution"))
+    candidate_epochs: int = key(5, COUNT, of=with_strategy(*OF_ONE_RUNG, "evolution"))
     # of halving: networks in each rung, of which the better ones go on (Jamieson and Talwalkar, AISTATS 2016), and for
     # how many epochs each has been trained at its end
     rung_candidates: list[int] = key([9, 3], of=HALVING)
@@ -483,13 +492,13 @@ class Search:
     # An Optuna study, a file or a URL (sqlite:///…, mysql://…), on which all who are started with it work; "": none.
     study: str = key("", of=with_strategy(*OF_CANDIDATES), free=True)
     # of predictor: candidates that are drawn blindly before it chooses the others
-    predictor_draws: int = key(12, Range(2, 1_000_000), of=with_strategy("predictor"))
+    predictor_draws: int = key(12, Range(2, MOST_COUNT), of=with_strategy("predictor"))
     # of evolution: children and first draws in all, before the rungs
-    evolution_candidates: int = key(100, EPOCHS, of=with_strategy("evolution"))
+    evolution_candidates: int = key(100, COUNT, of=with_strategy("evolution"))
     # of evolution: how many live at a time; the oldest one dies (Real et al., section 3.1)
-    population: int = key(16, EPOCHS, of=with_strategy("evolution"))
+    population: int = key(16, COUNT, of=with_strategy("evolution"))
     # of evolution: how many of them are drawn for a parent, the best of them
-    tournament: int = key(10, EPOCHS, of=with_strategy("evolution"))
+    tournament: int = key(10, COUNT, of=with_strategy("evolution"))
     # against collapse; they combine, and 0 switches them off
     # beta of the auxiliary skip connection, from 1 linearly to 0 in DARTS− (section 3)
     auxiliary_skip: float = key(0.0, NOT_NEGATIVE, of=with_strategy(*MIXED))
@@ -498,17 +507,17 @@ class Search:
     # after skip connections, decaying linearly to 0 (P-DARTS, section 3.3)
     skip_dropout: float = key(0.0, SHARE, of=with_strategy(*WITH_ALPHAS))
     # skip connections that a derived normal cell keeps, 2 in P-DARTS (section 3.3); -1: any
-    skip_cap: int = key(-1, Range(-1))
+    skip_cap: int = key(-1, Range(-1, MOST_COUNT))
     # as many in the normal cell end the search, 2 in DARTS+ (2019, section 3.2)
-    stop_at_skips: int = key(0, NOT_NEGATIVE, of=with_strategy(*WITH_ALPHAS))
+    stop_at_skips: int = key(0, COUNT_OR_NONE, of=with_strategy(*WITH_ALPHAS))
     # the genotype at the end
     # By the strength of the alphas; perturbation: by what is missed most (DARTS-PT, ICLR 2021); halving: the derived
     # genotype, draws from the alphas and a third blind draws are trained in the rungs of halving, and the best is kept.
     selection: str = key("strength", ("strength", "perturbation", "halving"))
     # of the alpha half, on which the loss without an operation is measured
-    perturbation_batches: int = key(4, EPOCHS, of={"search.selection": ("perturbation",)})
+    perturbation_batches: int = key(4, COUNT, of={"search.selection": ("perturbation",)})
     # of the weights after each choice
-    perturbation_steps: int = key(10, Range(0, 1_000_000), of={"search.selection": ("perturbation",)})
+    perturbation_steps: int = key(10, Range(0, MOST_COUNT), of={"search.selection": ("perturbation",)})
     budget: Budget = Budget()
 
 

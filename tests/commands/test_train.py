@@ -21,6 +21,7 @@ from PIL import Image
 from torchreid_autoreid.commands.options import parse
 from torchreid_autoreid.commands.pretrain import check as check_pretraining
 from torchreid_autoreid.config.read import load_config
+from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.numbers import amount
 from torchreid_autoreid.spec import Description
@@ -334,6 +335,24 @@ def test_a_short_pre_training_has_a_short_warm_up():
     args = parse("pretrain", ["--data", "x", "--epochs", "3"])
     check_pretraining(args)
     assert args.warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--lr", value) for value in ("0", "nan", "inf", "1e308", "-1")),
+        *(("--weight-decay", value) for value in ("nan", "1e308", "-1")),
+        *(("--epochs", value) for value in ("0", str(2**53), str(10**400))),
+        *(("--size", value) for value in ("31", "4096", str(10**400))),
+        *(("--seed", value) for value in ("-1", str(2**32))),
+        *(("--channels", "4097"), ("--workers", "-1"), ("--drop-path", "1"), ("--label-smooth", "nan")),
+        *(("--grad-clip", "1e308"), ("--auxiliary-weight", "inf"), ("--warmup-epochs", "-1"), ("--batch-size", "1")),
+    ],
+)
+def test_a_number_of_a_pretraining_out_of_its_range_is_refused(option, value):
+    args = parse("pretrain", ["--data", "x", f"{option}={value}"])
+    with pytest.raises(UserError, match=f"^{option} must be (at least|above|four)"):
+        check_pretraining(args)
 
 
 @pytest.mark.parametrize("name", ["train", "export", "pretrain"])

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import torchreid
 import yaml
 
@@ -35,7 +36,8 @@ from torchreid_autoreid.engine import ImageAutoReIDSearchEngine
 from torchreid_autoreid.engine.precision import PRECISIONS
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import SPACES
-from torchreid_autoreid.keys import KEYS, OF_CANDIDATES
+from torchreid_autoreid.keys import KEYS, OF_CANDIDATES, Range
+from torchreid_autoreid.limits import check_value
 from torchreid_autoreid.parallel.group import GRAD_SYNCS
 from torchreid_autoreid.search.schedule import Schedule
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
@@ -554,7 +556,7 @@ def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
         ("data.sources []", ["data.sources", "empty"]),
         ("data.transforms [random_flp]", ["data.transforms", "'random_flp'", "random_flip"]),
         ("data.norm_mean [0.5]", ["data.norm_mean", "three", "[0.5]"]),
-        ("data.norm_std [1,1,0]", ["data.norm_std", "above 0", "[1.0, 1.0, 0.0]"]),
+        ("data.norm_std [1,1,0]", ["data.norm_std", "at least 1e-06", "[1.0, 1.0, 0.0]"]),
         ("test.batch_size 0", ["test.batch_size", "at least 1", "0"]),
         ("test.dist_metric manhattan", ["test.dist_metric", "euclidean or cosine", "'manhattan'"]),
         ("test.eval_freq 0", ["test.eval_freq", "-1", "0"]),
@@ -768,3 +770,15 @@ def test_a_training_reads_every_key_or_refuses_it():
         get(cfg, section)[last] = "another value"
         with pytest.raises(UserError, match=f"{key} .* no effect"):
             check_train_config(cfg, [key])
+
+
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if isinstance(key.allowed, Range)])
+def test_every_number_has_an_end_and_is_a_number(key):
+    """Else PyTorch computes with infinities, or a loop has no end."""
+    wanted = KEYS[key].allowed
+    assert math.isfinite(wanted.least)
+    assert abs(wanted.most) < torch.finfo(torch.float32).max
+    for value in (True, "0x1", None, float("nan"), float("inf"), -float("inf"), 10**400, 1e308, -1e308, [1]):
+        assert value not in wanted
+    with pytest.raises(UserError, match=re.escape(key)):
+        check_value(key, [True] * (wanted.count or 1) if wanted.count else True)

@@ -29,7 +29,7 @@ from ..data import ReidDataManager
 from ..data.images import small_jpeg
 from ..deploy.onnx import OnnxExtractor, is_onnx
 from ..engine import with_faiss_evaluation
-from ..errors import UserError
+from ..errors import UserError, short
 from ..evaluation import (
     Agreement,
     Embeddings,
@@ -45,6 +45,7 @@ from ..evaluation import (
     roc,
     save_embeddings,
 )
+from ..evaluation.clusters import check_clustering
 from ..evaluation.embeddings import LABELS
 from ..evaluation.features_file import SUFFIXES as FOREIGN
 from ..evaluation.index import is_factory
@@ -73,6 +74,7 @@ USUAL: dict[str, Any] = {  # of the protocol; not told
 CLUSTERING = {"k1": 30, "k2": 6, "min_samples": 4}
 EXPANSION = ("query_expansion", "query_expansion_alpha", "database_augmentation")
 DRAWN = ("sysu_all", "sysu_indoor", "vehicleid")
+MOST_TOPK = 1 << 20
 INDEX_FILES = {".faiss", ".index", ".idx", ".bin"}
 
 
@@ -240,6 +242,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--graph is an option of --rerank and --cluster; give one of these too, or leave it out")
     if args.cluster_method == "hdbscan" and args.eps is not None:
         raise UserError("--eps is the radius of dbscan, and hdbscan finds its own; leave one of them out")
+    if args.cluster:
+        check_clustering(**clustering(args), eps=0.5 if args.eps is None else args.eps)
     if args.cluster_labels and Path(args.cluster_labels).suffix not in (".csv", ".npz"):
         raise UserError(f"--cluster-labels {args.cluster_labels} ends in neither .csv nor .npz; give it one of these")
     if args.draws is not None and args.protocol not in DRAWN:
@@ -266,8 +270,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.topk is not None and not args.topk_csv:
         raise UserError("--topk is an option of --topk-csv; give that too, or leave it out")
     args.topk = 10 if args.topk is None else args.topk
-    if args.topk < 1:
-        raise UserError(f"--topk must be at least 1, not {args.topk}")
+    if not 1 <= args.topk <= MOST_TOPK:
+        raise UserError(f"--topk must be at least 1 and at most {MOST_TOPK}, not {short(args.topk)}")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -460,14 +464,16 @@ def definitions_table(figures: Sequence[Figure]) -> str:
     )
 
 
+def clustering(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of :func:`cluster`, as given or by default."""
+    return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in CLUSTERING.items()}
+
+
 def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess) -> Agreement:
     """Clusters queries and gallery together, writes the labels if asked, and compares them with the identities."""
     if world.size > 1:
         raise UserError("--cluster runs in one process; start the command without torchrun")
     query, gallery = test_set.query, test_set.gallery
-    given: dict[str, Any] = {
-        name: value if getattr(args, name) is None else getattr(args, name) for name, value in CLUSTERING.items()
-    }
     with Bar(world) as bar:
         features = np.concatenate([query.features, gallery.features])
         labels = cluster(
@@ -478,7 +484,7 @@ def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: s
             device=device,
             progress=bar,
             graph=args.graph,
-            **given,
+            **clustering(args),
         )
     if args.cluster_labels:
         csv_wanted = Path(args.cluster_labels).suffix == ".csv"

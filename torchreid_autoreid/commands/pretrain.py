@@ -28,7 +28,7 @@ from ..engine.run_folder import (
 from ..errors import UserError
 from ..files import write_atomically
 from ..genotype import Genotype
-from ..limits import MOST_PIXELS
+from ..limits import MOST_PIXELS, check_value
 from ..parallel.batch_norm import synchronise_batch_norm
 from ..parallel.group import group
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -43,15 +43,16 @@ _LOGGER = logging.getLogger("torchreid_autoreid.pretrain")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, torchreid's default
 #: options that do not change the result
 _FREE = ("data", "output", "resume", "workers", "cpu", "genotype")
-_MOST = {
-    "channels": 4096,
-    "layers": 64,
-    "parts": 64,
-    "workers": 1024,
-    "size": math.isqrt(MOST_PIXELS),
-    "epochs": 1_000_000,
-    "batch_size": 1 << 20,
+#: option -> key with the same range
+_RANGES = {
+    **{name: f"train.{name}" for name in ("lr", "weight_decay", "batch_size", "seed")},
+    **{name: f"autoreid.{name}" for name in ("channels", "layers", "parts", "drop_path", "auxiliary_weight")},
+    **{name: f"recipe.{name}" for name in ("grad_clip", "warmup_epochs")},
+    "epochs": "train.max_epoch",
+    "workers": "data.workers",
+    "label_smooth": "recipe.held_out",
 }
+_SMALLEST, _LARGEST = 32, math.isqrt(MOST_PIXELS)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -73,28 +74,12 @@ def main(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> None:
     if args.warmup_epochs is None:
         args.warmup_epochs = max(0, min(5, args.epochs - 1))
-    for name in ("channels", "parts", "epochs", "batch_size", "seed"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    for name in ("weight_decay", "warmup_epochs", "auxiliary_weight", "grad_clip", "workers"):
-        if not getattr(args, name) >= 0:
-            raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
-    for name in ("drop_path", "label_smooth"):
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
-    if args.seed >= 1 << 32:
-        raise UserError(f"--seed must be below {1 << 32}, not {args.seed}")
-    if not 0 < args.lr < math.inf:
-        raise UserError(f"--lr must be a number above 0, not {args.lr}")
-    for name, most in _MOST.items():
-        if max(getattr(args, name) if name == "layers" else [getattr(args, name)]) > most:
-            raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(args, name)}")
-    if min(args.layers) < 1:
-        raise UserError(f"--layers must be four numbers of cells, each at least 1, not {args.layers}")
+    for name, key in _RANGES.items():
+        check_value(key, getattr(args, name), f"--{name.replace('_', '-')}")
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
-    if args.size < 32:
-        raise UserError(f"--size {args.size} is too small for four stages; give at least 32")
+    if not _SMALLEST <= args.size <= _LARGEST:
+        raise UserError(f"--size must be at least {_SMALLEST} (four stages) and at most {_LARGEST}, not {args.size}")
 
 
 def pretrain(

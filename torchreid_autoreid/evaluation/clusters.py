@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from ..errors import UserError
+from ..errors import UserError, short
 from ..parallel.launch import OneProcess
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, as_labels, check_count
@@ -39,6 +39,14 @@ METHODS = ("dbscan", "hdbscan")
 NOISE = -1
 MOST_PAIRS = 1 << 27  # that HDBSCAN holds, at about 50 bytes each
 SMALLEST = 1e-6  # of HDBSCAN's distances: SciPy's spanning tree takes 0 for no edge
+
+
+def check_clustering(k1: Any, k2: Any, min_samples: Any, eps: Any) -> None:
+    """Refuses numbers that :func:`cluster` cannot work with, whatever the features."""
+    if isinstance(eps, bool) or not isinstance(eps, int | float | np.floating) or not 0 < eps < 1:
+        raise UserError(f"eps is {short(eps)}; give a Jaccard distance between 0 and 1")
+    for name, value in (("min_samples", min_samples), ("k1", k1), ("k2", k2)):
+        check_count(name, value, 1)
 
 
 def cluster(
@@ -86,13 +94,10 @@ def cluster(
         raise UserError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     if method == "hdbscan":
         if eps is not None:
-            raise UserError(f"eps is {eps}, and hdbscan finds its own; leave eps out, or use method='dbscan'")
+            raise UserError(f"eps is {short(eps)}, and hdbscan finds its own; leave eps out, or use method='dbscan'")
         _scikit_learn()
     eps = 0.6 if eps is None else eps
-    if not 0 < eps < 1:
-        raise UserError(f"eps is {eps}; give a Jaccard distance between 0 and 1")
-    for name, value in (("min_samples", min_samples), ("k1", k1), ("k2", k2)):
-        check_count(name, value, 1)
+    check_clustering(k1, k2, min_samples, eps)
     features = as_features(features)
     for name, value in (("k1", k1), ("k2", k2)):
         if value > len(features):

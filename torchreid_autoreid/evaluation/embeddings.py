@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, short
 from . import features_file
 from .apart import in_a_process
 
@@ -124,10 +124,13 @@ def check_dimensions(query: int, gallery: int) -> None:
         raise UserError(f"queries have {query} dimensions, the gallery {gallery}; use one model for both")
 
 
+MOST_COUNT = (1 << 31) - 1
+
+
 def check_count(name: str, value: Any, least: int) -> None:
-    """Raises a UserError for an option that is not a whole number of at least ``least``."""
-    if not isinstance(value, Integral) or value < least:
-        raise UserError(f"{name} is {value}; give a whole number of at least {least}")
+    """Raises a UserError for an option that is not a whole number from ``least`` to :data:`MOST_COUNT`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= MOST_COUNT:
+        raise UserError(f"{name} is {short(value)}; give a whole number of at least {least} and at most {MOST_COUNT}")
 
 
 def as_labels(labels: Any, name: str, length: int) -> np.ndarray:

@@ -152,7 +152,7 @@ def check_search_length(index: faiss.Index) -> None:
     if isinstance(kind, faiss.IndexRefine):
         _need(1 <= kind.k_factor <= 1 << 10, f"refines {kind.k_factor} times the items that are asked for (k_factor)")
     if isinstance(kind, faiss.IndexIVF):
-        _need(kind.nprobe >= 1, f"visits {kind.nprobe} lists (nprobe)")
+        _need(1 <= kind.nprobe <= most, f"visits {kind.nprobe} lists (nprobe)")
     for part in _parts(kind):
         check_search_length(part)
 
