@@ -104,7 +104,9 @@ def test_without_options_a_step_is_torchreids(root, kind):
     for key in figures[1].keys() - {"acc"}:
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-5)
     for left, right in zip(engine.model.parameters(), model.parameters(), strict=True):
-        assert torch.allclose(left, right, atol=2e-6)
+        assert torch.allclose(left.grad, right.grad, rtol=1e-3, atol=1e-6)
+        told = right.grad.abs() > 1e-5  # Adam's first step follows the sign, which below this is that of rounding
+        assert torch.allclose(left[told], right[told], atol=2e-6)
 
 
 @pytest.mark.parametrize(
