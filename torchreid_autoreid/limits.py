@@ -42,7 +42,7 @@ def check_values(section: str, **values: Any) -> None:
     >>> check_values("search", tau_start=1.0, tau_end=-1)
     Traceback (most recent call last):
     ...
-    torchreid_autoreid.errors.UserError: tau_end must be above 0, not -1
+    torchreid_autoreid.errors.UserError: tau_end must be above 0 and at most 1e+30, not -1
     """
     for name, value in values.items():
         check_value(f"{section}.{name}", value, name)

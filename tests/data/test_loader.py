@@ -310,3 +310,13 @@ def test_a_worker_ends_though_the_main_process_was_killed_before_it_began(tmp_pa
     assert reader.poll(60)
     with pytest.raises(EOFError):  # the worker held the last end of the pipe
         reader.recv()
+
+
+def test_an_image_that_cannot_be_read_ends_the_workers_at_once(items, transforms, tmp_path):
+    victim = tmp_path / "0001_c1s1_000000_00.jpg"
+    victim.write_bytes(b"hello")
+    loader = InOrderLoader(ReidImages([*items[:10], (str(victim), 0, 0, 0), *items[10:]], transforms[1]), 5, 2)
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert not multiprocessing.active_children()  # though the traceback still holds the frames
+    assert caught.tb is not None

@@ -230,7 +230,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(log, tmp_path, capsys):
         ([one] * 27, "takes 2 to 26 log folders, not 27"),
         ([one, other, tmp_path / "." / "a"], "was given twice"),
         ([one, tmp_path / "nowhere"], "no log folder .*nowhere"),
-        ([one, training], "line 1 of .*training.* is no record of a search: operations is missing"),
+        ([one, training], "training/history.jsonl is of a training; give the data.save_dir of a search"),
     ):
         with pytest.raises(UserError, match=message):
             write_comparison(folders, output)

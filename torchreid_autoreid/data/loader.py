@@ -298,10 +298,16 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
             generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
         )
         loaded = iter(loader)
+    failed = None
     for batch in loaded:
         if isinstance(batch, UserError):
-            raise batch
+            failed = batch
+            break
         yield batch
+    # The workers end here. In a traceback they would stay until garbage is collected, and then be waited for in vain.
+    del loaded
+    if failed is not None:
+        raise failed
 
 
 def _check_descriptors(workers: int) -> None:
