@@ -482,8 +482,8 @@ class Search:
     # A second objective: none, or params, macs or latency_ms of the network that search.budget describes. What goes on
     # is then the candidates that no other one beats in both, and pareto.json has those of the end.
     second_objective: str = key("none", ("none", "params", "macs", "latency_ms"), of=with_strategy(*OF_CANDIDATES))
-    # of random, predictor and evolution: for each genotype; train.max_epoch is that of all. Trainings of one to three
-    # epochs rank against what a whole training says, those of nine with it, whole ones best (README, Results).
+    # of random, predictor and evolution: for each genotype; train.max_epoch is that of all. Candidates trained for one
+    # to three epochs are no better than chance, wholly trained ones are (README, Results).
     candidate_epochs: int = key(5, COUNT, of=with_strategy(*OF_ONE_RUNG, "evolution"))
     # of halving: networks in each rung, of which the better ones go on (Jamieson and Talwalkar, AISTATS 2016), and for
     # how many epochs each has been trained at its end

@@ -273,7 +273,10 @@ MISTAKES = {
     "second order of gdas": (["search.strategy", "gdas", "search.order", "2"], ["search.order 2", "gdas"]),
     "channels not divisible": (["search.strategy", "pc_darts"], ["search.partial_channels", "autoreid.channels 2"]),
     "a fraction above 1": (["search.skip_dropout", "1.5"], ["search.skip_dropout", "below 1", "1.5"]),
-    "a cap for chance": (["search.strategy", "random", "search.candidate_epochs", "1", "search.skip_cap", "1"], ["search.skip_cap 1", "random"]),
+    "a cap for chance": (
+        ["search.strategy", "random", "search.candidate_epochs", "1", "search.skip_cap", "1"],
+        ["search.skip_cap 1", "random"],
+    ),
     "third order": (["search.order", "3"], ["search.order", "3"]),
     "second order of Adam": (["search.order", "2", "train.optim", "adam"], ["adam", "sgd"]),
     "batch not divisible": (["train.batch_size", "9"], ["9", "num_instances"]),

@@ -126,8 +126,8 @@ class PredictorPlan(RungPlan):
     """A predictor chooses each candidate but the first ones, and in the end which of them is the answer.
 
     Predictor-based search (as in White et al., "BANANAS", AAAI 2021, and Dudziak et al., "BRP-NAS", NeurIPS 2020) with
-    the predictor that the truth set supports: :class:`OperationCounts`. The answer is the candidate for which it
-    expects most, after the score of all of them; the candidate with the highest score is the luckiest as well.
+    the simplest predictor, :class:`OperationCounts`. The answer is the candidate of which it expects most, after the
+    score of all of them; the one with the highest score may be the luckiest only.
 
     Args:
         candidates, epochs: how many are trained, each for how long.
