@@ -228,8 +228,8 @@ def test_an_epoch_on_a_curve_is_marked_on_all_and_moves_the_slider(browser, page
         assert browser.evaluate("document.querySelector('section input').value") == str(step)
         found = browser.evaluate(CURVES)
         assert len(found) == 4
-        # The plot is from 46 to 408; the twelve epochs are spread evenly over it.
-        assert [place for place, _, _ in found] == pytest.approx([46 + 362 * step / 11] * 4, abs=0.1)
+        # The plot is from 64 to 408; the twelve epochs are spread evenly over it.
+        assert [place for place, _, _ in found] == pytest.approx([64 + 344 * step / 11] * 4, abs=0.1)
         record = records[step]
         alpha = f"{record['alpha']['loss']:.3g}" if record["alpha"] else "–"
         losses = f"w {record['w']['loss']:.3g}, α {alpha}"
@@ -244,7 +244,7 @@ def test_an_epoch_on_a_curve_is_marked_on_all_and_moves_the_slider(browser, page
         "(document.querySelectorAll('.curve')[2].querySelector('svg').getBoundingClientRect())"
     )
     for step in (4, 0, 7):
-        browser.point(left + width * (46 + 362 * step / 11 + 5) / 420, top + 60)
+        browser.point(left + width * (64 + 344 * step / 11 + 5) / 420, top + 60)
         check(step)
     browser.evaluate("document.querySelectorAll('.curve')[1].focus()")
     browser.press("ArrowRight")

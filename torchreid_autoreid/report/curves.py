@@ -13,7 +13,7 @@ from ..records import SearchRecord
 
 __all__ = ["Curve", "curves_of", "place_of"]
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 210, 46, 26, 12, 22
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 210, 64, 26, 12, 22
 #: colour by Okabe and Ito, and dashes: told apart in grey as well
 _STYLES = (("#0072b2", ""), ("#c2510c", ' stroke-dasharray="7 3"'))
 _INK = "#2b2f36"
