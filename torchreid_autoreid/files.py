@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import importlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ __all__ = [
     "forget_half_written",
     "naming",
     "not_writable",
+    "read_json",
     "write_atomically",
+    "write_json",
     "write_output",
 ]
 
@@ -229,3 +232,22 @@ def not_writable(save_dir: str | Path, error: OSError) -> UserError:
     """What to tell where a log folder cannot be written."""
     reason = error.strerror or type(error).__name__
     return UserError(f"cannot write into data.save_dir {save_dir}: {reason}; give another data.save_dir")
+
+
+def read_json(path: str | Path, most: int) -> Any:
+    """What a small JSON file from elsewhere holds.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it has more than ``most`` bytes, or is no JSON.
+        RecursionError: if it nests too deep.
+    """
+    if (size := Path(path).stat().st_size) > most:
+        raise ValueError(f"it has {size} bytes, and at most {most} are read")
+    return json.loads(Path(path).read_bytes())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Replaces a file in one step."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

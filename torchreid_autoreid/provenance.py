@@ -5,7 +5,6 @@ It is a file of its own, so that all others are the same on another day and afte
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -16,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .errors import UserError, first_line, short
-from .files import write_atomically
+from .files import read_json, write_json
 from .version import __version__
 
 __all__ = ["FILE", "Provenance", "Start", "note_start"]
@@ -92,9 +91,7 @@ class Provenance:
             UserError: if the file cannot be read, or is of another schema.
         """
         try:
-            if (size := Path(path).stat().st_size) > _MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, and at most {_MAX_BYTES} are read")
-            content = json.loads(Path(path).read_bytes())
+            content = read_json(path, _MAX_BYTES)
             if not isinstance(content, dict) or not isinstance(starts := content.get("starts"), list):
                 raise ValueError("it has no list of starts")
             if not 1 <= len(starts) <= _MOST_STARTS:
@@ -114,8 +111,7 @@ def note_start(folder: str | Path, data: Mapping[str, str], start: Start) -> Non
         except UserError:  # torn, or another's: the run itself does not need it
             before = ()
     kept = [*before[:1], *before[1:][-(_MOST_STARTS - 2) :], start]
-    text = json.dumps(asdict(Provenance(dict(data), kept)), indent=1)
-    write_atomically(path, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+    write_json(path, asdict(Provenance(dict(data), kept)))
 
 
 def _start(content: object) -> Start:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, first_line, short
-from .files import write_atomically
+from .files import read_json, write_json
 
 __all__ = ["ANSWERS", "GROUPS", "Image", "Labels", "Queries", "Query", "asked", "chosen"]
 
@@ -98,8 +97,7 @@ class Queries:
 
     def save(self, path: str | Path) -> None:
         """Replaces the file in one step."""
-        text = json.dumps(asdict(self), indent=1)
-        write_atomically(path, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Queries:
@@ -109,9 +107,7 @@ class Queries:
             UserError: if the file cannot be read, or is of another schema.
         """
         try:
-            if (size := Path(path).stat().st_size) > _MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, and at most {_MAX_BYTES} are read")
-            return _queries(json.loads(Path(path).read_bytes()))
+            return _queries(read_json(path, _MAX_BYTES))
         except (OSError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{path} holds no queries of a search: {first_line(error)}; restore it, or remove it"

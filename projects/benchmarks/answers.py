@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from accuracy import pairs, spread  # noqa: E402  beside this file
-from truth import SHALLOW, share, train_genotype  # noqa: E402
+from truth import SHALLOW, rows_of, share, train_genotype  # noqa: E402
 
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
@@ -79,10 +79,6 @@ def compare(options: argparse.Namespace) -> None:
         with open(options.output / f"share-{one}-of-{shares}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"seed {seed}, {name}: mAP {row['mAP']:.1%}, {row['seconds']:.0f} s", flush=True)
-
-
-def rows_of(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for file in sorted(folder.glob("share-*.jsonl")) for line in file.read_text().splitlines()]
 
 
 def table(rows: list[dict[str, object]]) -> str:

@@ -118,10 +118,11 @@ def _check_recipe(cfg: CfgNode) -> None:
 
 
 def _check_all_read(cfg: CfgNode, unused: dict[str, str], what: str) -> None:
-    for name in _changed(cfg):
+    changed = _changed(cfg)
+    for name in changed:
         if unused.get(name):
             raise UserError(f"{name} {get(cfg, name)!r} has no effect in {what}: {unused[name]}; leave the key out")
-    for name, key in _changed(cfg).items():
+    for name, key in changed.items():
         if key.of and not any(get(cfg, chooser) in values for chooser, values in key.of.items()):
             chosen = ", ".join(f"{chooser} {get(cfg, chooser)}" for chooser in key.of)
             ways = ", or ".join(f"{chooser} to {' or '.join(map(str, values))}" for chooser, values in key.of.items())
@@ -253,10 +254,11 @@ def _check_strategy(cfg: CfgNode) -> None:
         )
     if own.selection == "halving" or own.strategy in OF_RUNGS:
         _check_rungs(cfg)
+    changed = _changed(cfg)
     # What only a derivation by strength reads.
     for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
         key = f"search.{name}"
-        if key not in _changed(cfg):
+        if key not in changed:
             continue
         if own.strategy in OF_CANDIDATES or own.selection == "perturbation":
             by_strategy = own.strategy in OF_CANDIDATES

@@ -28,7 +28,6 @@ from ..space.inheritance import inherit
 from ..space.networks import AutoReIDNetwork
 from .loop import Batch, ReproducibleLoop, RunOptions
 from .precision import MixedPrecision
-from .ranked import write_queries
 from .resume import load_like, load_optimizer
 from .search import step_figures
 from .tensorboard import write_epoch
@@ -313,9 +312,6 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
             path.parent.mkdir(exist_ok=True)
             state = {"state_dict": self._network().state_dict(), "optimizer": self.optimizer.state_dict()}
             save_checkpoint(state, path)
-
-    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
-        write_queries(self.save_dir, epoch, result, self._validation_loaders())
 
     def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)

@@ -26,6 +26,7 @@ from ..parallel.batch_norm import unsynchronised_buffers
 from ..parallel.group import group
 from ..records import EpochRecord
 from .evaluation import FaissEvaluationMixin, tell
+from .ranked import write_queries
 from .resume import load_like, load_optimizer, random_state, restore_random_state
 from .tensorboard import begin_board
 
@@ -121,7 +122,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
     checkpoint_keys: tuple[str, ...] = ("state_dict", "epoch", "optimizer", "scheduler", "loop", "random")
     #: of TensorBoard, see :func:`~torchreid_autoreid.engine.tensorboard.begin_board`
     board_pages: tuple[str, ...] = ("Training",)
-    #: nearest gallery images of a query that :meth:`_write_best` needs
+    #: nearest gallery images of a query that ``queries.json`` keeps of the best measurement; 0: there is no such file
     kept_answers = 0
     #: keys suggested in the error when a loss diverges
     rates = "train.lr"
@@ -196,9 +197,6 @@ class ReproducibleLoop(FaissEvaluationMixin):
 
     def _write_results(self) -> None:
         """Files that are written anew after each epoch, before the checkpoint."""
-
-    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
-        """Files that are written anew after the best measurement so far, before the checkpoint; epochs from 1."""
 
     def _write_board(self, record: Any) -> None:
         """What TensorBoard gets after an epoch."""
@@ -407,8 +405,8 @@ class ReproducibleLoop(FaissEvaluationMixin):
         # On disk first, or a power failure might leave a checkpoint that the history does not reach.
         append_line(self.save_dir / "history.jsonl", json.dumps(record.to_dict()))
         self._write_results()
-        if result is not None and is_best:
-            self._write_best(record.epoch, result)
+        if result is not None and is_best and self.kept_answers:
+            write_queries(self.save_dir, record.epoch, result, self._validation_loaders())
         self.save_model(record.epoch - 1, rank1, str(self.save_dir), is_best)
         if self.writer is not None:
             with naming(self.save_dir):

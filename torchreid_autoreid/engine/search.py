@@ -33,7 +33,6 @@ from ..space.networks import AutoReIDSearchNetwork
 from ..space.strategies import EpochValues, Gdas
 from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision
-from .ranked import write_queries
 from .resume import load_like, load_optimizer
 from .tensorboard import write_epoch
 
@@ -435,9 +434,6 @@ class ImageAutoReIDSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
 
     def _write_results(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
-
-    def _write_best(self, epoch: int, result: RetrievalResult) -> None:
-        write_queries(self.save_dir, epoch, result, self._validation_loaders())
 
     def _write_board(self, record: SearchRecord) -> None:
         write_epoch(self.writer, record)
