@@ -3,6 +3,7 @@
 import errno
 import os
 import reprlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: what a file system says when it takes no more
@@ -68,6 +69,30 @@ def short(value: Any) -> str:
         return reprlib.repr(value)[:200]
     except ValueError:  # Python writes out no number of more than 4300 digits
         return f"{type(value).__name__} too long to be shown"
+
+
+def differences(
+    now: Mapping[str, Any], then: Mapping[str, Any], lacking: bool = True
+) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two runs differ, those of a recipe within them by their own names.
+
+    Args:
+        now: name -> plain value; of a setting that is a mapping, its own names are compared.
+        then: the same of the earlier run.
+        lacking: whether a name that one side lacks is a difference, with None as its value there.
+
+    Yields:
+        The name, and both values.
+
+    >>> list(differences({"seed": 1, "recipe": {"lr": 0.1, "neck": "none"}}, {"seed": 1, "recipe": {"lr": 0.2}}))
+    [('recipe: lr', 0.1, 0.2), ('recipe: neck', 'none', None)]
+    """
+    for name in sorted({*now} | {*then} if lacking else {*now} & {*then}):
+        one, other = now.get(name), then.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from ((f"{name}: {inner}", *values) for inner, *values in differences(one, other, lacking))
+        elif one != other:
+            yield name, one, other
 
 
 def printable(name: Any) -> str:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.engine import Annealing, ImageCandidateSearchEngine
+from torchreid_autoreid.engine.loop import check_settings
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 from torchreid_autoreid.report import write_report
@@ -386,3 +387,10 @@ def test_a_second_objective_writes_its_front(datamanager, tmp_path):
     assert len(front) == sum(
         not any(o["mAP"] >= c["mAP"] and o["cost"] <= c["cost"] and o is not c for o in candidates) for c in candidates
     )
+
+
+def test_what_differs_within_the_recipe_of_a_checkpoint_is_named():
+    made_with = {"seed": 1, "search.recipe": {"train.lr": 0.1, "recipe.neck": "after"}}
+    check_settings({"seed": 1, "search.recipe": {"train.lr": 0.1, "a key that is new": 1}}, made_with, "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth was made with search\.recipe: train\.lr 0\.1 \(now 0\.2\); resume"):
+        check_settings({"search.recipe": {"train.lr": 0.2, "recipe.neck": "after"}}, made_with, "x.pth")

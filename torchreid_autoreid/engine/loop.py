@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoint import LATEST, PREVIOUS, Checkpoint, forget_torn, load_checkpoint, load_state, save_checkpoint
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, differences
 from ..evaluation import RetrievalResult
 from ..evaluation.figures import FIGURES
 from ..files import append_line, forget_half_written, naming, write_atomically
@@ -547,9 +547,8 @@ def check_settings(settings: Mapping[str, Any], made_with: Any, path: str | Path
     if not isinstance(made_with, Mapping):
         raise UserError(f"{path} describes its settings wrongly: {_SHORT.repr(made_with)}")
     others = [
-        f"{name} {_SHORT.repr(made_with[name])} (now {_SHORT.repr(settings[name])})"
-        for name in settings
-        if name in made_with and made_with[name] != settings[name]
+        f"{name} {_SHORT.repr(then)} (now {_SHORT.repr(now)})"
+        for name, now, then in differences(settings, made_with, lacking=False)
     ]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

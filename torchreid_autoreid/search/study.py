@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, short, way_out
+from ..errors import UserError, differences, short, way_out
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
 from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
@@ -78,12 +78,11 @@ class Study:
                 found = self.study.user_attrs[_SETTINGS]
         if not isinstance(found, dict):
             raise UserError(f"search.study {shown(place)} is not a study of this program; give another file")
-        for key in sorted({*found, *wanted}):
-            if found.get(key) != wanted.get(key):
-                raise UserError(
-                    f"search.study {shown(place)} was made with {key} {short(found.get(key))}, here it is "
-                    f"{short(wanted.get(key))}; use the same, or another study"
-                )
+        for key, here, there in differences(wanted, found):
+            raise UserError(
+                f"search.study {shown(place)} was made with {key} {short(there)}, here it is {short(here)}; "
+                "use the same, or another study"
+            )
 
     def trials(self) -> list[Any]:
         """All trials, by number; read only."""
