@@ -310,6 +310,22 @@ def test_a_second_run_adds_to_the_log_and_all_is_put_back(tmp_path, capsys):
     assert capsys.readouterr().out == "first\nsecond\nafterwards\n"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_command_leaves_stdout_and_log_as_they_were_also_where_it_fails(rank, capsys):
+    """A notebook runs one command after the other in the same process."""
+
+    def command(error):
+        console.begin_log(rank)
+        print("a line")
+        if error:
+            raise error
+
+    before = sys.stdout, warnings.showwarning, list(logging.getLogger("torchreid_autoreid").handlers)
+    assert [run(lambda error=error: command(error)) for error in (None, UserError("no"), None)] == [0, 2, 0]
+    assert (sys.stdout, warnings.showwarning, logging.getLogger("torchreid_autoreid").handlers) == before
+    assert capsys.readouterr().out.count("a line") == (0 if rank else 3)
+
+
 def test_stdout_still_answers_what_libraries_ask(tmp_path):
     with log(tmp_path):
         assert sys.stdout.isatty() in (True, False)

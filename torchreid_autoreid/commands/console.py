@@ -33,6 +33,8 @@ _LOGGER = logging.getLogger(__name__)
 
 #: kept until the log file may be written
 _MOST_EARLY_LINES = 10_000
+#: what the command that runs has begun: how to put stdout, warnings and log back
+_begun: list[Callable[[], None]] = []
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -70,6 +72,9 @@ def run(main: Callable[[], int | None]) -> int:
             return _ended(f"error: {line}", 2)
         _LOGGER.debug("stopped by a fault of the program", exc_info=True)
         raise
+    finally:
+        while _begun:  # or the next command of this process, as in a notebook, would print into this one's log
+            _begun.pop()()
 
 
 def _reader_has_gone() -> bool:
@@ -215,11 +220,10 @@ class Log:
 
 
 def begin_log(rank: int) -> Log | None:
-    """The log of the first process; the others are quiet."""
-    if rank == 0:
-        return Log()
-    quieten()
-    return None
+    """The log of the first process; the others are quiet. :func:`run` puts everything back."""
+    log = Log() if rank == 0 else None
+    _begun.append(log.end if log else quieten())
+    return log
 
 
 def details_of(log: Log | None) -> AbstractContextManager[None]:
