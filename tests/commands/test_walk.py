@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from drawn_images import draw_people
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_FILES = 118
@@ -25,10 +26,12 @@ print("walked", *sorted(name for name in sys.modules if name.split(".")[0] == "t
 
 @pytest.mark.slow
 def test_the_way_from_the_command_to_the_figures(tmp_path):
-    options = ["--config-file", "autoreid_search.yaml", "--root", tmp_path, "data.save_dir", tmp_path / "log"]
-    tiny = ["autoreid.channels", 4, "autoreid.layers", "[1, 1, 1, 1]", "train.max_epoch", 1, "search.strategy", "darts"]
+    options = ["--config-file", "autoreid_search.yaml", "--root", draw_people(tmp_path / "images")]
+    options += ["-s", "folder", "-t", "folder", "data.save_dir", tmp_path / "log"]
+    tiny = ["autoreid.channels", 2, "autoreid.layers", "[1, 1, 1, 1]", "train.max_epoch", 1, "search.strategy", "darts"]
+    tiny += ["train.batch_size", 8, "sampler.num_instances", 2, "data.workers", 0, "data.height", 64, "data.width", 32]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WALK, *map(str, [*options, *tiny, "data.workers", 0])],
+        [sys.executable, "-W", "ignore", "-c", WALK, *map(str, [*options, *tiny])],
         capture_output=True,
         text=True,
         check=False,
