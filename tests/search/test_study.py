@@ -239,3 +239,16 @@ def test_a_predictor_proposes_in_a_study(tmp_path):
     assert len({cells(turn.genotype) for turn in turns}) == 16
     assert sum(map(worth, turns[6:])) / 10 > sum(map(worth, turns[:6])) / 6
     assert cells(plan.answer()) in {cells(turn.genotype) for turn in turns}
+
+
+def test_the_front_of_a_predictor_in_a_study_is_by_what_is_expected_as_its_answer(tmp_path):
+    def cost(genotype):
+        return float(sum(genotype.count("sep_conv_3x3").values()))
+
+    predictor = Predictor(6, draw, 1, cost)
+    plan = plan_of(tmp_path / "study.log", [Rung(16, 1)], predictor=predictor, cost=cost)
+    noise = iter(range(100))
+    simulate(plan, lambda turn: worth(turn) + (1.0 if next(noise) == 9 else 0.0))  # one of them is lucky
+    front = plan.front()
+    assert cells(front[0].genotype) == cells(plan.answer())
+    assert max(one.score for one in front) < 1.0 < max(one.score for one in plan.results())

@@ -155,9 +155,8 @@ class PredictorPlan(RungPlan):
         """With a second objective: measured candidates that no other one beats in cost and in what is expected."""
         if self.cost is None:
             return []
-        genotypes, scores = self._measured(len(self.scores[0]))
-        pairs = zip(genotypes, expectations(genotypes, scores), strict=True)
-        return front_of([Measured(genotype, score, self.cost(genotype), 0) for genotype, score in pairs])
+        pairs = zip(*self._measured(len(self.scores[0])), strict=True)
+        return expected_front([Measured(genotype, score, self.cost(genotype), 0) for genotype, score in pairs])
 
     def told(self, turn: Turn, blind: Sequence[int]) -> str:
         """As :meth:`RungPlan.told`, with how well the predictor knew candidates that it had not seen."""
@@ -174,6 +173,12 @@ def expectations(genotypes: Sequence[Genotype], scores: Sequence[float]) -> list
     if len(scores) < 2:
         return list(scores)
     return [float(score) for score in OperationCounts(genotypes, scores).predict(genotypes)]
+
+
+def expected_front(measured: Sequence[Measured]) -> list[Measured]:
+    """Those that no other one beats in cost and in what is expected of it, which stands in the place of the score."""
+    scores = expectations([one.genotype for one in measured], [one.score for one in measured])
+    return front_of([replace(one, score=score) for one, score in zip(measured, scores, strict=True)])
 
 
 def answer_of(genotypes: Sequence[Genotype], scores: Sequence[float]) -> Genotype:

@@ -22,7 +22,7 @@ from ..errors import UserError, differences, short, way_out
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
 from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
-from .predictor import Predictor, answer_of
+from .predictor import Predictor, answer_of, expected_front
 
 __all__ = ["Study", "StudyPlan", "shown"]
 
@@ -372,6 +372,8 @@ class StudyPlan:
     def front(self) -> list[Measured]:
         """As :meth:`RungPlan.front`."""
         results = self.results() if self.cost else []
+        if self.predictor is not None:
+            return expected_front(results)
         return front_of([one for one in results if one.rung == results[0].rung])
 
     def running(self) -> int:
