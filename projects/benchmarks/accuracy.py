@@ -65,9 +65,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
 }
 #: twenty candidates, each trained to the end
+#: a search on them has four times the epochs, and a network needs epochs more than pixels to show what it is worth
+SMALL_IMAGES = {"data.height": 64, "data.width": 32}
 WHOLE = {"search.candidate_epochs": 25, "train.max_epoch": 500}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
+    "darts, small images": {"search.strategy": "darts", **SMALL_IMAGES},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
     "gdas": {"search.strategy": "gdas"},
     "pc_darts": {"search.strategy": "pc_darts"},

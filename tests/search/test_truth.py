@@ -8,7 +8,7 @@ import pytest
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import operation_names
 from torchreid_autoreid.search.selection import draw_genotype
-from torchreid_autoreid.search.truth import Ranked, TruthSet, depth, signal_summary, spread_and_noise, summary
+from torchreid_autoreid.search.truth import Ranked, TruthSet, Worth, depth, signal_summary, spread_and_noise, summary
 
 LAYERS = [1, 1, 1, 1]
 
@@ -108,7 +108,32 @@ def test_signals_come_back_from_the_file_and_are_ranked(truth, tmp_path):
     worst = 100 * (max(means.values()) - min(means.values()))
     assert f"bad: Spearman -1.00 [-1.00, -1.00], regret {worst:.1f}" in lines[2]
     learned = [f"operations by {name} of the others" for name in ("good", "bad", "full training")]
-    assert [line.split(":")[0].strip() for line in lines[3:]] == ["parameters", "MACs", *learned]
+    assert [line.split(":")[0].strip() for line in lines[3:]] == ["parameters", "MACs", *learned, "a full training"]
+
+
+def test_what_a_search_is_worth_grows_with_its_candidates_and_follows_the_signal(truth):
+    worth, means = Worth.of(truth, LAYERS), truth.means(LAYERS)
+    gains = [worth.gain(count) for count in (1, 2, 5, 20)]
+    assert gains[0] == pytest.approx(0.0, abs=1e-3)
+    assert gains == sorted(gains)
+    best = max(means.values()) - np.mean(list(means.values()))
+    assert gains[-1] == pytest.approx(best, abs=0.015)  # all are tried; the noise is 0.01
+    assert worth.gain(5, means) == pytest.approx(gains[2], abs=0.01)
+    assert worth.gain(5, {index: -value for index, value in means.items()}) < -0.03
+    assert worth.gain(5, dict.fromkeys(means, 0.0) | {0: 0.0}) == pytest.approx(0.0, abs=3e-3)
+    assert worth.gain(5, means, finalists=5) == pytest.approx(gains[2], abs=1e-9)
+    assert worth.gain(20, {index: -value for index, value in means.items()}, finalists=20) == pytest.approx(gains[3])
+    # by all pairs of draws: what the better one of two is worth
+    pairs = [max(worth.means[i], worth.means[j]) for i in means for j in means if i != j]
+    mean = np.mean(list(worth.means.values()))
+    assert worth.gain(2, worth.means) == pytest.approx(np.mean(pairs) - mean, abs=2e-3)
+
+
+def test_without_second_seeds_nothing_is_said_of_worth(truth):
+    first = TruthSet(truth.about, [network for network in truth.networks if network.seed == 1])
+    assert Worth.of(first, LAYERS) is None
+    assert "is worth" not in signal_summary(first)
+    assert "is worth" in signal_summary(truth)
 
 
 def test_what_others_say_of_operations_ranks_where_operations_decide():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +22,15 @@ from ..files import write_atomically
 from ..genotype import KINDS, Genotype
 from .predictor import OperationCounts
 
-__all__ = ["Trained", "TruthSet", "signal_summary", "summary"]
+__all__ = ["Trained", "TruthSet", "Worth", "signal_summary", "summary"]
 
 #: the truth set that comes with the package
 OWN = Path(__file__).with_name("truth.json")
 
 _VERSION = 1
 _MAX_FILE_BYTES = 8 << 20  # a network takes some 900 bytes
+#: numbers of candidates for which it is told what a search is worth
+CANDIDATES = (3, 5, 10, 20)
 _FIGURES = ("mAP", "rank1", "mINP")
 
 
@@ -208,6 +211,7 @@ def signal_summary(truth: TruthSet, layers: Sequence[int] = (1, 1, 1, 1)) -> str
     the regret: by how much the genotype that is best by the signal (the best of three) is worse than the best of all.
     Then the same of what :class:`~torchreid_autoreid.search.predictor.OperationCounts` learns of a genotype from the
     signal of all others, and from their full training: noise averages out there, and what a signal prefers stands out.
+    Last, by how many points the best of some draws is better than the mean of all, see :class:`Worth`.
     """
     means = truth.means(layers)
     own = {network.index: network for network in truth.networks}
@@ -219,6 +223,7 @@ def signal_summary(truth: TruthSet, layers: Sequence[int] = (1, 1, 1, 1)) -> str
         if len(indices) > 2:
             learned = OperationCounts([own[index].genotype for index in indices], [values[i] for i in indices])
             signals[f"operations by {name} of the others"] = dict(zip(indices, learned.left_out, strict=True))
+    worth = Worth.of(truth, layers)
     lines = [f"{len(means)} genotypes of {sum(layers)} cells"]
     for name, values in signals.items():
         indices = [index for index in values if index in means]
@@ -228,8 +233,70 @@ def signal_summary(truth: TruthSet, layers: Sequence[int] = (1, 1, 1, 1)) -> str
         lines.append(
             f"  {name}: Spearman {found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}], "
             f"regret {found.top1:.1f}, of the best of three {found.top3:.1f} ({len(indices)} genotypes)"
+            + (f"; {_gains(worth, values)}" if worth else "")
         )
+    if worth:
+        lines.append(f"  a full training: {_gains(worth)}")
     return "\n".join(lines)
+
+
+def _gains(worth: Worth, signal: Mapping[int, float] | None = None) -> str:
+    gains = ", ".join(f"{100 * worth.gain(count, signal):+.1f}" for count in CANDIDATES)
+    told = f"the best of {', '.join(map(str, CANDIDATES))} is worth {gains}"
+    return told if signal is None else f"{told}, and {100 * worth.gain(9, signal, 3):+.1f} of 9 with 3 trained fully"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the genotypes of a truth set are worth, as far as their trainings say: normal, with a mean and a spread.
+
+    Attributes:
+        means: expected mAP by index, drawn towards that of all genotypes by as much as the noise between seeds demands.
+        deviations: how much each may differ from that.
+        noise: between seeds.
+    """
+
+    means: Mapping[int, float]
+    deviations: Mapping[int, float]
+    noise: float
+
+    @classmethod
+    def of(cls, truth: TruthSet, layers: Sequence[int], figure: str = "mAP") -> Worth | None:
+        """``None`` for a truth set in which fewer than three genotypes have a second seed."""
+        indices, values = truth.table(layers, figure)
+        if len(indices) < 3 or values.shape[1] < 2:
+            return None
+        spread, noise, _ = spread_and_noise(values)
+        found = truth.means(layers, figure)
+        seeds = Counter(network.index for network in truth.networks if network.layers == tuple(layers))
+        share = {i: spread**2 / (spread**2 + noise**2 / seeds[i]) if spread else 0.0 for i in found}
+        mean = statistics.fmean(found.values())
+        return cls(
+            {i: mean + share[i] * (value - mean) for i, value in found.items()},
+            {i: spread * (1.0 - share[i]) ** 0.5 for i in found},
+            noise,
+        )
+
+    def gain(
+        self, candidates: int, signal: Mapping[int, float] | None = None, finalists: int = 1, samples: int = 4000
+    ) -> float:
+        """How much more than a blind draw the answer of a search is worth, on average over its draws.
+
+        Of so many blind draws, those that are the best by ``signal`` are trained fully, once each, and the best of
+        these trainings is the answer; with a single finalist the signal decides alone, and without a signal all are trained.
+        Only genotypes that the signal knows are drawn; of fewer than ``candidates`` all are.
+        """
+        indices = [i for i in self.means if signal is None or i in signal]
+        rng, rows = np.random.default_rng(0), np.arange(samples)[:, None]
+        own = np.array([self.means[i] for i in indices]), np.array([self.deviations[i] for i in indices])
+        worth = own[0] + own[1] * rng.standard_normal((samples, len(indices)))
+        trained = worth + self.noise * rng.standard_normal(worth.shape)
+        drawn = rng.random(worth.shape).argsort(axis=1)[:, :candidates]
+        if signal is not None:  # of equals, those that were drawn first
+            signals = np.array([signal[i] for i in indices])[drawn]
+            drawn = drawn[rows, (-signals).argsort(axis=1, kind="stable")[:, :finalists]]
+        answers = drawn[rows, trained[rows, drawn].argmax(axis=1)[:, None]]
+        return float((worth[rows, answers] - worth.mean(axis=1, keepdims=True)).mean())
 
 
 @dataclass(frozen=True)
