@@ -283,8 +283,8 @@ class Worth:
         """How much more than a blind draw the answer of a search is worth, on average over its draws.
 
         Of so many blind draws, those that are the best by ``signal`` are trained fully, once each, and the best of
-        these trainings is the answer; with a single finalist the signal decides alone, and without a signal all are trained.
-        Only genotypes that the signal knows are drawn; of fewer than ``candidates`` all are.
+        these trainings is the answer; with a single finalist the signal decides alone, and without a signal all are
+        trained. Only genotypes that the signal knows are drawn; of fewer than ``candidates`` all are.
         """
         indices = [i for i in self.means if signal is None or i in signal]
         rng, rows = np.random.default_rng(0), np.arange(samples)[:, None]
