@@ -5,9 +5,9 @@
     python projects/benchmarks/accuracy.py --output log/accuracy --table
 
 Market-1501, or a subset of it, is expected in DIR/market1501/Market-1501-v15.09.15. The contestants are the strategies,
-`darts` as published (the loss of the alphas on raw features, a rate and a memory that do not fit the length of the
-search, no warm-up), what its alphas propose in a selection by halving, and the first genotype that a seed draws. Each
-of them
+`darts` on small images, `darts` as published (the loss of the alphas on raw features, a rate and a memory that do not
+fit the length of the search, no warm-up), what its alphas propose in a selection by halving, and the first genotype
+that a seed draws. Each of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
    `--seconds`; those that go by rungs have rungs of about that length;
@@ -64,9 +64,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "published cells": {"model.name": "autoreid", "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]},
     **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
 }
-#: twenty candidates, each trained to the end
-#: a search on them has four times the epochs, and a network needs epochs more than pixels to show what it is worth
+#: of the search alone, which has about four times the epochs then (as in Zhou et al., "EcoNAS", CVPR 2020)
 SMALL_IMAGES = {"data.height": 64, "data.width": 32}
+#: twenty candidates, each trained to the end
 WHOLE = {"search.candidate_epochs": 25, "train.max_epoch": 500}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
