@@ -16,6 +16,9 @@ every genotype of the truth set,
 - `one-shot`: the weights of one network that trains a path drawn uniformly among the derived cells in each step, for
   `--one-shot-epochs`; batch norm is calibrated anew for each path.
 
+- the alphas of searches: `--alphas NAME LOG ...` reads their logs, which need the operations and blocks of the truth
+  set; a genotype has the logarithm of the probability that the last epoch's alphas give it, on average over the logs.
+
 It goes on where it was stopped; `--signal NAME` measures one of them. `--collect` adds them to the truth set, and
 `--describe` prints Spearman's correlation with the mAP after full training (with a bootstrap interval over genotypes),
 and what is lost by taking the best one, or the best of three, by the signal.
@@ -27,6 +30,7 @@ import argparse
 import dataclasses
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -56,9 +60,10 @@ from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.evaluation import Embeddings, evaluate  # noqa: E402
 from torchreid_autoreid.genotype import KINDS, Genotype, cell_edges  # noqa: E402
 from torchreid_autoreid.parallel.launch import OneProcess  # noqa: E402
+from torchreid_autoreid.report.history import read_history  # noqa: E402
 from torchreid_autoreid.search.halving import Rung, annealed  # noqa: E402
 from torchreid_autoreid.search.plans import RungPlan  # noqa: E402
-from torchreid_autoreid.search.selection import draw_genotype  # noqa: E402
+from torchreid_autoreid.search.selection import draw_genotype, log_probability  # noqa: E402
 from torchreid_autoreid.search.truth import TruthSet, signal_summary  # noqa: E402
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork  # noqa: E402
 from torchreid_autoreid.space.strategies import Mixture  # noqa: E402
@@ -216,6 +221,20 @@ def embeddings(network: torch.nn.Module, batches: Sequence[Any]) -> Embeddings:
     return Embeddings(features.numpy(), labels["pid"], labels["camid"])
 
 
+# -- alphas of searches ------------------------------------------------------------------------------------------------
+
+
+def alphas_of(name: str, logs: Sequence[str], options: argparse.Namespace) -> None:
+    """What the alphas of some searches think of each genotype."""
+    last = [read_history(Path(log) / "history.jsonl")[0][-1] for log in logs]
+    scores = {
+        index: statistics.fmean(log_probability(genotype, own.probabilities, own.operations) for own in last)
+        for index, genotype in enumerate(genotypes(options))
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"alphas-{name}.json").write_text(json.dumps({f"alphas, {name}": scores}))
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +243,7 @@ def collect(options: argparse.Namespace) -> None:
     found: dict[str, dict[int, float]] = {}
     for training in TRAININGS:
         found |= scores_of(training, options.output)
-    for file in sorted(options.output.glob("one-shot*.json")):
+    for file in sorted(options.output.glob("*.json")):
         found |= {name: {int(i): v for i, v in own.items()} for name, own in json.loads(file.read_text()).items()}
     if not found:
         raise UserError(f"{options.output} holds no results yet; measure first: --root DIR --output {options.output}")
@@ -240,11 +259,14 @@ def main() -> None:
     parser.add_argument("--genotypes", type=int, default=60, help="the first ones of the truth set")
     parser.add_argument("--one-shot-epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--alphas", nargs="+", metavar=("NAME", "LOG"), help="read the alphas of searches, and end")
     parser.add_argument("--collect", type=Path, metavar="FILE", help="add what was measured to a truth set, and end")
     parser.add_argument("--describe", type=Path, metavar="FILE", help="print what a truth set says of signals, and end")
     options = parser.parse_args()
     if options.describe:
         print(signal_summary(TruthSet.load(options.describe)))
+    elif options.alphas:
+        alphas_of(options.alphas[0], options.alphas[1:], options)
     elif options.collect:
         collect(options)
     elif options.root is None:

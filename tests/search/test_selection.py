@@ -1,6 +1,7 @@
 """Selection by perturbation against losses whose answer is known, and random genotypes against the uniform law."""
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, cell_edges, num_edges
-from torchreid_autoreid.search.selection import draw_from_alphas, draw_genotype, propose, select_by_perturbation
+from torchreid_autoreid.search.selection import (
+    draw_from_alphas,
+    draw_genotype,
+    log_probability,
+    propose,
+    select_by_perturbation,
+)
 from torchreid_autoreid.space.strategies import Mixture
 
 BLOCKS, EDGES = 3, 9
@@ -125,6 +132,17 @@ def test_draws_follow_the_alphas():
     assert sum(sum(genotype.count("none").values()) for genotype in drawn) == 0
     assert drawn[0] == draw_from_alphas(rows_of(4, "part_aware", 0.6), OPERATION_NAMES, 4, "0")
     assert len({(genotype.normal, genotype.reduce) for genotype in drawn}) > 190
+
+
+def test_what_alphas_think_of_a_genotype_is_how_often_they_draw_it():
+    rows = {kind: [[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]] for kind in ("normal", "reduce")}
+    names = ["sep_conv_3x3", "skip_connect", "none"]
+    drawn = [draw_from_alphas(rows, names, 1, f"{i}") for i in range(4000)]
+    counts = Counter((genotype.normal, genotype.reduce) for genotype in drawn)
+    assert len(counts) == 16
+    for genotype in {(one.normal, one.reduce): one for one in drawn}.values():
+        expected = math.exp(log_probability(genotype, rows, names))
+        assert counts[genotype.normal, genotype.reduce] / 4000 == pytest.approx(expected, abs=0.02)
 
 
 def test_draws_keep_certain_alphas_and_edges_that_hold_something():

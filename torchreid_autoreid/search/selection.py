@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype, cell_edges
 from ..space.strategies import Mixture
 
-__all__ = ["draw_from_alphas", "draw_genotype", "propose", "select_by_perturbation"]
+__all__ = ["draw_from_alphas", "draw_genotype", "log_probability", "propose", "select_by_perturbation"]
 
 _MOST_DRAWS = 10_000
 
@@ -189,6 +190,25 @@ def draw_from_alphas(
         if accepts(genotype):
             return genotype
     raise UserError(f"none of {_MOST_DRAWS} genotypes drawn from the alphas is within the budget; raise it")
+
+
+def log_probability(
+    genotype: Genotype, probabilities: Mapping[str, Sequence[Sequence[float]]], operations: Sequence[str]
+) -> float:
+    """How much the alphas think of a genotype: the logarithm of its operations' probabilities, summed over its edges.
+
+    >>> genotype = draw_genotype(["skip_connect", "none"], 1, "1")
+    >>> rows = {"normal": [[0.5, 0.5], [0.8, 0.2]], "reduce": [[1.0, 0.0], [0.25, 0.75]]}
+    >>> round(math.exp(log_probability(genotype, rows, ["skip_connect", "none"])), 6)  # 0.5 * 0.8 * 1 * 0.25
+    0.1
+    """
+    found = 0.0
+    for kind in KINDS:
+        for edge, block, source in cell_edges(genotype.blocks):
+            for name, start in getattr(genotype, kind)[block]:
+                if start == source:
+                    found += math.log(max(probabilities[kind][edge][operations.index(name)], 1e-12))
+    return found
 
 
 def _draw_two(generator: random.Random, weights: Sequence[float]) -> tuple[int, int]:
