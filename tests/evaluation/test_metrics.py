@@ -20,10 +20,14 @@ from torchreid_autoreid.evaluation.space import Space
 from torchreid_autoreid.parallel.launch import OneProcess
 
 
-@pytest.fixture(params=[(256, 4096, 1), (7, 13, 1), (7, 13, 3)], ids=["one block", "many blocks", "three workers"])
+@pytest.fixture(
+    params=[(256, 4096, 1, 0.2), (7, 13, 1, 2), (7, 13, 3, -1)],
+    ids=["one block", "many blocks, no sorted rows", "three workers, sorted rows"],
+)
 def block_sizes(request, monkeypatch):
-    *shape, threads = request.param
+    *shape, threads, many = request.param
     monkeypatch.setattr(pairwise, "CPU_BLOCK", tuple(shape))
+    monkeypatch.setattr(ranking, "MANY", many)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     yield
@@ -47,6 +51,26 @@ def test_ties_are_broken_by_gallery_position(seed):
     distances = distance_matrix(query.features, gallery.features, "euclidean")
     assert len(np.unique(distances)) < 20
     assert_result(evaluate(query, gallery, metric="euclidean"), market1501(distances, query, gallery))
+
+
+@pytest.mark.parametrize("make", [clustered, tied])
+def test_rows_with_many_closer_items_are_sorted_whole_and_the_ranks_are_the_same(monkeypatch, make):
+    query, gallery = make(40, seed=0), make(500, seed=1)
+    keys, looked_up = ranking.keys_by_row, []
+    monkeypatch.setattr(ranking, "keys_by_row", lambda *of: looked_up.append(len(of[1])) or keys(*of))
+    results, counts = [], []
+    for many in (2, 0.2, -1):
+        monkeypatch.setattr(ranking, "MANY", many)
+        results.append(evaluate(query, gallery, metric="euclidean"))
+        counts.append(sum(looked_up))
+        looked_up.clear()
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.average_precision, results[0].average_precision)
+        np.testing.assert_array_equal(result.first_match, results[0].first_match)
+    if make is clustered:
+        assert counts[0] > counts[1] > counts[2] == 0
+    else:  # rows of ties are not counted by sorting
+        assert counts[0] >= counts[1] >= counts[2] > 0
 
 
 @pytest.mark.usefixtures("block_sizes")

@@ -18,6 +18,8 @@ COLUMNS_AT_ONCE = 4096
 PAIRS_AT_ONCE = 1 << 19  # pairs of one identity that are held together
 PAIRS_OF_ROWS = 1 << 17  # pairs of one identity that a worker looks at together
 CANDIDATES_AT_ONCE = 1 << 18
+MANY = 0.2  # share of a row's columns within its limit from which on sorting the whole row is faster
+SAMPLED_COLUMN = 16  # of so many, for that share
 SOME_QUERIES, SOME_MATCHES = 128, 8  # true matches that a space is chosen by
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
 
@@ -29,8 +31,8 @@ def ordered(distances: torch.Tensor) -> torch.Tensor:
     """Float32 distances as int64 in 0 .. 2^32 - 1 of the same order; -0.0 and 0.0 are one value."""
     bits = (distances + 0.0).view(torch.int32)
     # The bits of negative floats grow with their magnitude: turn all but the sign round.
-    bits ^= (bits >> 31) & 0x7FFFFFFF
-    return bits.to(torch.int64) + (1 << 31)
+    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
+    return bits.to(torch.int64).add_(1 << 31)
 
 
 def unordered(values: torch.Tensor) -> torch.Tensor:
@@ -52,6 +54,19 @@ def key_distances(keys: torch.Tensor) -> torch.Tensor:
 def key_positions(keys: torch.Tensor) -> torch.Tensor:
     """The positions in keys; -1 where there is no item."""
     return torch.where(keys == NONE, -1, keys & ((1 << 31) - 1))
+
+
+def keys_by_row(distances: torch.Tensor, places: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Keys that sort by row, distance and column; ``places`` are sorted flat positions in a (height, width) block."""
+    rows = torch.arange(height + 1, device=places.device)
+    counts = torch.searchsorted(places, rows * width).diff()
+    keys = ordered(distances).bitwise_left_shift_(21).add_(places)
+    return keys.add_(((rows << 53) - rows * width + 1)[:-1].repeat_interleave(counts, output_size=len(places)))
+
+
+def in_order(keys: torch.Tensor) -> torch.Tensor:
+    """The keys sorted; on the CPU by NumPy, which is four times as fast."""
+    return torch.from_numpy(np.sort(keys.numpy())) if keys.device.type == "cpu" else torch.sort(keys).values
 
 
 def places_within(block: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
@@ -234,8 +249,8 @@ def pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_p
 class CloserCounter:
     """Counts, for every true match, the items of other identities that are closer or tie at an earlier position.
 
-    Few items are closer than a query's farthest match; only those are looked up among its sorted matches. Each query
-    has one bin per match (the items between it and the match before) and a last one (ties behind its farthest match).
+    Most queries have few items closer than their farthest match; those are sorted together, and the matches looked up
+    among them. Of a query with many, the whole row is sorted.
 
     Args:
         matches: the true matches of all processes.
@@ -244,6 +259,7 @@ class CloserCounter:
         find_ties: remember the queries of which an item ties with a match.
 
     Attributes:
+        closer: (M,) how many items are before each match.
         seen: (P,) float32 distances of the pairs as the blocks show them.
         tied: (Nq,) queries that have such ties.
     """
@@ -251,15 +267,7 @@ class CloserCounter:
     def __init__(self, matches: Matches, pairs: OwnPairs, first: int, find_ties: bool = False):
         self.matches, self.pairs, self.first, self.find_ties = matches, pairs, first, find_ties
         num_queries = len(matches.offsets) - 1
-        self.offsets = matches.offsets + np.arange(num_queries + 1)
-        last = np.zeros(self.offsets[-1], dtype=bool)
-        last[self.offsets[1:] - 1] = True
-        self.is_match = ~last
-        self.counts = np.zeros(len(last), dtype=np.int64)
-        bins = np.full(len(last), np.inf, dtype=np.float32)
-        bins[self.is_match] = matches.distances
-        positions = np.full(len(last), 1 << 31)  # of the last bins: behind everything, infinite distances included
-        positions[self.is_match] = matches.positions
+        self.closer = np.zeros(len(matches.distances), dtype=np.int64)
         limits = np.full(num_queries, -np.inf, dtype=np.float32)
         counted = np.diff(matches.offsets) > 0
         limits[counted] = matches.distances[matches.offsets[1:][counted] - 1]
@@ -267,15 +275,14 @@ class CloserCounter:
         self.seen = np.full(len(pairs.rows), np.nan, dtype=np.float32)
         self.tied = np.zeros(num_queries, dtype=bool)
         self.lock = Lock()  # the workers meet in one counter: a copy for each would cost memory for every pair
-        rows = np.repeat(np.arange(num_queries), np.diff(self.offsets))
-        thresholds = ordered(torch.from_numpy(bins)) << 21
-        self.tables = {CPU: (torch.from_numpy(limits), thresholds, torch.from_numpy(positions), torch.from_numpy(rows))}
+        thresholds = ordered(torch.from_numpy(matches.distances)) << 21
+        arrays = (torch.from_numpy(array) for array in (matches.positions, matches.rows))
+        self.tables = {CPU: (torch.from_numpy(limits), thresholds, *arrays)}
 
-    def _tables(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _tables(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         with self.lock:
             if device not in self.tables:
-                limits, thresholds, positions, rows = (table.to(device) for table in self.tables[CPU])
-                self.tables[device] = limits, thresholds, positions, rows
+                self.tables[device] = tuple(table.to(device) for table in self.tables[CPU])
             return self.tables[device]
 
     def add(self, row: int, column: int, block: torch.Tensor) -> None:
@@ -293,23 +300,38 @@ class CloserCounter:
         kept = flat[places]
         self.seen[own[0]] = kept.cpu().numpy()
         flat[places] = torch.nan  # below no limit
-        close = places_within(block, limits[row : row + height, None])
-        start, stop = self.offsets[row], self.offsets[row + height]
+        close = self._close(row, block, limits[row : row + height, None])
+        of_block = slice(*self.matches.offsets[[row, row + height]])
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
-        columns = (all_positions[start:stop] - (self.first + column) + 1).clamp(0, width + 1)
-        thresholds = ((all_rows[start:stop] - row) << 53) | all_thresholds[start:stop] | columns
+        columns = (all_positions[of_block] - (self.first + column) + 1).clamp(0, width + 1)
+        starts = (all_rows[of_block] - row) << 53
+        thresholds = starts | all_thresholds[of_block] | columns
         for some in close.split(CANDIDATES_AT_ONCE):
-            rows = some // width
-            keys = (rows << 53) | (ordered(flat.take(some)) << 21) | (some - rows * width + 1)
-            bins = torch.searchsorted(thresholds, keys)
-            counts = torch.bincount(bins, minlength=stop - start).cpu().numpy()
+            keys = in_order(keys_by_row(flat.take(some), some, height, width))
+            closer = torch.searchsorted(keys, thresholds) - torch.searchsorted(keys, starts)
             with self.lock:
-                self.counts[start:stop] += counts
+                self.closer[of_block] += closer.cpu().numpy()
             if self.find_ties:
-                around = [thresholds[(bins + shift).clamp(0, len(thresholds) - 1)] for shift in (-1, 0)]
-                ties = ((around[0] >> 21) == (keys >> 21)) | ((around[1] >> 21) == (keys >> 21))
-                self.tied[row + rows[ties].cpu().numpy()] = True
+                values = thresholds >> 21
+                ties = torch.searchsorted(keys, values << 21) < torch.searchsorted(keys, (values + 1) << 21)
+                self.tied[row + (values[ties] >> 32).cpu().numpy()] = True
         flat[places] = kept
+
+    def _close(self, row: int, block: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+        """Flat positions of what is within the limits, but of the rows that are counted here, by sorting them."""
+        if block.device.type != "cpu":
+            return places_within(block, limits)
+        distances = block.numpy()
+        close = distances <= limits.numpy()
+        for i in np.flatnonzero(close[:, ::SAMPLED_COLUMN].mean(axis=1) > MANY):
+            own = slice(*self.matches.offsets[row + i : row + i + 2])
+            values = np.sort(distances[i])
+            closer, at_most = (values.searchsorted(self.matches.distances[own], side) for side in ("left", "right"))
+            if (closer == at_most).all():  # no ties, which positions would decide
+                with self.lock:
+                    self.closer[own] += closer
+                close[i] = False
+        return torch.from_numpy(np.flatnonzero(close))
 
     def _own(self, row: int, column: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """(entries of the pairs, flat positions in the block) of the pairs of one identity, which are not counted."""
@@ -326,11 +348,8 @@ class CloserCounter:
 
     def ranks(self, world: OneProcess) -> np.ndarray:
         """(M,) rank of each match, from 1, among all items but those that are left out."""
-        closer = np.cumsum(world.sum(self.counts))
-        before_query = np.concatenate([[0], closer])[self.offsets[:-1]]
         rows = self.matches.rows
-        among_matches = np.arange(len(rows)) - self.matches.offsets[rows] + 1
-        return closer[self.is_match] - before_query[rows] + among_matches
+        return world.sum(self.closer) + np.arange(len(rows)) - self.matches.offsets[rows] + 1
 
 
 class Nearest:
