@@ -7,6 +7,7 @@ thirds of a small search's time, so a child draws only where a test looks at pic
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import runpy
@@ -158,6 +159,8 @@ def serve():
     import torchreid_autoreid.commands.train  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # else each child looks at all that has been imported when it ends, and copies the pages: over a second
     while line := sys.stdin.readline():
         if line.startswith("wait "):
             print(os.waitpid(int(line.split()[1]), 0)[1], flush=True)

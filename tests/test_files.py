@@ -93,6 +93,7 @@ def test_what_a_killed_command_left_goes_and_what_is_being_written_stays(tmp_pat
         (ImportError("libonnx.so: failed to map segment from shared object"), "out of memory"),
         (OSError(12, "Cannot allocate memory"), "out of memory"),
         (RuntimeError("std::bad_alloc"), "out of memory"),
+        (RuntimeError("could not create a primitive"), "out of memory (could not create a primitive)"),
         (OSError(28, "No space left on device", "a"), "cannot write a: No space left on device; make room"),
         (OSError(13, "Permission denied", b"a/events"), "cannot use a/events: Permission denied; give another path"),
         (OSError(30, "Read-only file system", "a"), "write a: Read-only file system; make its file system writable"),
@@ -107,7 +108,13 @@ def test_what_the_machine_says_is_a_line_with_a_way_out(error, text):
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("shape"), KeyError("memory"), OSError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ValueError("x"), RuntimeError("shape"), KeyError("memory"), OSError("odd")),
+        RuntimeError("could not create a primitive descriptor for a matmul primitive"),
+    ],
+)
 def test_a_fault_of_the_program_is_not_the_machines(error):
     assert line_of_the_machine(error) == ""
 

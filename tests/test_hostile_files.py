@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import runpy
 import struct
@@ -21,6 +22,9 @@ import pytest
 import torch
 
 from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
+from torchreid_autoreid.deploy.export import export
+from torchreid_autoreid.deploy.model import load_model
+from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, save_embeddings
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.spec import Description
@@ -130,6 +134,21 @@ def huge_network(path):
     torch.save({"state_dict": {}, "network": described.to_dict() | {"num_classes": 1 << 24}}, path)
 
 
+def weights(path, legacy=False, cut=1.0, change=None, configuration=None, **network):
+    """A checkpoint of a tiny network, of which something is not what it should be."""
+    described = Description(
+        "autoreid", "softmax", 64, 32, [0.5] * 3, [0.2] * 3, genotype=Genotype.load("retrieval"),
+        channels=2, layers=[1] * 4, parts=2, last_stride=2, last_norm=True,
+    )  # fmt: skip
+    state = described.build(3).state_dict()
+    if change is not None:
+        state["stem.0.weight"] = change(state["stem.0.weight"])
+    content = {"state_dict": state, "network": described.to_dict() | {"num_classes": 3} | network}
+    content["configuration"] = configuration or {}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    os.truncate(path, int(cut * path.stat().st_size))
+
+
 def hostile_genotype(path):
     network = {"name": "autoreid", "loss": "softmax", "height": 64, "width": 32, "norm_mean": [0.5] * 3}
     network |= {"norm_std": [0.2] * 3, "channels": 4, "layers": [1] * 4, "parts": 2, "last_stride": 2, "num_classes": 3}
@@ -187,6 +206,53 @@ def test_what_is_in_a_checkpoint_besides_tensors_is_data(tmp_path, mark):
         assert load_checkpoint(tmp_path / "c.pth")["rank1"] == number
     save_checkpoint({"state_dict": {}, "rank1": 0.5}, tmp_path / "c.pth")
     assert torch.load(tmp_path / "c.pth", weights_only=True) == {"state_dict": {}, "rank1": 0.5}
+
+
+#: what is wrong -> how such weights are made, and what is said of them
+WRONG_WEIGHTS = {
+    "a million classes": ({"num_classes": 10**6}, "more parameters than it has bytes"),
+    "classes that are true": ({"num_classes": True}, "num_classes is True"),
+    "large images": ({"height": 4096, "width": 4096}, "4096 x 4096"),
+    "true for a number": ({"height": True}, "height is True"),
+    "no deviation": ({"norm_std": [0.0, 0.2, 0.2]}, "norm_std must be"),
+    "many cells": ({"layers": [65, 1, 1, 1]}, "layers must be"),
+    "complex numbers": ({"change": lambda t: t.to(torch.complex64)}, "of type complex64"),
+    "sparse": ({"change": torch.Tensor.to_sparse}, "no ordinary tensor"),
+    "nested": ({"change": lambda t: torch.nested.nested_tensor([t[0], t[0, :1]])}, "no ordinary tensor"),
+    "quantised": ({"change": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)}, "no ordinary tensor"),
+    "views": ({"change": lambda t: torch.zeros(1).expand(1 << 20, 1 << 20)}, "(1048576, 1048576)"),
+    "truth values": ({"change": torch.Tensor.bool}, "of type bool"),
+    "half an old file": ({"legacy": True, "cut": 0.5}, "it ends too early"),
+    "an old file without its last bytes": ({"legacy": True, "cut": 0.999}, "unexpected EOF"),
+    "a setting that is no setting": (
+        {"configuration": {"recipe.flip_test": "yes"}},
+        "describes its configuration wrongly",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_WEIGHTS)
+@pytest.mark.filterwarnings("ignore")  # PyTorch deprecates some of these tensors
+def test_weights_that_are_not_what_they_say(name, tmp_path):
+    how, text = WRONG_WEIGHTS[name]
+    weights(tmp_path / "weights.pth", **how)
+    with pytest.raises(UserError, match=re.escape(text)) as refused:
+        load_model(tmp_path / "weights.pth")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_weights_by_hand_are_taken(tmp_path):
+    for how in ({}, {"legacy": True}, {"change": torch.Tensor.half}, {"change": torch.Tensor.double}):
+        weights(tmp_path / "weights.pth", **how)
+        assert load_model(tmp_path / "weights.pth").feature_dim
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30])
+def test_weights_without_a_feature_are_not_exported(number, tmp_path):
+    weights(tmp_path / "weights.pth", change=lambda t: t.fill_(number))
+    with pytest.raises(UserError, match="are NaN or infinite"):
+        export(tmp_path / "weights.pth", tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 # -- genotypes, configurations, histories -----------------------------------------------------------------------------

@@ -185,6 +185,8 @@ def _is_ordinary(value: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, EOFError) and not str(error):
+        return "it ends too early"
     # PyTorch's first paragraph advises to load the file without protection; the reason follows.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     if found := re.match(r"Unsupported (?:global|class)\S*:? GLOBAL (\S+)", text):

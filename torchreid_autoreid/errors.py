@@ -33,6 +33,12 @@ _NOT_ENOUGH_MEMORY = (
     "not enough memory",
     "out of memory",
 )
+#: all that oneDNN says where it has got no memory; about an operation that it does not have it says more
+_NO_MEMORY_FOR_ONEDNN = (
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+)
 
 
 class UserError(ValueError):
@@ -178,11 +184,15 @@ def line_of_the_machine(error: BaseException) -> str:
         hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
         return f"a loader process has died ({reason.rstrip('.')}); {hint}"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return "the system starts no more threads; lower data.workers or OMP_NUM_THREADS, or raise ulimit -u"
+        limits = "ulimit -u for threads, -v for their memory"
+        return (
+            f"the system starts no more threads; lower data.workers or OMP_NUM_THREADS, or raise its limits ({limits})"
+        )
     # PyTorch has an exception of its own for GPUs only; it is named, since an import of PyTorch takes seconds.
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         memory = True
+    memory = memory or (isinstance(error, RuntimeError) and text in _NO_MEMORY_FOR_ONEDNN)
     if memory or any(words in text.lower() for words in _NOT_ENOUGH_MEMORY):
         return (
             f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "

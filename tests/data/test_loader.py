@@ -292,7 +292,7 @@ def test_a_worker_ends_though_the_main_process_was_killed_before_it_began(tmp_pa
         while os.getppid() == main_process:
             time.sleep(0.01)
         writer.send("begins")
-        _leave_signals_to_the_main_process(0)
+        _leave_signals_to_the_main_process()
         time.sleep(600)
 
     def main():
@@ -320,3 +320,23 @@ def test_an_image_that_cannot_be_read_ends_the_workers_at_once(items, transforms
         list(loader)
     assert not multiprocessing.active_children()  # though the traceback still holds the frames
     assert caught.tb is not None
+
+
+class CannotBeSent(UserError):
+    def __reduce__(self):
+        raise MemoryError
+
+
+class Unsendable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return CannotBeSent() if index else {"img": torch.zeros(1)}
+
+
+def test_a_worker_that_cannot_hand_a_batch_over_ends_the_loading(capfd):
+    """Python's queue would print a traceback and go on, and the main process would wait for ever."""
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(InOrderLoader(Unsendable(), 1, workers=1))
+    assert "Traceback" not in capfd.readouterr().err

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
 import random
 import signal
@@ -294,16 +295,19 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
             num_workers=workers,
             pin_memory=pin,
             collate_fn=collate,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
         )
         loaded = iter(loader)
-    failed = None
-    for batch in loaded:
-        if isinstance(batch, UserError):
-            failed = batch
-            break
-        yield batch
+    failed: Exception | None = None
+    try:
+        for batch in loaded:
+            if isinstance(batch, UserError):
+                failed = batch
+                break
+            yield batch
+    except (EOFError, ConnectionError) as error:  # a worker ends while its batch is taken; PyTorch may not see it yet
+        failed = RuntimeError(f"DataLoader worker is gone: {type(error).__name__}")
     # The workers end here. In a traceback they would stay until garbage is collected, and then be waited for in vain.
     del loaded
     if failed is not None:
@@ -350,7 +354,20 @@ def collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_a_batch)  # type: ignore[attr-defined]
+    _leave_signals_to_the_main_process()
+
+
+def _end_without_a_batch(*_: Any) -> None:
+    """Ends a worker that cannot hand a batch over, for want of memory or threads.
+
+    Python would print why and go on, and the main process would wait for that batch for ever.
+    """
+    os._exit(1)
+
+
+def _leave_signals_to_the_main_process() -> None:
     """Lets a worker end with the main process, or when that says so.
 
     Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the

@@ -99,6 +99,9 @@ def export(
     described = description.to_dict() | own
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, description.height, description.width, generator=generator)
+    with torch.inference_mode():
+        if not reference(images).isfinite().all():
+            raise UserError(f"the features of {weights.path} are NaN or infinite; export weights that have been tested")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "network"
         try:

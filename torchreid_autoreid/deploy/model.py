@@ -53,7 +53,11 @@ def load_model(path: str | PathLike[str], device: str | torch.device = "cpu") ->
     made_with = checkpoint.get("configuration", {})
     if not isinstance(made_with, Mapping):
         raise UserError(f"{path} describes its configuration wrongly: {short(made_with)}")
-    options = [made_with.get(name) is True for name in ("recipe.flip_test", "test.normalize_feature")]
+    options = [made_with.get(name, False) for name in ("recipe.flip_test", "test.normalize_feature")]
+    if not all(isinstance(option, bool) for option in options):
+        raise UserError(
+            f"{path} describes its configuration wrongly: flip_test and normalize_feature are {short(options)}"
+        )
     return FeatureExtractor(network.eval(), description, *options).to(device)
 
 
