@@ -25,7 +25,7 @@ from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
 from torchreid_autoreid.deploy.export import export
 from torchreid_autoreid.deploy.model import load_model
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, save_embeddings
+from torchreid_autoreid.evaluation import Embeddings, RetrievalIndex, evaluate, load_embeddings, save_embeddings
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.spec import Description
 
@@ -396,6 +396,71 @@ def test_features_of_other_programs(name, refused, mark, tmp_path):
     }
     makers[name](tmp_path / "features.pt")
     refused("evaluate.py", "--features", tmp_path / "features.pt")
+
+
+def graph_of(path, features):
+    """The arrays of a graph that a command made."""
+    evaluate(*load_embeddings(features), rerank=True, graph=str(path))
+    with np.load(path) as found:
+        return dict(found)
+
+
+def with_array(path, arrays, **changes):
+    with open(path, "wb") as file:
+        np.savez(file, **arrays | changes)
+
+
+def claiming(path, arrays, name, shape):
+    """An array of which the header says that it is larger."""
+    with_array(path, arrays)
+    with zipfile.ZipFile(path) as file:
+        members = {member: file.read(member) for member in file.namelist()}
+    members[f"{name}.npy"] = shaped(shape, arrays[name].dtype.str)
+    archive(path, members)
+
+
+GRAPHS = {
+    "a pickle": lambda path, arrays, mark: path.write_bytes(pickle.dumps(Payload(mark))),
+    "objects": lambda path, arrays, mark: path.write_bytes(pickled(mark)),
+    "objects inside": lambda path, arrays, mark: with_array(
+        path, arrays, keys=np.array([[Payload(mark)]], dtype=object)
+    ),
+    "zeros": lambda path, arrays, mark: path.write_bytes(bytes(4096)),
+    "torn": lambda path, arrays, mark: path.write_bytes(path.read_bytes()[:-100]),
+    "a changed byte": lambda path, arrays, mark: path.write_bytes(
+        bytes([*(content := path.read_bytes())[:3000], content[3000] ^ 1, *content[3001:]])
+    ),
+    "a trillion rows": lambda path, arrays, mark: claiming(path, arrays, "keys", (TERABYTE, 21)),
+    "some billion rows": lambda path, arrays, mark: claiming(path, arrays, "farthest", (1 << 32,)),
+    "a number of rows that no word holds": lambda path, arrays, mark: claiming(path, arrays, "keys", (10**30, 21)),
+    "a bomb": lambda path, arrays, mark: archive(
+        path, {"keys.npy": npy("{}") + bytes(400 << 20)}, zipfile.ZIP_DEFLATED
+    ),
+    "other features": lambda path, arrays, mark: with_array(path, arrays, mark=arrays["mark"][::-1]),
+    "other types": lambda path, arrays, mark: with_array(path, arrays, keys=arrays["keys"].astype(np.uint64)),
+    "too few rows": lambda path, arrays, mark: with_array(path, arrays, keys=arrays["keys"][:-1]),
+    "items that are not there": lambda path, arrays, mark: with_array(path, arrays, keys=arrays["keys"] + 409),
+    "negative keys": lambda path, arrays, mark: with_array(path, arrays, keys=-arrays["keys"][:, ::-1]),
+    "farthest first": lambda path, arrays, mark: with_array(path, arrays, keys=arrays["keys"][:, ::-1]),
+    "no number": lambda path, arrays, mark: with_array(path, arrays, farthest=arrays["farthest"] * np.float32(np.nan)),
+    "no neighbours": lambda path, arrays, mark: with_array(
+        path, arrays, keys=np.full_like(arrays["keys"], np.iinfo(np.int64).max)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs(name, refused, mark, tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
+    labels = np.arange(400) % 20
+    save_embeddings(
+        tmp_path / "f.npz", Embeddings(vectors[:9], labels[:9], labels[:9] + 99), Embeddings(vectors, labels, labels)
+    )
+    path = tmp_path / "graph"
+    GRAPHS[name](path, graph_of(path, tmp_path / "f.npz"), mark)
+    kept = path.read_bytes()
+    refused("evaluate.py", "--features", tmp_path / "f.npz", "--rerank", "--graph", path)
+    assert path.read_bytes() == kept
 
 
 def on_disk(path, vectors, there):

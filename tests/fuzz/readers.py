@@ -10,7 +10,10 @@ from torchreid_autoreid.config.check import check_search_config, check_train_con
 from torchreid_autoreid.config.read import load_config
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import load_embeddings
+from torchreid_autoreid.evaluation.graph_file import GraphFile
 from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index, read_limited
+from torchreid_autoreid.evaluation.ranking import Farthest, Nearest
+from torchreid_autoreid.evaluation.space import CPU, Space
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.provenance import Provenance
 from torchreid_autoreid.queries import Queries
@@ -50,6 +53,22 @@ def read_index(path):
     assert near.max() < index.ntotal
 
 
+def graph_file(path):
+    """The graph of four items, in two pieces of two."""
+    return GraphFile(str(path), Space("cosine").prepare(np.eye(4, dtype=np.float32), CPU), 2, 2)
+
+
+def read_graph(path):
+    """What a search goes on from, and a whole one's neighbours."""
+    nearest, farthest = Nearest(4, 3), Farthest(4)
+    done = graph_file(path).read(nearest, farthest)
+    assert 0 <= done <= 2
+    assert nearest.keys.shape == (4, 3)
+    assert not farthest.values.isnan().any()
+    positions = nearest.complete()[0] if done == 2 else nearest.result()[0]
+    assert ((positions >= -1) & (positions < 4)).all()
+
+
 READERS = {
     "genotype": Genotype.load,
     "config": read_config,
@@ -58,6 +77,7 @@ READERS = {
     "history": read_history,
     "checkpoint": read_checkpoint,
     "index": read_index,
+    "graph": read_graph,
     "queries": Queries.load,
     "provenance": Provenance.load,
 }

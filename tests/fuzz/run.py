@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python tests/fuzz/run.py npz -max_total_time=300 -rss_limit_mb=2048 -timeout=20 [FOLDER ...]
 
-The first word is one of genotype, config, options, npz, history, checkpoint and index; the others are libFuzzer's, a
-folder of examples among them. Bytes that break the reader end it, and are left in a file of the current folder.
+The first word is one of genotype, config, options, npz, history, checkpoint, index and graph; the others are
+libFuzzer's, a folder of examples among them. Bytes that break the reader end it, and are left in a file of the current
+folder.
 """
 
 import sys

@@ -12,9 +12,10 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import READERS, read
+from readers import READERS, graph_file, read
 
 from torchreid_autoreid.config import get_default_config
+from torchreid_autoreid.evaluation.ranking import Farthest, Nearest
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 
 SETTINGS = settings(
@@ -204,6 +205,46 @@ def test_checkpoints(tmp_path_factory, state, patch, place):
     read("checkpoint", bytes(content), tmp_path_factory.getbasetemp() / "checkpoint.pth")
 
 
+def graph(path):
+    """The arrays of a whole graph."""
+    nearest, farthest = Nearest(4, 3), Farthest(4)
+    distances = 1 - torch.eye(4)
+    for observer in (nearest, farthest):
+        observer.add(0, 0, distances)
+    graph_file(path).write(nearest, farthest, 2)
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+@SETTINGS
+@given(st.data())
+def test_graphs(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "graph"
+    path.unlink(missing_ok=True)
+    arrays = graph(path)
+    for name in data.draw(st.sets(st.sampled_from(["keys", "farthest", "done"]), min_size=1)):
+        array = arrays[name]
+        number = data.draw(st.sampled_from([-1, 0, 1, 5, 2**31, 2**62, -(2**63), 2**63 - 1, float("nan")]))
+        change = data.draw(st.sampled_from(["a number", "another shape", "another type", "another order"]))
+        if change == "a number":
+            place = data.draw(st.integers(0, array.size - 1))
+            array.flat[place] = 0 if np.isnan(number) and name != "farthest" else number
+        elif change == "another shape":
+            arrays[name] = np.resize(array, data.draw(st.lists(st.integers(0, 5), max_size=3)))
+        elif change == "another type":
+            kind = data.draw(st.sampled_from(["f2", "f4", "f8", "i4", "i8", "u8", "?", "c8"]))
+            with np.errstate(over="ignore"):
+                arrays[name] = array.astype(kind)
+        else:
+            arrays[name] = array[::-1]
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=1)):
+        content[place] = data.draw(st.integers(0, 255))
+    read("graph", bytes(content), path)
+
+
 @pytest.fixture(
     scope="module", params=["Flat", "IVF4,Flat", "HNSW4", "IVF4,SQ8", "PCA4,IVF4,PQ2x4,RFlat", "IDMap2,HNSW4,SQ8"]
 )
@@ -246,5 +287,6 @@ def test_what_is_changed_was_valid(tmp_path):
     (tmp_path / "config").write_text(yaml.safe_dump(TREE))
     Genotype.load("retrieval").save(tmp_path / "genotype")
     (tmp_path / "options").write_text("train.max_epoch\n3")
-    for name in ("checkpoint", "npz.npz", "history", "config", "genotype", "options"):
+    graph(tmp_path / "graph")
+    for name in ("graph", "checkpoint", "npz.npz", "history", "config", "genotype", "options"):
         READERS[name.removesuffix(".npz") or "npz"](tmp_path / name)

@@ -14,8 +14,10 @@ import torch
 from ..errors import UserError
 from ..files import check_output, write_output
 from .distances import Vectors
+from .pairwise import ranges
 from .ranking import Farthest, Nearest, key_positions
 
+ROWS_AT_ONCE = 1 << 16
 EVERY = 300.0  # seconds between two writes of an unfinished search
 _ARRAYS = {"keys": (np.int64, 2), "farthest": (np.float32, 1), "done": (np.int64, 1), "mark": (np.uint8, 1)}
 
@@ -61,7 +63,7 @@ class GraphFile:
         done, step = (int(number) for number in found["done"])
         whole = done < 0
         n, k = nearest.keys.shape
-        if keys.shape[0] != n or far.shape != (n,) or bool((key_positions(keys) >= n).any()):
+        if keys.shape[0] != n or far.shape != (n,) or _damaged(keys) or bool(far.isnan().any()):
             raise UserError(f"{self.path} is damaged; remove it, or give another file")
         if keys.shape[1] < k or (not whole and (keys.shape[1] != k or step != self.step or done > self.pieces)):
             return 0
@@ -107,3 +109,12 @@ class GraphFile:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
+def _damaged(keys: torch.Tensor) -> bool:
+    """Whether some of these are no keys of the items of as many rows, nearest first."""
+    parts = (keys[first:end] for first, end in ranges(len(keys), ROWS_AT_ONCE))
+    return any(
+        bool((part < 0).any() or (part.diff(dim=1) < 0).any() or (key_positions(part) >= len(keys)).any())
+        for part in parts
+    )
