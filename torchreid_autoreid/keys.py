@@ -423,8 +423,8 @@ class Search:
     # genotypes, trains each and keeps the best (Li and Talwalkar, UAI 2019), predictor lets what all of them say of an
     # operation choose the next one and the answer (search/predictor.py), halving trains many for a moment and the
     # better ones for longer (Jamieson and Talwalkar, AISTATS 2016), evolution mutates the better ones of a population
-    # and lets the best go through halving (Real et al., AAAI 2019). random is the default, because it found the best
-    # networks in the README's comparison. The recipes in configs/ say darts, which is Auto-ReID's own.
+    # and lets the best go through halving (Real et al., AAAI 2019). random is the default, because it is
+    # shown to find better networks than chance (README, Results). The recipes say darts, which is Auto-ReID's own.
     strategy: str = key("random", (*WITH_ALPHAS, *OF_CANDIDATES))
     # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     order: int = key(1, (1, 2), of=with_strategy(*MIXED))
