@@ -15,7 +15,15 @@ from forks import completed, completed_together
 from torchreid_autoreid.commands import evaluate as evaluate_command
 from torchreid_autoreid.commands import execute
 from torchreid_autoreid.errors import UserError
-from torchreid_autoreid.evaluation import Embeddings, cluster, compare_clusters, evaluate, load_embeddings, roc
+from torchreid_autoreid.evaluation import (
+    Embeddings,
+    NeighbourIndex,
+    cluster,
+    compare_clusters,
+    evaluate,
+    load_embeddings,
+    roc,
+)
 from torchreid_autoreid.parallel.launch import OneProcess
 from torchreid_autoreid.space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
@@ -225,7 +233,32 @@ def test_clusters_are_written_and_compared_with_the_identities(tmp_path, capsys)
     assert figures["clusters"] == dataclasses.asdict(found)
 
 
+@pytest.mark.parametrize("method", ["--rerank", "--cluster"])
+def test_approximate_neighbours_are_told_with_their_recall(tmp_path, capsys, method):
+    source, out = write_npz(tmp_path / "f.npz"), tmp_path / "out.json"
+    options = ["--neighbours", "IVF8,Flat", "--neighbour-parameters", "nprobe=1", "--k1", 12]
+    in_process("--features", source, method, *options, "--json", out)
+    printed = capsys.readouterr().out
+    query, gallery = load_embeddings(source)
+    index = NeighbourIndex("IVF8,Flat", "nprobe=1")
+    (figures,) = json.loads(out.read_text()).values()
+    if method == "--rerank":
+        assert figures["mAP"] == evaluate(query, gallery, rerank=True, k1=12, neighbours=index).mAP
+    else:
+        labels = cluster(np.concatenate([query.features, gallery.features]), k1=12, neighbours=index)
+        figures = figures["clusters"]
+        assert figures["ari"] == compare_clusters(labels, np.concatenate([query.pids, gallery.pids])).ari
+    assert figures["neighbours"] == "IVF8,Flat"
+    assert figures["neighbour_recall"] == index.recall < 1
+    assert "IVF8,Flat (approximate)" in printed
+    assert f"{index.recall:.2%}" in printed
+
+
 IDLE = {
+    "neighbours of nothing": (["--neighbours", "HNSW8"], "--neighbours is an option of --rerank and --cluster"),
+    "neighbours of two kinds": (["--rerank", "--neighbours", "HNSW8", "--graph", "g"], "leave one of them out"),
+    "parameters of no neighbours": (["--rerank", "--neighbour-parameters", "nprobe=2"], "option of --neighbours"),
+    "neighbours of no index": (["--rerank", "--neighbours", "Best"], "faiss makes no index of 16 dim"),
     "a radius of no clusters": (["--eps", "0.5"], "--eps is an option of --cluster"),
     "a method of no clusters": (["--cluster-method", "hdbscan"], "--cluster-method is an option of --cluster"),
     "a radius of hdbscan": (["--cluster", "--cluster-method", "hdbscan", "--eps", "0.5"], "hdbscan finds its own"),

@@ -34,6 +34,7 @@ from ..evaluation import (
     Agreement,
     Embeddings,
     Figure,
+    NeighbourIndex,
     RetrievalIndex,
     RetrievalResult,
     RocCurve,
@@ -49,6 +50,7 @@ from ..evaluation.clusters import check_clustering
 from ..evaluation.embeddings import LABELS
 from ..evaluation.features_file import SUFFIXES as FOREIGN
 from ..evaluation.index import is_factory
+from ..evaluation.result import neighbour_rows
 from ..files import check_output, write_output
 from ..parallel.group import group, joined
 from ..parallel.launch import OneProcess, first_process_first, torchrun_processes
@@ -146,9 +148,14 @@ def evaluate_all(
             if world.rank == 0:
                 print(definitions_table(named))
         if args.cluster:
-            agreement = clusters(test_set, args, metric, device, world)
+            neighbours = neighbour_index(args)
+            agreement = clusters(test_set, args, metric, device, world, neighbours)
             figures[test_set.name]["clusters"] = asdict(agreement)
             print(clusters_table(agreement))
+            if neighbours is not None:
+                factory, recall = neighbours.factory, neighbours.recall
+                figures[test_set.name]["clusters"] |= {"neighbours": factory, "neighbour_recall": recall}
+                print("  " + ", ".join(" ".join(row) for row in neighbour_rows(factory, recall)))
         if args.topk_csv:
             rows += topk_rows(test_set, whole.pids, result, args.topk)
         if args.report:
@@ -240,6 +247,12 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is an option of --cluster; give that too, or leave it out")
     if args.graph and not (args.rerank or args.cluster):
         raise UserError("--graph is an option of --rerank and --cluster; give one of these too, or leave it out")
+    if args.neighbours and not (args.rerank or args.cluster):
+        raise UserError("--neighbours is an option of --rerank and --cluster; give one of these too, or leave it out")
+    if args.neighbours and args.graph:
+        raise UserError("--graph keeps exact neighbours, --neighbours finds approximate ones; leave one of them out")
+    if args.neighbour_parameters and not args.neighbours:
+        raise UserError("--neighbour-parameters is an option of --neighbours; give that too, or leave it out")
     if args.cluster_method == "hdbscan" and args.eps is not None:
         raise UserError("--eps is the radius of dbscan, and hdbscan finds its own; leave one of them out")
     if args.cluster:
@@ -403,10 +416,16 @@ def ranked(
             device=device,
             use_metric_cuhk03=args.cuhk03,
             graph=args.graph if rerank else None,
+            neighbours=neighbour_index(args) if rerank else None,
             topk=max(args.topk if args.topk_csv else 0, ANSWERS if args.report else 0),
             distributed=world.size > 1,
             progress=bar,
         )
+
+
+def neighbour_index(args: argparse.Namespace) -> NeighbourIndex | None:
+    """What finds the neighbours of re-ranking and clusters, if not all are compared."""
+    return NeighbourIndex(args.neighbours, args.neighbour_parameters or "", seed=args.seed) if args.neighbours else None
 
 
 def report(
@@ -469,7 +488,14 @@ def clustering(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in CLUSTERING.items()}
 
 
-def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: str, world: OneProcess) -> Agreement:
+def clusters(
+    test_set: TestSet,
+    args: argparse.Namespace,
+    metric: str,
+    device: str,
+    world: OneProcess,
+    neighbours: NeighbourIndex | None,
+) -> Agreement:
     """Clusters queries and gallery together, writes the labels if asked, and compares them with the identities."""
     if world.size > 1:
         raise UserError("--cluster runs in one process; start the command without torchrun")
@@ -484,6 +510,7 @@ def clusters(test_set: TestSet, args: argparse.Namespace, metric: str, device: s
             device=device,
             progress=bar,
             graph=args.graph,
+            neighbours=neighbours,
             **clustering(args),
         )
     if args.cluster_labels:
@@ -581,6 +608,7 @@ def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, se
         ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
         ("gallery", f"{test_set.gallery_size} x {test_set.gallery.dimension}"),
         ("index", result.index if result.exact else f"{result.index} (approximate)"),
+        *result.neighbour_rows(),
         ("seconds", f"{seconds:.1f}"),
     ]
     width = max(len(name) for name, _ in rows)

@@ -375,6 +375,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="of --rerank and --cluster: keep the nearest neighbours there, go on from them, use them again",
     )
     parser.add_argument(
+        "--neighbours",
+        metavar="FACTORY",
+        help="of --rerank and --cluster: find the nearest neighbours by this faiss index, not all; tells their recall",
+    )
+    parser.add_argument("--neighbour-parameters", metavar="TEXT", help="of that index, such as nprobe=32")
+    parser.add_argument(
         "--definitions", action="store_true", help="also the mAP under each definition in use, and who reports it"
     )
     parser.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve (default: 50)")

@@ -1,5 +1,6 @@
 """Retrieval evaluation at any size: exact, sparse, on faiss. It knows no torchreid and no networks."""
 
+from .approximate import NeighbourIndex
 from .clusters import Agreement, cluster, compare_clusters
 from .definitions import Figure, figures_by_definition
 from .embeddings import Embeddings, load_embeddings, save_embeddings
@@ -13,6 +14,7 @@ __all__ = [
     "Agreement",
     "Embeddings",
     "Figure",
+    "NeighbourIndex",
     "RetrievalIndex",
     "RetrievalResult",
     "RocCurve",

@@ -20,9 +20,10 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import UserError, short
 from ..parallel.launch import OneProcess
+from .approximate import NeighbourIndex, nearest_items
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, as_labels, check_count
-from .neighbours import Collection, Items, Neighbourhood
+from .neighbours import Collection, Neighbourhood
 from .pairwise import Progress, ranges_within
 from .rerank import (
     SHARED_AT_ONCE,
@@ -60,6 +61,7 @@ def cluster(
     device: str = "cpu",
     progress: Progress | None = None,
     graph: str | None = None,
+    neighbours: NeighbourIndex | None = None,
 ) -> np.ndarray:
     """Pseudo-labels of features.
 
@@ -74,7 +76,7 @@ def cluster(
         metric: 'cosine' as in SpCL, or 'euclidean'.
         device: 'cpu' or 'cuda'.
         progress: called as progress(what is being done, pieces done, pieces in all).
-        graph: as in ``evaluate``.
+        graph, neighbours: as in ``evaluate``.
 
     Returns:
         (N,) labels from 0, in order of the first core item of each cluster (HDBSCAN: of the first item); -1 for noise.
@@ -106,7 +108,7 @@ def cluster(
     with full_precision():
         space = choose_space(features, features, metric, near=partial(nearest_pairs, features, features))
         collection = Collection(features[:0], features, space, OneProcess())
-        near = Items(collection, devices).neighbourhood(max(k1, k2), progress, graph)
+        near = nearest_items(collection, devices, max(k1, k2), progress, graph, neighbours)
         encoding = _encode(near, partial(collection.pair_distances, devices[0]), k1, k2, metric)
     del near
     if method == "hdbscan":

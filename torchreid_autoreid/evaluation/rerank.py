@@ -21,9 +21,10 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
+from .approximate import NeighbourIndex, nearest_items
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import as_features, check_count, check_dimensions
-from .neighbours import Collection, Items, Neighbourhood
+from .neighbours import Collection, Neighbourhood
 from .pairwise import (
     BlockOf,
     Distances,
@@ -303,11 +304,13 @@ def feature_parts(
     ends: Sequence[int] = (),
     progress: Progress | None = None,
     graph: str | None = None,
+    neighbours: NeighbourIndex | None = None,
 ) -> Iterator[tuple[int, int, RerankedDistances]]:
     """``reranked_parts`` from raw features; ``gallery`` is this process's."""
     collection = Collection(query, gallery, space, world)
     settings.check_gallery(sum(collection.sizes))
-    near = Items(collection, devices).neighbourhood(min(settings.num_neighbours, len(collection)), progress, graph)
+    k = min(settings.num_neighbours, len(collection))
+    near = nearest_items(collection, devices, k, progress, graph, neighbours)
     encoding = encode(near, partial(collection.pair_distances, devices[0]), settings)
     own_gallery = slice(collection.shard_start, collection.shard_start + len(gallery))
     farthest = near.farthest

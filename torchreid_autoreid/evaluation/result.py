@@ -29,6 +29,8 @@ class RetrievalResult:
         index: the faiss factory string, ``Flat`` for exact search.
         num_retrieved: how many items the approximate index returned for each query; None when exact.
         recall: recall@k of the approximate index against exact search on a sample of queries, by k; empty when exact.
+        neighbours: the faiss factory string that the neighbours of re-ranking were found by, ``Flat`` for exact ones.
+        neighbour_recall: share of the exact ones that were found, on a sample; None when exact or not measured.
 
     Example:
         >>> from torchreid_autoreid.evaluation import Embeddings, evaluate
@@ -49,6 +51,8 @@ class RetrievalResult:
     index: str = "Flat"
     num_retrieved: int | None = None
     recall: dict[int, float] = field(default_factory=dict)
+    neighbours: str = "Flat"
+    neighbour_recall: float | None = None
 
     @property
     def mAP(self) -> float:
@@ -91,9 +95,14 @@ class RetrievalResult:
             *((f"recall@{k} against exact search", f"{value:.2%}") for k, value in self.recall.items()),
             ("queries with a true match", f"{self.num_valid_queries} of {len(self.average_precision)}"),
             ("index", self.index if self.exact else f"{self.index} (approximate)"),
+            *self.neighbour_rows(),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
+
+    def neighbour_rows(self) -> list[tuple[str, str]]:
+        """What a table says of approximate neighbours; nothing of exact ones."""
+        return neighbour_rows(self.neighbours, self.neighbour_recall) if self.neighbours != "Flat" else []
 
     def to_dict(self) -> dict:
         """All summary figures as plain JSON values; per-query arrays are left out."""
@@ -108,7 +117,15 @@ class RetrievalResult:
             "index": self.index,
             "num_retrieved": self.num_retrieved,
             "recall": {str(k): value for k, value in self.recall.items()},
+            "neighbours": self.neighbours,
+            "neighbour_recall": self.neighbour_recall,
         }
+
+
+def neighbour_rows(factory: str, recall: float | None) -> list[tuple[str, str]]:
+    """Rows of a table on neighbours that an index found."""
+    rows = [("neighbours", f"{factory} (approximate)")]
+    return rows if recall is None else [*rows, ("recall of neighbours", f"{recall:.2%}")]
 
 
 def means(per_query: dict[str, np.ndarray]) -> dict[str, float]:

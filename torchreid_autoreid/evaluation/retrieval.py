@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..parallel.launch import processes
+from .approximate import NeighbourIndex
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, check_count, check_dimensions
 from .expansion import Expansion
@@ -93,6 +94,7 @@ def evaluate(
     protocol: str = "market1501",
     draws: int = 10,
     graph: str | None = None,
+    neighbours: NeighbourIndex | None = None,
     distributed: bool = False,
     progress: Progress | None = None,
 ) -> RetrievalResult:
@@ -134,6 +136,8 @@ def evaluate(
         graph: a file for the nearest neighbours that re-ranking starts from: a search that was stopped goes on from it,
             bit for bit, and a whole graph is used again, by other k1, k2, lambda_value and by ``cluster`` of the same
             features too. In one process on the CPU.
+        neighbours: an index to find these neighbours by, not all of them; the result names it, and the recall. In one
+            process on the CPU.
         distributed: ``gallery`` is this process's shard (the whole gallery is the shards in rank order), ``query`` is
             the same in every process; ``torch.distributed`` must be initialised. All processes get the same figures,
             and positions in the whole gallery.
@@ -161,6 +165,8 @@ def evaluate(
         check_count(name, value, least)
     if graph is not None and (not rerank or protocol != "market1501"):
         raise UserError(f"graph {graph} is of re-ranking, on one gallery; leave it out")
+    if neighbours is not None and (not rerank or protocol != "market1501"):
+        raise UserError(f"the neighbours of {neighbours.factory!r} are of re-ranking, on one gallery; leave them out")
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
     reranking = Reranking(k1, k2, lambda_value, definition) if rerank else None
     given_rules = Rules(leave_out, junk_pids, distractor_pids)
@@ -188,6 +194,7 @@ def evaluate(
             max_rank,
             progress,
             graph,
+            neighbours,
         )
 
     query, gallery = _pooled(query, gallery, pool, multi_query, metric, distributed)
@@ -254,6 +261,7 @@ def _evaluate(
     max_rank: int,
     progress: Progress | None,
     graph: str | None,
+    neighbours: NeighbourIndex | None,
 ) -> RetrievalResult:
     """The figures of one query set and gallery; ``cuhk03_repeats`` of 0 is the ordinary CMC."""
     world, devices = setting.world, setting.devices
@@ -278,7 +286,8 @@ def _evaluate(
         ranges = labels.parts(world)
         if reranking is not None:
             ends = [end for _, end in ranges]
-            parts = feature_parts(q_features, g_features, space, reranking, devices, world, ends, progress, graph)
+            sides = q_features, g_features
+            parts = feature_parts(*sides, space, reranking, devices, world, ends, progress, graph, neighbours)
         else:
             parts = (
                 (first, end, FeatureDistances(q_features[first:end], g_features, space, devices))
@@ -292,7 +301,10 @@ def _evaluate(
                 shots.append(single_shot_ranks(distances, some, cuhk03_repeats, seed, first, world))
             del distances  # before the next part is made
     num_candidates = len(np.unique(world.concatenate(gallery.pids))) if cuhk03_repeats else setting.num_gallery
-    return summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
+    result = summarise(join_ranked(ranked), num_candidates, max_rank, np.concatenate(shots) if shots else None)
+    if neighbours is None:
+        return result
+    return replace(result, neighbours=neighbours.factory, neighbour_recall=neighbours.recall)
 
 
 class _ApproximateSearch:
