@@ -4,10 +4,11 @@ import errno
 import functools
 import os
 import shutil
+import zipfile
 
 import pytest
 
-from torchreid_autoreid.checkpoint import load_checkpoint, save_checkpoint
+from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from torchreid_autoreid.errors import UserError, line_of_the_machine
 from torchreid_autoreid.files import append_line, check_output, forget_half_written, write_atomically, write_output
 
@@ -153,6 +154,20 @@ def test_a_file_system_without_rights_or_a_way_to_sync_will_do(tmp_path, monkeyp
     write_atomically(tmp_path / "a", write("whole"))
     append_line(tmp_path / "a", " and more")
     assert (tmp_path / "a").read_text() == "whole and more\n"
+
+
+@pytest.mark.parametrize("method", ["__init__", "testzip"])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_torn(tmp_path, monkeypatch, method):
+    save_checkpoint({"epoch": 1}, tmp_path / "checkpoint.pth")
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, method, refuse)
+    for read in (lambda: load_checkpoint(tmp_path / "checkpoint.pth", ()), lambda: newest_checkpoint(tmp_path)):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            read()
+        assert line_of_the_machine(caught.value).startswith(f"the file system of {tmp_path / 'checkpoint.pth'} does")
 
 
 def test_a_line_that_does_not_reach_the_disk_names_its_file(tmp_path, monkeypatch):

@@ -17,6 +17,11 @@ from torchreid_autoreid.commands import execute
 from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings
 from torchreid_autoreid.spec import Description
 
+#: no count, and no share or factor either
+NO_NUMBERS = [-1, float("nan"), -float("inf"), True, "3", None, [3], 1j, 10**400, np.bool_(True), np.array([3])]
+#: numbers where a whole one is wanted
+NOT_WHOLE = [*NO_NUMBERS, 1.0, 2.5, float("inf"), np.float64(2.0)]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -174,3 +179,49 @@ def test_two_runs_beside_each_other(tmp_path):
     lines = str(found).splitlines()
     assert any(line.split() == ["train.seed", "1", "2"] for line in lines)
     assert any(line.startswith("best mAP") for line in lines)
+
+
+def small_network(**options):
+    return torchreid_autoreid.AutoReIDNetwork(**{"num_classes": 3, "channels": 2, "layers": (1, 1, 1, 1), **options})
+
+
+def small_search_network(**options):
+    return AutoReIDSearchNetwork(**{"num_classes": 3, "channels": 4, "layers": (1, 1, 1, 1), **options})
+
+
+def measured(**options):
+    vectors, pids = np.eye(6, dtype=np.float32), np.arange(6) % 3
+    query, gallery = Embeddings(vectors, pids, pids * 0), Embeddings(vectors, pids, pids * 0 + 1)
+    return evaluate(query, gallery, **{"rerank": True, "k1": 2, "k2": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "wrong"),
+    [
+        *((small_network, name, NOT_WHOLE) for name in ("num_classes", "channels", "parts", "layers")),
+        (small_network, "drop_path", NO_NUMBERS),
+        *((small_search_network, name, NOT_WHOLE) for name in ("num_classes", "channels", "blocks", "parts")),
+        *((RetrievalLoss, name, NO_NUMBERS) for name in ("loss_lambda", "margin", "label_smooth")),
+        *((measured, name, NOT_WHOLE) for name in ("k1", "k2", "max_rank", "seed", "topk", "draws", "query_expansion")),
+        *((measured, name, NO_NUMBERS) for name in ("lambda_value", "query_expansion_alpha")),
+        *((measured, name, [*NOT_WHOLE[:5], 3]) for name in ("junk_pids", "distractor_pids", "leave_out")),
+    ],
+)
+def test_a_number_that_is_none_is_refused_in_a_line(call, name, wrong):
+    call()
+    for value in wrong:
+        if name == "leave_out" and value is None:
+            continue  # its default
+        with pytest.raises(UserError) as refused:
+            call(**{name: value})
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_numbers_of_numpy_are_numbers():
+    small_network(channels=np.int64(2), drop_path=np.float32(0.5), layers=(np.int64(1),) * 4)
+    result = measured(k1=np.int64(2), lambda_value=np.float32(0.5), topk=np.int64(10))
+    assert result.topk_indices.shape == (6, 6)  # as many as there are
+
+
+def test_many_nearest_items_are_all_that_there_are():
+    assert measured(rerank=False, topk=10**9).topk_indices.shape == (6, 6)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, short, way_out
+from .errors import UserError, line_of_the_machine, short, way_out
 from .files import write_atomically
 from .genotype import Genotype
 
@@ -89,15 +89,22 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, str] | None:
 
     Raises:
         UserError: if there are some and all are torn.
+        OSError: if none is whole, and one cannot be read at all.
     """
     torn: list[str] = []
+    unread: OSError | None = None
     for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
         if not path.is_file():
             continue
-        damage = _damage(path, archive=True)
+        try:
+            damage = _damage(path, archive=True)
+        except OSError as error:
+            damage, unread = str(error.strerror), error
         if damage is None:
             return path, f"{torn[0]}: going on from {path}, the one before it" if torn else ""
         torn.append(f"{path} is torn ({damage})")
+    if unread is not None:
+        raise unread
     if torn:
         raise UserError(f"{' and '.join(torn)}; resume from another checkpoint with --resume FILE, or start afresh")
     return None
@@ -116,6 +123,9 @@ def _damage(path: Path, archive: bool = False) -> str | None:
 
     Files of PyTorch 1.5 and older are no archives and have no checksums: they are left to the unpickler, unless it is
     known that the file must be an ``archive``.
+
+    Raises:
+        OSError: naming the file, if that is the machine's fault and not the file's.
     """
     try:
         with open(path, "rb") as file:
@@ -130,8 +140,15 @@ def _damage(path: Path, archive: bool = False) -> str | None:
             broken = records.testzip()
     # a hostile archive makes zipfile raise any of these
     except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        _raise_if_of_the_machine(error, path)
         return _first_line(error)
     return None if broken is None else f"the checksum of its record {broken[:80]!r} is wrong"
+
+
+def _raise_if_of_the_machine(error: Exception, path: Path) -> None:
+    """A file that the machine cannot read now may well be whole."""
+    if isinstance(error, OSError) and line_of_the_machine(error):
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _legacy_damage(path: Path, state: Any) -> str | None:
@@ -230,6 +247,7 @@ def _read(path: Path) -> Checkpoint:
         except MemoryError:
             raise
         except Exception as error:  # torch raises many kinds for a hostile file; none of them is worth a traceback
+            _raise_if_of_the_machine(error, path)
             reason = _first_line(error)
     if reason is None:
         if not isinstance(state, dict):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
 from .errors import UserError, short
 from .keys import KEYS, Range
 
-__all__ = ["LEAST_SIZE", "MOST_PIXELS", "check_choice", "check_value", "check_values"]
+__all__ = ["LEAST_SIZE", "MOST_PIXELS", "Range", "check_choice", "check_value", "check_values", "is_whole"]
 
 #: the stem and three reductions make it a pixel before the fourth stage
 LEAST_SIZE = 16
@@ -28,12 +29,27 @@ def check_value(key: str, value: Any, name: str = "") -> None:
     """
     wanted, name = KEYS[key].allowed, name or key
     assert isinstance(wanted, Range)
-    if not isinstance(value, list | tuple):
-        if value not in wanted:
-            raise UserError(f"{name} must be {wanted}, not {short(value)}")
-    elif not value or (wanted.count and len(value) != wanted.count) or any(item not in wanted for item in value):
-        numbers = f"{_WORDS[wanted.count]} numbers" if wanted.count else "numbers"
-        raise UserError(f"{name} must be {numbers}, each {wanted}, not {short(list(value))}")
+    default = KEYS[key].default
+    if isinstance(default, list):
+        values = list(value) if isinstance(value, list | tuple) else []
+        kind = "whole numbers" if isinstance(default[0], int) else "numbers"
+        kind = f"{_WORDS[wanted.count]} {kind}" if wanted.count else kind
+        fits = bool(values) and (not wanted.count or len(values) == wanted.count)
+        if not fits or not all(_fits(item, wanted, default[0]) for item in values):
+            raise UserError(f"{name} must be {kind}, each {wanted}, not {short(values or value)}")
+    elif not _fits(value, wanted, default):
+        kind = "a whole number, " if value in wanted else ""
+        raise UserError(f"{name} must be {kind}{wanted}, not {short(value)}")
+
+
+def _fits(value: Any, wanted: Range, default: Any) -> bool:
+    """Whether a number is in the range, and whole where the default is: a float would fail deep inside PyTorch."""
+    return value in wanted and (is_whole(value) or not isinstance(default, int))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; truth values are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_values(section: str, **values: Any) -> None:

@@ -724,7 +724,7 @@ def test_recipes_of_training_are_the_papers(name):
         (["autoreid.drop_path", "1"], "autoreid.drop_path must be"),
         (["autoreid.auxiliary_weight", "-1"], "autoreid.auxiliary_weight must be"),
         (["data.height", "15"], "data.height 15 and data.width 32 are too small for four stages"),
-        (["test.ranks", "[0]"], "test.ranks must be numbers, each at least 1"),
+        (["test.ranks", "[0]"], "test.ranks must be whole numbers, each at least 1"),
     ],
 )
 def test_mistakes_in_a_training_get_one_line(opts, words):

@@ -20,6 +20,7 @@ from torchreid_autoreid.data.loader import (
     ReidImages,
     SearchLoader,
     _leave_signals_to_the_main_process,
+    _load,
 )
 from torchreid_autoreid.errors import UserError
 
@@ -292,7 +293,7 @@ def test_a_worker_ends_though_the_main_process_was_killed_before_it_began(tmp_pa
         while os.getppid() == main_process:
             time.sleep(0.01)
         writer.send("begins")
-        _leave_signals_to_the_main_process()
+        _leave_signals_to_the_main_process(0)
         time.sleep(600)
 
     def main():
@@ -327,6 +328,12 @@ class CannotBeSent(UserError):
         raise MemoryError
 
 
+class Place(int):
+    """An index that the main process cannot send."""
+
+    __reduce__ = CannotBeSent.__reduce__
+
+
 class Unsendable(torch.utils.data.Dataset):
     def __len__(self):
         return 4
@@ -335,8 +342,9 @@ class Unsendable(torch.utils.data.Dataset):
         return CannotBeSent() if index else {"img": torch.zeros(1)}
 
 
-def test_a_worker_that_cannot_hand_a_batch_over_ends_the_loading(capfd):
+@pytest.mark.parametrize("keys", [[[0], [1]], [[0], [Place(0)]]], ids=["a batch", "its indices"])
+def test_what_cannot_be_handed_over_ends_the_loading(keys, capfd):
     """Python's queue would print a traceback and go on, and the main process would wait for ever."""
     with pytest.raises(RuntimeError, match="DataLoader worker"):
-        list(InOrderLoader(Unsendable(), 1, workers=1))
+        list(_load(Unsendable(), keys, 1, False))
     assert "Traceback" not in capfd.readouterr().err

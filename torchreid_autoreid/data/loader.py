@@ -7,6 +7,7 @@ whether the run was resumed in the middle of an epoch.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import logging
@@ -295,7 +296,8 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
             num_workers=workers,
             pin_memory=pin,
             collate_fn=collate,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            multiprocessing_context=_context() if workers else None,
             generator=torch.Generator().manual_seed(0),  # or PyTorch draws from the global one
         )
         loaded = iter(loader)
@@ -312,6 +314,38 @@ def _load(dataset: Dataset, batches: Sequence[Sequence[Any]], workers: int, pin:
     del loaded
     if failed is not None:
         raise failed
+
+
+class _Queue(multiprocessing.queues.Queue):
+    """Between the main process and its workers: both ends stop if one cannot hand something over.
+
+    For want of memory or threads, mostly. Python would print why and go on, and the main process would wait for ever.
+    """
+
+    def __init__(self, workers: list[Any], context: Any) -> None:
+        super().__init__(ctx=context)
+        self._workers = workers
+
+    def _on_queue_feeder_error(self, *_: Any) -> None:
+        if os.getpid() != self._opid:  # type: ignore[attr-defined]  # of the process that has made it
+            os._exit(1)
+        for worker in self._workers:
+            with contextlib.suppress(AttributeError):  # not started yet
+                worker.kill()
+
+
+def _context() -> Any:
+    """The default way to start processes, with such queues."""
+    default = multiprocessing.get_context()
+    context: Any = copy.copy(default)
+    workers: list[Any] = []
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        workers.append(default.Process(*arguments, **options))
+        return workers[-1]
+
+    context.Process, context.Queue = start, lambda: _Queue(workers, default)
+    return context
 
 
 def _check_descriptors(workers: int) -> None:
@@ -354,20 +388,7 @@ def collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
-def _begin_worker(_: int) -> None:
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_a_batch)  # type: ignore[attr-defined]
-    _leave_signals_to_the_main_process()
-
-
-def _end_without_a_batch(*_: Any) -> None:
-    """Ends a worker that cannot hand a batch over, for want of memory or threads.
-
-    Python would print why and go on, and the main process would wait for that batch for ever.
-    """
-    os._exit(1)
-
-
-def _leave_signals_to_the_main_process() -> None:
+def _leave_signals_to_the_main_process(_: int) -> None:
     """Lets a worker end with the main process, or when that says so.
 
     Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or of a queue every process of a job; the

@@ -50,7 +50,7 @@ def find_devices(device: str, distributed: bool = False) -> list[torch.device]:
     """
     try:
         wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"unknown device {device!r}; choose 'cpu' or 'cuda'") from error
     if wanted.type == "cpu":
         return [wanted]

@@ -133,6 +133,16 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise UserError(f"{name} is {short(value)}; give a whole number of at least {least} and at most {MOST_COUNT}")
 
 
+def is_between(value: Any, least: float, most: float) -> bool:
+    """Whether an option is a number from ``least`` to ``most``; NaN and truth values are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return least <= float(value) <= most
+    except OverflowError:  # of a whole number of more than 300 digits
+        return False
+
+
 def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     """(length,) int64 labels, or a UserError that names them."""
     if hasattr(labels, "detach"):

@@ -13,13 +13,15 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, short
 from ..parallel.launch import OneProcess
-from .embeddings import check_count
+from .embeddings import check_count, is_between
 from .neighbours import Collection, CollectionDistances, share_of
 from .pairwise import Progress, scan
 from .ranking import Nearest
 from .space import Space
+
+_MOST_ALPHA = 1000
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Expansion:
     def __post_init__(self) -> None:
         check_count("query_expansion", self.queries, 0)
         check_count("database_augmentation", self.gallery, 0)
-        if not 0 <= self.alpha < np.inf:
-            raise UserError(f"query_expansion_alpha is {self.alpha}; give 0 or more")
+        if not is_between(self.alpha, 0, _MOST_ALPHA):
+            raise UserError(f"query_expansion_alpha is {short(self.alpha)}; give a number from 0 to {_MOST_ALPHA}")
         if self.alpha and not (self.queries or self.gallery):
             raise UserError(
                 f"query_expansion_alpha is {self.alpha}, but no neighbours are averaged; give their number, "

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, short
 from .embeddings import LABELS, Embeddings, as_labels
 from .metrics import cmc_curve
 from .ranking import Labels
@@ -38,8 +39,13 @@ class Rules:
     distractor_pids: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.leave_out, str):
-            raise UserError(f"leave_out is {self.leave_out!r}; give a list of names, such as ['camera', 'clothes']")
+        if self.leave_out is not None and not _is_listed(self.leave_out):
+            raise UserError(
+                f"leave_out is {short(self.leave_out)}; give a list of names, such as ['camera', 'clothes']"
+            )
+        for name, pids in (("junk_pids", self.junk_pids), ("distractor_pids", self.distractor_pids)):
+            if not _is_listed(pids):
+                raise UserError(f"{name} is {short(pids)}; give a list of identities, such as [-1]")
         for name in self.leave_out or ():
             if name not in LEAVE_OUT:
                 raise UserError(f"leave_out has {name!r}; choose from {', '.join(LEAVE_OUT)}")
@@ -66,6 +72,10 @@ class Rules:
         q_pids = np.where(np.isin(query.pids, nobody), NOBODY, query.pids)
         ignored = self.junk(gallery) if len(self.junk_pids) else None
         return Labels(q_pids, q_tags, gallery.pids, g_tags, first, ignored)
+
+
+def _is_listed(value: Any) -> bool:
+    return not isinstance(value, str | bytes) and hasattr(value, "__len__") and np.ndim(value) == 1
 
 
 def _pids(pids: Sequence[int | str]) -> np.ndarray:

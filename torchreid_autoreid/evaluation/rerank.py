@@ -19,11 +19,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, short
 from ..parallel.launch import OneProcess
 from .approximate import NeighbourIndex, nearest_items
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import as_features, check_count, check_dimensions
+from .embeddings import as_features, check_count, check_dimensions, is_between
 from .neighbours import Collection, Neighbourhood
 from .pairwise import (
     BlockOf,
@@ -69,8 +69,8 @@ class Reranking:
     def __post_init__(self) -> None:
         check_count("k1", self.k1, 1)
         check_count("k2", self.k2, 1)
-        if not 0 <= self.lambda_value <= 1:
-            raise UserError(f"lambda_value is {self.lambda_value}; give a value from 0 to 1")
+        if not is_between(self.lambda_value, 0, 1):
+            raise UserError(f"lambda_value is {short(self.lambda_value)}; give a value from 0 to 1")
         if self.definition not in DEFINITIONS:
             raise UserError(f"unknown definition {self.definition!r}; choose from {', '.join(DEFINITIONS)}")
 

@@ -296,7 +296,7 @@ def _evaluate(
         ranked, shots = [], []
         for first, end, distances in parts:
             some = labels.of_queries(slice(first, end))
-            ranked.append(rank_queries(distances, some, topk, world, progress))
+            ranked.append(rank_queries(distances, some, min(topk, setting.num_gallery), world, progress))
             if cuhk03_repeats:
                 shots.append(single_shot_ranks(distances, some, cuhk03_repeats, seed, first, world))
             del distances  # before the next part is made
@@ -339,7 +339,7 @@ class _ApproximateSearch:
         self, query: np.ndarray, max_rank: int, topk: int, num_retrieved: int, recall_sample: int
     ) -> RetrievalResult:
         """Figures on the ``num_retrieved`` items found for each query."""
-        k = min(num_retrieved, self.setting.num_gallery)
+        k = min(int(num_retrieved), self.setting.num_gallery)
         found = self._search(query, k)
         ranked = rank_retrieved(*found.result(), self.setting.labels, topk, self.setting.world)
         result = summarise(ranked, self.setting.num_gallery, max_rank)

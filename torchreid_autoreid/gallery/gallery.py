@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, short
-from ..evaluation.embeddings import as_features, as_labels, check_count
+from ..evaluation.embeddings import as_features, as_labels, check_count, is_between
 from .nearest import Nearest, best_by_person
 from .store import Snapshot, Store
 from .strangers import Impostors, quantile, threshold_of_enrolled
@@ -216,8 +216,8 @@ class Gallery:
             if calibration is None:
                 raise UserError(f"{self._store.folder} is not calibrated; calibrate it, or give a threshold")
             threshold = calibration.threshold
-        if np.isnan(threshold):
-            raise UserError("threshold is NaN; give a cosine similarity between -1 and 1")
+        if not is_between(threshold, -np.inf, np.inf):
+            raise UserError(f"threshold is {short(threshold)}; give a cosine similarity between -1 and 1")
         if self._nearest is None or self._nearest.snapshot is not snapshot:
             self._nearest = Nearest(snapshot)
         scores, places = self._nearest.people(queries, max(2, top))
@@ -243,8 +243,8 @@ class Gallery:
             UserError: a rate that so few scores do not tell, fewer than two people and no cohort, or a cohort that
                 overlaps the gallery.
         """
-        if not 0 < far < 1:
-            raise UserError(f"far is {far}; give a false-accept rate between 0 and 1, such as 0.01")
+        if not is_between(far, 0, 1) or far in (0, 1):
+            raise UserError(f"far is {short(far)}; give a false-accept rate between 0 and 1, such as 0.01")
         snapshot = self._read()
         if not len(snapshot.people):
             raise UserError(f"nobody is enrolled in {self._store.folder}; add people first")

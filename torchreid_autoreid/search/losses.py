@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..limits import check_values
+from ..limits import Range, check_values
 
 __all__ = ["ALPHA_LOSSES", "RetrievalLoss", "ScaleFreeLoss", "batch_hard_triplet"]
 
@@ -70,7 +70,7 @@ class RetrievalLoss(nn.Module):
         super().__init__()
         check_values("search", loss_lambda=loss_lambda)
         check_values("loss.triplet", margin=margin)
-        if not 0.0 <= label_smooth < 1.0:
+        if label_smooth not in Range(0, 1, below=True):
             raise UserError(f"label_smooth must be at least 0 and below 1, not {label_smooth!r}")
         self.loss_lambda = loss_lambda
         #: of the parts in the total

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, short
 from ..genotype import KINDS, Genotype, derive, num_edges, operation_names
-from ..limits import check_choice, check_values
+from ..limits import check_choice, check_values, is_whole
 from .cells import Cell, DerivedCell, SearchCell
 from .strategies import STRATEGIES, EpochValues, Mixture, beta_penalty
 
@@ -252,7 +252,7 @@ class AutoReIDSearchNetwork(Skeleton):
         last_norm: bool = True,
     ) -> None:
         operations = operation_names(space)
-        check_values("autoreid", blocks=blocks)
+        check_values("autoreid", blocks=blocks, channels=channels)
         if strategy not in STRATEGIES:
             raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
         partial = partial_channels if STRATEGIES[strategy].partial else 1
@@ -368,9 +368,9 @@ class _FrozenStatistics:
 
 def _check_shape(loss: str, channels: int, layers: Sequence[int], num_classes: int) -> None:
     check_choice("loss.name", loss, "loss")
-    check_values("autoreid", channels=channels, layers=list(layers))
-    if num_classes < 1:
-        raise UserError(f"a classifier needs at least one identity, not {num_classes!r}")
+    check_values("autoreid", channels=channels, layers=layers)
+    if not is_whole(num_classes) or not 1 <= num_classes <= 1 << 24:
+        raise UserError(f"a classifier needs at least one identity, and at most {1 << 24}, not {short(num_classes)}")
 
 
 def _initialise_convolution(module: nn.Module) -> None:
