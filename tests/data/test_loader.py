@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -348,3 +349,19 @@ def test_what_cannot_be_handed_over_ends_the_loading(keys, capfd):
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(_load(Unsendable(), keys, 1, False))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_worker_that_gets_no_thread_ends_the_loading(items, transforms, monkeypatch):
+    """It has blocked SIGTERM by then, and the main process would wait for it when it ends."""
+
+    start, main = threading.Thread.start, os.getpid()
+
+    def refuse(thread):
+        if os.getpid() != main:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(_load(ReidImages(items, transforms[1]), [[0]], 1, False))
+    assert not multiprocessing.active_children()

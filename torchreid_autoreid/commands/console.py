@@ -52,6 +52,7 @@ def run(main: Callable[[], int | None]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     threading.excepthook = _quiet_thread
     sys.excepthook = _quiet_loader
+    sys.unraisablehook = _quiet_end
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -114,6 +115,14 @@ def _quiet_loader(kind: type[BaseException], error: BaseException, traceback: Tr
         _LOGGER.debug("a loader process is gone: %r", error)
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def _quiet_end(fault: Any) -> None:
+    """PyTorch's loader that could not start all its processes complains once more when it is thrown away."""
+    if "DataLoaderIter.__del__" in repr(fault.object):
+        _LOGGER.debug("a loader ends: %r", fault.exc_value)
+    else:
+        sys.__unraisablehook__(fault)
 
 
 def _is_of_the_group(error: Exception) -> bool:

@@ -399,7 +399,10 @@ def _leave_signals_to_the_main_process(_: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the threads that this one starts, too
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    try:
+        threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    except RuntimeError:  # no more threads: nobody could end this process, and the main one would wait for it
+        os._exit(1)
 
 
 def _end_with(main: Any) -> None:
