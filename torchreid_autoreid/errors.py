@@ -93,7 +93,8 @@ def differences(
     >>> list(differences({"seed": 1, "recipe": {"lr": 0.1, "neck": "none"}}, {"seed": 1, "recipe": {"lr": 0.2}}))
     [('recipe: lr', 0.1, 0.2), ('recipe: neck', 'none', None)]
     """
-    for name in sorted({*now} | {*then} if lacking else {*now} & {*then}):
+    names = {**now, **then} if lacking else (name for name in now if name in then)
+    for name in names:
         one, other = now.get(name), then.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             yield from ((f"{name}: {inner}", *values) for inner, *values in differences(one, other, lacking))

@@ -91,7 +91,7 @@ def test_a_resume_takes_its_configuration_from_the_checkpoint(log, images, confi
     ("words", "texts"),
     [
         ("train.lr 0.1", ["train.lr 0.003 (now 0.1)"]),
-        ("--genotype retrieval", ["autoreid.genotype {'name': 'mine'", "(now {'name': 'retrieval'"]),
+        ("--genotype retrieval", ["autoreid.genotype: name 'mine' (now 'retrieval')"]),
         ("recipe.neck before", ["neck"]),
         ("data.width 48", ["data.width 32 (now 48)"]),
     ],

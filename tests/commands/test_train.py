@@ -252,7 +252,7 @@ def mistakes(images, folder, tmp_path):
         "resume": ([*train, "--resume", tmp_path / "none"], ["no checkpoint"]),
         "resume of another genotype": (
             [*train, "--resume", weights],
-            ["autoreid.genotype {'name': 'retrieval'", "(now {'name': 'baseline'"],
+            ["autoreid.genotype: name 'retrieval' (now 'baseline')"],
         ),
         "resume of a payload": ([*train, "--resume", tmp_path / "evil.pth"], ["evil.pth", "not a readable checkpoint"]),
         "weights of another size": (
@@ -468,7 +468,7 @@ def test_a_pre_training_stops_within_a_step_and_goes_on_with_other_workers(class
     ):
         assert_one_line(pretrain(classes, log, *options, "--resume", *change), text, "resume with the same values")
     other_cells = pretrain(classes, log, *options, "--resume", "--genotype", "baseline")
-    assert_one_line(other_cells, "--genotype {'name': 'retrieval'", "(now {'name': 'baseline'")
+    assert_one_line(other_cells, "--genotype: name 'retrieval' (now 'baseline')")
     victim = classes / "train" / "n0" / "0.JPEG"
     moved = victim.rename(classes / "train" / "n1" / "100.JPEG")
     try:
