@@ -449,13 +449,17 @@ GRAPHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_graphs(name, refused, mark, tmp_path):
+def save_features(path):
+    """Writes nine queries and a gallery of 400, and gives the gallery's vectors."""
     vectors = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
     labels = np.arange(400) % 20
-    save_embeddings(
-        tmp_path / "f.npz", Embeddings(vectors[:9], labels[:9], labels[:9] + 99), Embeddings(vectors, labels, labels)
-    )
+    save_embeddings(path, Embeddings(vectors[:9], labels[:9], labels[:9] + 99), Embeddings(vectors, labels, labels))
+    return vectors
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs(name, refused, mark, tmp_path):
+    save_features(tmp_path / "f.npz")
     path = tmp_path / "graph"
     GRAPHS[name](path, graph_of(path, tmp_path / "f.npz"), mark)
     kept = path.read_bytes()
@@ -529,11 +533,7 @@ INDEXES = {
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_indexes(name, refused, mark, tmp_path):
-    vectors = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
-    labels = np.arange(400) % 20
-    save_embeddings(
-        tmp_path / "f.npz", Embeddings(vectors[:9], labels[:9], labels[:9] + 99), Embeddings(vectors, labels, labels)
-    )
+    vectors = save_features(tmp_path / "f.npz")
     INDEXES[name](tmp_path / "a.index", vectors, mark)
     refused("evaluate.py", "--features", tmp_path / "f.npz", "--index", tmp_path / "a.index")
 

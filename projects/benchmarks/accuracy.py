@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torchreid  # noqa: E402
+from signals import SMALL_IMAGES  # noqa: E402  beside this file
 
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.deploy.fusion import fuse  # noqa: E402
@@ -64,12 +65,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "published cells": {"model.name": "autoreid", "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]},
     **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
 }
-#: of the search alone, which has about four times the epochs then (as in Zhou et al., "EcoNAS", CVPR 2020)
-SMALL_IMAGES = {"data.height": 64, "data.width": 32}
 #: twenty candidates, each trained to the end
 WHOLE = {"search.candidate_epochs": 25, "train.max_epoch": 500}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
+    # of the search alone, which has some three times the epochs then
     "darts, small images": {"search.strategy": "darts", **SMALL_IMAGES},
     "darts, second order": {"search.strategy": "darts", "search.order": 2},
     "gdas": {"search.strategy": "gdas"},

@@ -44,7 +44,7 @@ SMALLEST = 1e-6  # of HDBSCAN's distances: SciPy's spanning tree takes 0 for no 
 
 def check_clustering(k1: Any, k2: Any, min_samples: Any, eps: Any) -> None:
     """Refuses numbers that :func:`cluster` cannot work with, whatever the features."""
-    if not is_between(eps, 0, 1) or eps in (0, 1):
+    if not is_between(eps, 0, 1, ends=False):
         raise UserError(f"eps is {short(eps)}; give a Jaccard distance between 0 and 1")
     for name, value in (("min_samples", min_samples), ("k1", k1), ("k2", k2)):
         check_count(name, value, 1)

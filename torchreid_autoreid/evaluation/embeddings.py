@@ -133,12 +133,12 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise UserError(f"{name} is {short(value)}; give a whole number of at least {least} and at most {MOST_COUNT}")
 
 
-def is_between(value: Any, least: float, most: float) -> bool:
-    """Whether an option is a number from ``least`` to ``most``; NaN and truth values are none."""
+def is_between(value: Any, least: float, most: float, ends: bool = True) -> bool:
+    """Whether an option is a number from ``least`` to ``most``, with its ``ends`` or not; NaN and booleans are none."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
-        return least <= float(value) <= most
+        return least <= float(value) <= most and (ends or float(value) not in (least, most))
     except OverflowError:  # of a whole number of more than 300 digits
         return False
 

@@ -243,7 +243,7 @@ class Gallery:
             UserError: a rate that so few scores do not tell, fewer than two people and no cohort, or a cohort that
                 overlaps the gallery.
         """
-        if not is_between(far, 0, 1) or far in (0, 1):
+        if not is_between(far, 0, 1, ends=False):
             raise UserError(f"far is {short(far)}; give a false-accept rate between 0 and 1, such as 0.01")
         snapshot = self._read()
         if not len(snapshot.people):
