@@ -11,6 +11,7 @@ every genotype of the truth set,
   halving; the mAP on identities that were held out of it (search.held_out);
 - `2 epochs`, `4 epochs`: trainings of their own;
 - `2 epochs, images`: the same, but a fifth of every identity's images is held out instead;
+- `25 epochs`: a whole training, ranked by identities that were held out of it;
 - `25 epochs, 64x32`: a whole training on small images (better than a part of one on large images: Zhou et al., EcoNAS,
   CVPR 2020);
 - `one-shot`: the weights of one network that trains a path drawn uniformly among the derived cells in each step, for
@@ -75,7 +76,8 @@ SHARED = {
 }  # fmt: skip
 #: name of the folder -> epochs at the end of each rung
 TRAININGS = {
-    "rungs": (1, 3, 9), "2 epochs": (2,), "4 epochs": (4,), "2 epochs, images": (2,), "25 epochs, 64x32": (25,),
+    "rungs": (1, 3, 9), "2 epochs": (2,), "4 epochs": (4,), "2 epochs, images": (2,), "25 epochs": (25,),
+    "25 epochs, 64x32": (25,),
 }  # fmt: skip
 SMALL_IMAGES = {"data.height": 64, "data.width": 32}
 #: share of the images of every identity
@@ -266,6 +268,8 @@ def main() -> None:
     if options.describe:
         print(signal_summary(TruthSet.load(options.describe)))
     elif options.alphas:
+        if len(options.alphas) < 2:
+            raise UserError(f"--alphas {options.alphas[0]} names no log; give the folder of a search after the name")
         alphas_of(options.alphas[0], options.alphas[1:], options)
     elif options.collect:
         collect(options)
