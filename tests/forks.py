@@ -41,9 +41,12 @@ class Server:
         self.process.stdout.close()
 
     def start(self, script, arguments, output, limits=None, errors=None, draws=False, environment=None):
-        """Starts a command; its stdout and stderr go to the file ``output``, or stderr to ``errors``."""
+        """Starts a command, or a file of Python by its absolute path.
+
+        Its stdout and stderr go to the file ``output``, or stderr to ``errors``.
+        """
         files = {"output": str(output), "errors": None if errors is None else str(errors)}
-        request = {"script": script, "arguments": [str(a) for a in arguments], "limits": limits, **files}
+        request = {"script": str(script), "arguments": [str(a) for a in arguments], "limits": limits, **files}
         request |= {"draws": draws, "environment": environment or {}}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return Run(self, int(self.process.stdout.readline()))

@@ -113,7 +113,7 @@ def searched(root, folder, rank, size, **options):
 
 def searched_at_random(root, folder, rank, size):
     """A random search of a single candidate."""
-    datamanager = TrainDataManager(str(root), "folder", "folder", share=(rank, size), held_out=0.5, **DATA)
+    datamanager = TrainDataManager(str(root), "folder", "folder", share=(rank, size), held_out=1 / 3, **DATA)
 
     def train(genotype):
         model = AutoReIDNetwork(datamanager.num_train_pids, "triplet", genotype, 2, (1, 1, 1, 1)).double()

@@ -13,7 +13,7 @@ from torchreid_autoreid.parallel.group import Group, group
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return draw_people(tmp_path_factory.mktemp("images"))
+    return draw_people(tmp_path_factory.mktemp("images"), identities=7)
 
 
 def answers_of_both(task, root, folder):
