@@ -65,7 +65,10 @@ def server():
 
 
 def completed(script, arguments, draws=False):
-    """As ``subprocess.run(…, capture_output=True, text=True)`` of a command, without the seconds that PyTorch takes."""
+    """As ``subprocess.run(…, capture_output=True, text=True)`` of a command, without the seconds that PyTorch takes.
+
+    The script ``-c`` stands for code, its one argument, which imports torchreid and the plugin anew.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder) / "output", Path(folder) / "errors"
         status = server().start(script, arguments, output, errors=errors, draws=draws).wait()
@@ -160,8 +163,10 @@ def serve():
     import torch.utils.flop_counter
 
     import torchreid_autoreid.commands.evaluate
+    import torchreid_autoreid.commands.report
     import torchreid_autoreid.commands.search
-    import torchreid_autoreid.commands.train  # noqa: F401
+    import torchreid_autoreid.commands.train
+    import torchreid_autoreid.report  # noqa: F401
 
     torch.set_num_threads(1)
     gc.collect()
@@ -193,19 +198,30 @@ def serve():
     os.environ.update(request["environment"])
     if not request["draws"]:
         pictures.draw_nothing()
+    if request["script"] == "-c":
+        sys.argv = ["-c"]
+        forget()
+        leave(lambda: exec(request["arguments"][0], {"__name__": "__main__"}))
     script = str(ROOT / "projects" / "autoreid" / request["script"])
     sys.argv = [script, *request["arguments"]]
-    leave(script)
+    leave(lambda: runpy.run_path(script, run_name="__main__"))
 
 
-def leave(script):
-    """Runs a script and ends the process as Python does, but does not free all that has been imported.
+def forget():
+    """Leaves torchreid and the plugin as if nobody had imported them."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("torchreid", "torchreid_autoreid"):
+            del sys.modules[name]
+
+
+def leave(run):
+    """Runs a program and ends the process as Python does, but does not free all that has been imported.
 
     Freeing it writes into every page that the child shares with its parent, which takes longer than many a command.
     """
     status = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        run()
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,13 +1,11 @@
 """What the README's page "From Python" promises."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import completed
 from PIL import Image
 
 import torchreid_autoreid
@@ -21,8 +19,6 @@ from torchreid_autoreid.spec import Description
 NO_NUMBERS = [-1, float("nan"), -float("inf"), True, "3", None, [3], 1j, 10**400, np.bool_(True), np.array([3])]
 #: numbers where a whole one is wanted
 NOT_WHOLE = [*NO_NUMBERS, 1.0, 2.5, float("inf"), np.float64(2.0)]
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_public_name_is_there_and_no_other():
@@ -49,7 +45,8 @@ def test_in_whatever_order_they_are_imported_the_plugin_is_registered(order):
         "assert torchreid.models.build_model('autoreid_x0_25', 3, pretrained=False).feature_dim == 512\n"
         "assert 'folder' in torchreid_autoreid.data.dataset_names()"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", f"{order}\n{check}"], check=True, cwd=ROOT)
+    done = completed("-c", [f"{order}\n{check}"])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("order", [1, 2])

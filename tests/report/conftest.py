@@ -80,9 +80,13 @@ def write_history():
     return _write_history
 
 
+def _records():
+    return [_make_record(epoch, epochs=4) for epoch in (1, 2, 3, 4)]
+
+
 @pytest.fixture
 def records():
-    return [_make_record(epoch, epochs=4) for epoch in (1, 2, 3, 4)]
+    return _records()
 
 
 @pytest.fixture
@@ -97,11 +101,20 @@ def limited_records(records):
     return records
 
 
-@pytest.fixture
-def log_dir(tmp_path, records):
-    folder = tmp_path / "search"
+def _write_log(folder, records):
     folder.mkdir()
     _write_history(folder / "history.jsonl", records)
     Genotype.from_dict(records[-1]["genotype"]).save(folder / "genotype.json")
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def log_dir(tmp_path, records):
+    return _write_log(tmp_path / "search", records)
+
+
+@pytest.fixture(scope="module")
+def kept_log_dir(tmp_path_factory):
+    """One that no test changes."""
+    return _write_log(tmp_path_factory.mktemp("kept") / "search", _records())

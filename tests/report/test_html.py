@@ -3,16 +3,13 @@
 import base64
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+from forks import completed
 from matplotlib.figure import Figure
 
 from torchreid_autoreid import files
@@ -23,7 +20,6 @@ from torchreid_autoreid.queries import Image, Queries, Query
 from torchreid_autoreid.report import html, log, write_report
 from torchreid_autoreid.report.costs import Costs, Network
 
-ROOT = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 
 
@@ -69,11 +65,20 @@ def no_drawing(monkeypatch):
     monkeypatch.setattr(html, "draw_history", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
-def test_the_page_says_what_the_log_says(log_dir):
-    own = Network("the network found", 9_874_321, 1_940_000_000, own=True)
-    path = write_report(log_dir, costs=Costs("Counted.", (256, 128), [own, Network("another", 1, 2)]))
-    assert path == log_dir / "report.html"
-    page = read(path)
+OWN = Network("the network found", 9_874_321, 1_940_000_000, own=True)
+COSTS = Costs("Counted.", (256, 128), [OWN, Network("another", 1, 2)])
+
+
+@pytest.fixture(scope="module")
+def whole_page(kept_log_dir):
+    """With all its drawings, which take their time."""
+    path = write_report(kept_log_dir, costs=COSTS)
+    assert path == kept_log_dir / "report.html"
+    return path
+
+
+def test_the_page_says_what_the_log_says(whole_page):
+    page, log_dir = read(whole_page), whole_page.parent
     for words in (
         "Architecture search: search",
         "market1501 · 128×64 pixels · C = 16 · L = (2, 2, 2, 2) · order 2 · split by image · seed 1",
@@ -135,13 +140,11 @@ def test_costs_are_shown_against_the_budget(log_dir, limited_records, write_hist
     assert "<td>1.75 G</td><td>1.20 G</td><td>900.00 M</td><td>–</td><td>19.50</td><td>18.25</td>" in page
 
 
-def test_the_page_is_whole_in_itself(log_dir):
-    page = read(write_report(log_dir))
-    text = (log_dir / "report.html").read_text(encoding="utf-8")
+def test_the_page_is_whole_in_itself(whole_page):
+    page, text = read(whole_page), whole_page.read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert (
-        len(drawings) == len(page.pictures()) == 2 + 4 + 2 * 4 + 1 + 2
-    )  # cells found, linked curves, cells of each epoch, ribbon, curves
+    # Cells found, costs for a wide and a narrow screen, linked curves, cells of each epoch, ribbon, curves.
+    assert len(drawings) == len(page.pictures()) == 2 + 2 + 4 + 2 * 4 + 1 + 2
     assert ET.fromstring(drawings[-1]).tag == "{http://www.w3.org/2000/svg}svg"
     for address in [*page.addresses, *(attributes["xlink:href"] for attributes in page.linked)]:
         assert re.match(r"#\w+$|data:image/png;base64,", address)
@@ -284,9 +287,9 @@ def test_provenance_says_when_where_and_from_what(log_dir):
     assert note.startswith("provenance.json was left out: ")
 
 
-def test_the_same_log_gives_the_same_page(log_dir, tmp_path):
-    one, two = (write_report(log_dir, tmp_path / f"{name}.html").read_bytes() for name in "ab")
-    assert one == two
+def test_the_same_log_gives_the_same_page(whole_page, tmp_path):
+    again = write_report(whole_page.parent, tmp_path / "again.html", costs=COSTS)
+    assert again.read_bytes() == whole_page.read_bytes()
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -337,26 +340,16 @@ def test_what_cannot_be_reported_is_said_in_a_line(log_dir, tmp_path, monkeypatc
     refused(r"holds no genotype\.json", log_dir)
 
 
-def report(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "projects" / "autoreid" / "report.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
 def test_the_command_writes_the_page_and_prints_its_path(log_dir, tmp_path):
     output = tmp_path / "page.html"
-    done = report("--log-dir", log_dir, "--output", output)
+    done = completed("report.py", ["--log-dir", log_dir, "--output", output], draws=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output}\n"
     assert read(output).pictures()
 
 
 def test_the_command_tells_a_mistake_in_a_line(tmp_path):
-    done = report("--log-dir", tmp_path)
+    done = completed("report.py", ["--log-dir", tmp_path])
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
