@@ -23,16 +23,21 @@ def checkpoint(folder, *opts, size=(64, 32)):
     torch.manual_seed(0)
     model = description.build(6)
     with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(4, 3, *size))
+        model(torch.randn(4, 3, *size))
     path = folder / "weights.pth"
     torch.save({"state_dict": model.state_dict(), "network": description.to_dict() | {"num_classes": 6}}, path)
     return path, model.eval()
 
 
-def onnx_features(path, images):
+def assert_same_features(path, model, batches, size, normalize=False):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(["features"], {"images": images.numpy()})[0]
+    for batch in batches:
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(images)
+        expected = torch.nn.functional.normalize(expected, dim=1) if normalize else expected
+        found = session.run(["features"], {"images": images.numpy()})[0]
+        assert np.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 TINY = ["model.name", "autoreid", "autoreid.channels", "4", "autoreid.layers", "[1, 1, 1, 1]"]
@@ -52,38 +57,31 @@ TINY = ["model.name", "autoreid", "autoreid.channels", "4", "autoreid.layers", "
         pytest.param([], (384, 128), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("normalize", [False, True])
-def test_onnx_gives_pytorchs_features_for_any_batch(tmp_path, opts, size, normalize):
+def test_onnx_gives_pytorchs_features_for_any_batch(tmp_path, opts, size):
     weights, model = checkpoint(tmp_path, *TINY, *opts, size=size)
-    assert export(weights, tmp_path / "n.onnx", normalize=normalize) < 1e-4
-    for batch in (1, 2, 5):
-        images = torch.randn(batch, 3, *size)
-        with torch.no_grad():
-            expected = model(images)
-        expected = torch.nn.functional.normalize(expected, dim=1) if normalize else expected
-        assert np.allclose(
-            onnx_features(tmp_path / "n.onnx", images), expected, atol=1e-4 * float(expected.abs().max())
-        )
+    assert export(weights, tmp_path / "n.onnx") < 1e-4
+    assert_same_features(tmp_path / "n.onnx", model, (1, 2, 5), size)
+
+
+@pytest.mark.parametrize("neck", ["before", "after"])
+def test_features_are_of_length_one_if_asked_for(tmp_path, neck):
+    weights, model = checkpoint(tmp_path, *TINY, "recipe.neck", neck)
+    assert export(weights, tmp_path / "n.onnx", normalize=True) < 1e-4
+    assert_same_features(tmp_path / "n.onnx", model, (1, 2, 5), (64, 32), normalize=True)
 
 
 @pytest.mark.slow
 def test_the_presets_at_their_real_size(tmp_path):
     weights, model = checkpoint(tmp_path, "model.name", "autoreid", size=(384, 128))
     assert export(weights, tmp_path / "n.onnx") < 1e-4
-    images = torch.randn(2, 3, 384, 128)
-    with torch.no_grad():
-        expected = model(images)
-    assert np.allclose(onnx_features(tmp_path / "n.onnx", images), expected, atol=1e-4 * float(expected.abs().max()))
+    assert_same_features(tmp_path / "n.onnx", model, (2,), (384, 128))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "osnet_x0_25"])
 def test_torchreids_models_are_exported_too(tmp_path, name):
     weights, model = checkpoint(tmp_path, "model.name", name)
     export(weights, tmp_path / "n.onnx")
-    images = torch.randn(3, 3, 64, 32)
-    with torch.no_grad():
-        expected = model(images)
-    assert np.allclose(onnx_features(tmp_path / "n.onnx", images), expected, atol=1e-4 * float(expected.abs().max()))
+    assert_same_features(tmp_path / "n.onnx", model, (3,), (64, 32))
 
 
 def test_torchscript_gives_pytorchs_features_for_any_batch(tmp_path):
