@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "limits": {"errors", "keys"},
     "numbers": set(),
     "genotype": {"errors", "files"},
-    "records": {"genotype"},
+    "records": {"errors", "genotype"},
     "queries": {"errors", "files"},
     "loopback": {"errors"},
     "provenance": {"errors", "files", "version"},
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "search.plans": {"limits", "errors", "genotype", "search.halving"},
     "search": {"limits", "space", "files", "genotype", "errors"},
     "evaluation": {"parallel", "errors", "files"},
-    "gallery": {"evaluation", "errors", "loopback"},
+    "gallery": {"evaluation", "errors", "files", "loopback"},
     "data": {"errors"},
     "report": {
         "numbers",

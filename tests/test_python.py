@@ -9,10 +9,23 @@ from forks import completed
 from PIL import Image
 
 import torchreid_autoreid
-from torchreid_autoreid import Architect, AutoReIDSearchNetwork, Genotype, RetrievalLoss, UserError
+from torchreid_autoreid import Architect, AutoReIDSearchNetwork, Genotype, RetrievalLoss, UserError, report
 from torchreid_autoreid.checkpoint import save_checkpoint
 from torchreid_autoreid.commands import execute
-from torchreid_autoreid.evaluation import Embeddings, evaluate, load_embeddings
+from torchreid_autoreid.evaluation import (
+    Embeddings,
+    RetrievalIndex,
+    cluster,
+    compare_clusters,
+    evaluate,
+    evaluate_rank,
+    load_embeddings,
+    re_ranking,
+    save_embeddings,
+)
+from torchreid_autoreid.gallery import Gallery
+from torchreid_autoreid.genotype import derive
+from torchreid_autoreid.search.truth import TruthSet
 from torchreid_autoreid.spec import Description
 
 #: no count, and no share or factor either
@@ -222,3 +235,113 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_many_nearest_items_are_all_that_there_are():
     assert measured(rerank=False, topk=10**9).topk_indices.shape == (6, 6)
+
+
+#: none of them is the path of a file, a name, a genotype or a set of vectors
+NO_PATHS = [None, 5, True, b"file", ["file"], 1.5, np.array(["file"]), "a\0b"]
+NO_NAMES = [None, 5, ["darts"], {}, np.array(["darts"])]
+NO_OBJECTS = [5, "", [], {}, (1,)]
+RAGGED = [[1], [1, 2]]
+
+
+def part_aware(**options):
+    return torchreid_autoreid.PartAware(**{"in_channels": 4, "out_channels": 4, **options})
+
+
+def derived(**options):
+    rows = [[0.3, 0.7]] * 2
+    return derive(**{"normal": rows, "reduce": rows, "operations": ["none", "skip_connect"], **options})
+
+
+def architect(**options):
+    network = small_search_network(blocks=1)
+    sgd = torch.optim.SGD(network.weights(), lr=0.1)
+    return Architect(**{"network": network, "loss": RetrievalLoss(), "weight_optimizer": sgd, **options})
+
+
+def weighted_loss(**options):
+    return RetrievalLoss.weighted(**{"softmax": 1.0, "triplet": 1.0, **options})
+
+
+def measured_pairs(**options):
+    sides = {
+        name: Embeddings(np.eye(4), [0, 1, 2, 3], [camera] * 4) for camera, name in enumerate(["query", "gallery"])
+    }
+    return torchreid_autoreid.evaluation.roc(**{**sides, **options})
+
+
+def gallery(tmp_path, **options):
+    with Gallery.build(**{"folder": tmp_path / "g", "features": np.eye(2), "pids": [1, 2], **options}) as made:
+        return made
+
+
+ONE = Embeddings(np.eye(3), [0, 1, 2], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "wrong"),
+    [
+        (lambda path: torchreid_autoreid.load_model(path), "path", NO_PATHS),
+        (lambda path: Genotype.load(path), "path", NO_PATHS),
+        (lambda path: Genotype.load("retrieval").save(path), "path", NO_PATHS),
+        (lambda path: torchreid_autoreid.read_history(path), "path", NO_PATHS),
+        (lambda path: torchreid_autoreid.compare(path, path), "path", NO_PATHS),
+        (lambda path: load_embeddings(path), "path", NO_PATHS),
+        (lambda path: save_embeddings(path, ONE, ONE), "path", NO_PATHS),
+        (lambda path: RetrievalIndex.load(path), "path", NO_PATHS),
+        (lambda path: RetrievalIndex.build(np.eye(3, dtype=np.float32), "Flat").save(path), "path", NO_PATHS),
+        (lambda path: Gallery.open(path), "path", NO_PATHS),
+        (lambda path: Gallery.create(path, 3), "path", NO_PATHS),
+        (lambda path: Gallery.build(path, np.eye(3), [1, 2, 3]), "path", NO_PATHS),
+        (lambda path: TruthSet.load(path), "path", NO_PATHS),
+        (lambda path: TruthSet.load().save(path), "path", NO_PATHS),
+        (lambda path: report.write_report(path), "path", NO_PATHS),
+        (lambda path: cluster(np.eye(40), graph=path), "path", NO_PATHS[1:]),
+        *((part_aware, name, [*NOT_WHOLE, 0]) for name in ("in_channels", "out_channels", "stride", "parts")),
+        (small_network, "genotype", NO_OBJECTS),
+        *((small_search_network, name, NO_NAMES) for name in ("space", "strategy")),
+        (lambda name: torchreid_autoreid.register_model(name, channels=4), "name", NO_NAMES),
+        (lambda genotype: Genotype.load("retrieval").changed_edges(genotype), "genotype", [None, *NO_OBJECTS]),
+        (lambda genotype: report.draw_cell(genotype), "genotype", [None, *NO_OBJECTS]),
+        (lambda kind: report.draw_cell(Genotype.load("retrieval"), kind), "kind", NO_NAMES),
+        *((derived, name, [None, 5, "", [], [[None]] * 2, RAGGED]) for name in ("normal", "reduce", "operations")),
+        (derived, "skip_cap", [-1, 1.5, float("nan"), True, "1", []]),
+        *((architect, name, NO_NUMBERS) for name in ("order", "displacement")),
+        *((weighted_loss, name, NO_NUMBERS) for name in ("softmax", "triplet")),
+        *((measured_pairs, name, [None, *NO_OBJECTS]) for name in ("query", "gallery")),
+        (measured_pairs, "fpr", [None, "x", [[0.1], [0.1, 0.2]], {}, [1j]]),
+        (lambda side: evaluate(side, ONE), "side", [None, *NO_OBJECTS]),
+        (lambda side: evaluate(ONE, side), "side", [None, *NO_OBJECTS]),
+        (lambda pids: Embeddings(np.eye(2), pids), "pids", [None, RAGGED, {}]),
+        (lambda pids: compare_clusters(pids, [1, 2]), "pids", [None, RAGGED, {}]),
+        (lambda pids: compare_clusters([1, 2], pids), "pids", [None, RAGGED, {}]),
+        (lambda d: evaluate_rank(d, [1, 2], [1, 2], [0, 0], [1, 1]), "d", [None, RAGGED, {}]),
+        (lambda d: re_ranking(d, d, d), "d", [None, RAGGED, {}]),
+        (lambda near: cluster(np.eye(40), neighbours=near), "near", NO_OBJECTS),
+        (lambda layers: TruthSet.load().means(layers), "layers", [None, 5, {}]),
+        (lambda figure: TruthSet.load().table((1, 1, 1, 1), figure), "figure", [*NO_NAMES[:2], "", "genotype"]),
+        *(
+            (draw, "records", [None, 5, [], [1], {}])
+            for draw in (report.draw_history, report.draw_costs, report.verdict)
+        ),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_in_a_line(call, name, wrong):
+    for value in wrong:
+        with pytest.raises(UserError) as refused:
+            call(**{name: value})
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_gallery_takes_no_odd_network_nor_people(tmp_path):
+    for options in ({"network": []}, {"network": None}, {"pids": RAGGED}):
+        with pytest.raises(UserError):
+            gallery(tmp_path, **options)
+    assert len(list(tmp_path.iterdir())) == 0
+
+
+def test_a_device_that_is_none_is_refused_in_a_line(tmp_path):
+    write_checkpoint(tmp_path / "c.pth")
+    for device in ("nothing", -1, [], 1.5, "cuda:99"):
+        with pytest.raises(UserError, match="device"):
+            torchreid_autoreid.load_model(tmp_path / "c.pth", device)

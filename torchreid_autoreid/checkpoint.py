@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, line_of_the_machine, short, way_out
-from .files import write_atomically
+from .files import as_path, write_atomically
 from .genotype import Genotype
 
 __all__ = [
@@ -224,7 +224,7 @@ def load_checkpoint(path: str | PathLike[str] | Checkpoint, keys: Iterable[str] 
     Raises:
         UserError: if the file is missing, torn, holds objects other than tensors and plain data, or lacks a key.
     """
-    state = path if isinstance(path, Checkpoint) else _read(Path(path))
+    state = path if isinstance(path, Checkpoint) else _read(as_path(path))
     for key in keys:
         if key not in state:
             raise UserError(

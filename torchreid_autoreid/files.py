@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, way_out
+from .errors import UserError, short, way_out
 
 __all__ = [
     "append_line",
+    "as_path",
     "check_output",
     "forget_half_written",
     "naming",
@@ -29,6 +30,25 @@ __all__ = [
 
 
 _HALF_WRITTEN = ".part"
+
+
+def as_path(path: Any, name: str = "the path") -> Path:
+    """A path that was given from Python.
+
+    Raises:
+        UserError: if it is none. Python's ``open`` would take a number for the descriptor of an open file.
+
+    >>> as_path(5)
+    Traceback (most recent call last):
+    ...
+    torchreid_autoreid.errors.UserError: the path must be a text or a pathlib.Path, not 5
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(f"{name} must be a text or a pathlib.Path, not {short(path)}")
+    if "\0" in text:
+        raise UserError(f"{name} {short(text)} holds a null character, which no file system takes; give another")
+    return Path(text)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, short
-from .files import naming
+from .files import as_path, naming
 
 __all__ = [
     "KINDS",
@@ -27,6 +27,7 @@ __all__ = [
     "Block",
     "Genotype",
     "cell_edges",
+    "check_genotype",
     "derive",
     "num_blocks",
     "num_edges",
@@ -70,8 +71,8 @@ def operation_names(space: str) -> tuple[str, ...]:
     >>> operation_names("standard")[0]
     'max_pool_3x3'
     """
-    if space not in SPACES:
-        raise UserError(f"unknown search space {space!r}; choose one of {', '.join(SPACES)}")
+    if not isinstance(space, str) or space not in SPACES:
+        raise UserError(f"unknown search space {short(space)}; choose one of {', '.join(SPACES)}")
     return SPACES[space]
 
 
@@ -169,7 +170,14 @@ class Genotype:
         }
 
     def changed_edges(self, other: Genotype) -> int:
-        """How many edges of this genotype, each an operation on an input of a block, the other one does not have."""
+        """How many edges of this genotype, each an operation on an input of a block, the other one does not have.
+
+        Raises:
+            UserError: if the other one is no genotype, or has another number of blocks.
+        """
+        check_genotype(other)
+        if other.blocks != self.blocks:
+            raise UserError(f"genotypes of {self.blocks} and {other.blocks} blocks have no edges in common places")
         return sum(
             sum((Counter(block) - Counter(before)).values())
             for cell, cell_before in ((self.normal, other.normal), (self.reduce, other.reduce))
@@ -197,9 +205,9 @@ class Genotype:
         Raises:
             UserError: if there is neither such a preset nor such a file, or the file is not a valid genotype.
         """
+        path = as_path(path_or_preset, "a genotype's name or path")
         if str(path_or_preset) in _PRESETS:
             return _PRESETS[str(path_or_preset)]
-        path = Path(path_or_preset)
         if not path.is_file():
             near = get_close_matches(str(path_or_preset), _PRESETS, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -226,7 +234,7 @@ class Genotype:
         for kind, cell, comma in (("normal", self.normal, ","), ("reduce", self.reduce, "")):
             blocks = ",\n".join(f"    {json.dumps(block)}" for block in cell)
             lines.append(f'  "{kind}": [\n{blocks}\n  ]{comma}')
-        Path(path).write_text("\n".join([*lines, "}", ""]), encoding="utf-8")
+        as_path(path).write_text("\n".join([*lines, "}", ""]), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """The genotype as plain lists, ready for JSON."""
@@ -256,6 +264,15 @@ class Genotype:
                 f"genotype version {short(content['version'])} is not supported; this program reads version {_VERSION}"
             )
         return cls(content["name"], content["normal"], content["reduce"])
+
+
+def check_genotype(genotype: Any) -> Genotype:
+    """Raises a UserError for what is no genotype."""
+    if not isinstance(genotype, Genotype):
+        raise UserError(
+            f"{short(genotype)} is no Genotype; read one with Genotype.load(a preset or the path of a file)"
+        )
+    return genotype
 
 
 def _checked_cell(kind: str, cell: Any) -> tuple[Block, ...]:
@@ -309,7 +326,7 @@ def derive(
             (P-DARTS, Chen et al., ICCV 2019, section 3.3).
 
     Raises:
-        UserError: if a value is not finite, or the shape fits no cell.
+        UserError: if a value is no finite number, the shape fits no cell, or ``skip_cap`` is no number of connections.
 
     >>> uniform = [[1 / 7] * 7] * 2
     >>> derive(uniform, uniform).normal
@@ -325,10 +342,19 @@ def derive(
 def _derive_cell(
     kind: str, strengths: Sequence[Sequence[float]], operations: Sequence[str], skip_cap: int | None
 ) -> tuple[Block, ...]:
-    blocks = num_blocks(len(strengths))
+    try:
+        table = [[float(value) for value in row] for row in strengths]
+        names = [str(operation) for operation in operations]
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"{kind} strengths must be (E, O) numbers with O names, not {short(strengths)} with {short(operations)}"
+        ) from None
+    blocks = num_blocks(len(table))
     if blocks is None:
-        raise UserError(f"{len(strengths)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
-    rows = [_by_operation(f"{kind} edge {edge}", row, operations) for edge, row in enumerate(strengths)]
+        raise UserError(f"{len(table)} {kind} edges fit no cell; 4 blocks have {num_edges(4)}")
+    if skip_cap is not None and (isinstance(skip_cap, bool) or not isinstance(skip_cap, int) or skip_cap < 0):
+        raise UserError(f"skip_cap must be a whole number of at least 0, or None, not {short(skip_cap)}")
+    rows = [_by_operation(f"{kind} edge {edge}", row, names) for edge, row in enumerate(table)]
     while True:
         chosen = _strongest_edges(rows, blocks)
         skips = sorted((c for block in chosen for c in block if c[2] == "skip_connect"), key=lambda c: -c[0])

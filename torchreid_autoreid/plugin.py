@@ -14,7 +14,7 @@ import torchreid
 from torch import nn
 
 from .checkpoint import load_weights
-from .errors import UserError
+from .errors import UserError, short
 from .genotype import Genotype
 from .space.networks import AutoReIDNetwork, AutoReIDSearchNetwork
 
@@ -72,6 +72,7 @@ def register_model(
     >>> torchreid.models.build_model("autoreid_tiny", num_classes=5, pretrained=False).feature_dim
     128
     """
+    _check_name(name)
     cells = genotype if isinstance(genotype, Genotype) else Genotype.load(genotype)
 
     def build(num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = True) -> nn.Module:
@@ -112,6 +113,7 @@ def build_model(name: str, num_classes: int, loss: str = "softmax", pretrained: 
     Raises:
         UserError: if no such model is registered, or its ImageNet weights cannot be downloaded.
     """
+    _check_name(name)
     names = list(_model_factory())
     if name not in names:
         near = get_close_matches(name, names, n=3)
@@ -130,6 +132,11 @@ def register() -> None:
     for name, channels in PRESETS.items():
         register_model(name, channels=channels)
     _register("autoreid_search", _build_search_network)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"the name of a model must be a text, not {short(name)}")
 
 
 def _build_search_network(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .errors import UserError, short
 from .genotype import KINDS, MAX_BLOCKS, OPERATION_NAMES, Genotype, num_blocks, num_edges
 
-__all__ = ["CandidateRecord", "EpochRecord", "PretrainingRecord", "SearchRecord", "TrainingRecord"]
+__all__ = ["CandidateRecord", "EpochRecord", "PretrainingRecord", "SearchRecord", "TrainingRecord", "check_records"]
 
 Figures = Mapping[str, float]
 
@@ -200,6 +201,14 @@ class SearchRecord(EpochRecord):
     def limits(self) -> dict[str, float]:
         """Measure -> limit of its cost."""
         return {measure: cost["limit"] for measure, cost in (self.cost or {}).items()}
+
+
+def check_records(records: Any) -> None:
+    """Raises a UserError for what are no records of a search, or none at all."""
+    if not isinstance(records, list | tuple) or not all(isinstance(record, SearchRecord) for record in records):
+        raise UserError(f"records must be a list of SearchRecord, not {short(records)}")
+    if not records:
+        raise UserError("there are no records; a search writes them after its first epoch")
 
 
 def _plain(value: Any) -> Any:

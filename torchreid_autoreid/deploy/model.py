@@ -32,13 +32,19 @@ def load_model(path: str | PathLike[str], device: str | torch.device = "cpu") ->
         device: where the network goes.
 
     Raises:
-        UserError: if the file cannot be read, or does not say which network it holds.
+        UserError: if the file cannot be read or does not say which network it holds, or there is no such device.
 
     Example::
 
         model = load_model("log/train/checkpoint-best.pth")
         features = model(torch.stack([model.preprocess(path) for path in paths]))  # (B, model.feature_dim)
     """
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise UserError(f"unknown device {short(device)}; choose 'cpu' or 'cuda'") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r} asked for, but torch sees {torch.cuda.device_count()} GPUs; use 'cpu'")
     checkpoint = load_checkpoint(path, ())
     path = checkpoint.path
     described = Description.of_checkpoint(checkpoint)
@@ -58,7 +64,7 @@ def load_model(path: str | PathLike[str], device: str | torch.device = "cpu") ->
         raise UserError(
             f"{path} describes its configuration wrongly: flip_test and normalize_feature are {short(options)}"
         )
-    return FeatureExtractor(network.eval(), description, *options).to(device)
+    return FeatureExtractor(network.eval(), description, *options).to(place)
 
 
 class FeatureExtractor(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, short
 from .distances import distance_block, pair_distances
 from .embeddings import check_count
 from .index import RetrievalIndex
@@ -140,6 +140,8 @@ def nearest_items(
     Raises:
         UserError: an index with a graph, on GPUs, or as its ``neighbourhood`` says.
     """
+    if not isinstance(neighbours, NeighbourIndex | None):
+        raise UserError(f"neighbours is {short(neighbours)}; give a NeighbourIndex, or None for exact ones")
     if neighbours is None:
         return Items(collection, devices).neighbourhood(k, progress, graph)
     if graph is not None:

@@ -22,7 +22,7 @@ from ..errors import UserError, short
 from ..parallel.launch import OneProcess
 from .approximate import NeighbourIndex, nearest_items
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import as_features, as_labels, check_count, is_between
+from .embeddings import as_array, as_features, as_labels, check_count, is_between
 from .neighbours import Collection, Neighbourhood
 from .pairwise import Progress, ranges_within
 from .rerank import (
@@ -266,6 +266,7 @@ def compare_clusters(labels: Any, pids: Any) -> Agreement:
         >>> compare_clusters([0, 0, 1, 1], [5, 5, 7, 7]).ari
         1.0
     """
+    pids = as_array(pids, "pids").reshape(-1)
     if not len(pids):
         raise UserError("there are no items to compare; give at least one")
     pids = as_labels(pids, "pids", len(pids))

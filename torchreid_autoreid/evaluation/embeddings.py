@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, short
+from ..files import as_path
 from . import features_file
 from .apart import in_a_process
 
@@ -118,6 +119,13 @@ def release(features: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def check_sides(query: Any, gallery: Any) -> None:
+    """Raises a UserError for a query or gallery that is none."""
+    for name, side in (("query", query), ("gallery", gallery)):
+        if not isinstance(side, Embeddings):
+            raise UserError(f"{name} is {short(side)}; give Embeddings(features, pids, camids)")
+
+
 def check_dimensions(query: int, gallery: int) -> None:
     """Raises a UserError for queries and gallery of different dimensions."""
     if query != gallery:
@@ -143,11 +151,19 @@ def is_between(value: Any, least: float, most: float, ends: bool = True) -> bool
         return False
 
 
+def as_array(values: Any, name: str) -> np.ndarray:
+    """An array of what was given: a tensor, an array or lists; a UserError that names lists of different lengths."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise UserError(f"{name} are no array ({short(values)}); give as many values in each row") from None
+
+
 def as_labels(labels: Any, name: str, length: int) -> np.ndarray:
     """(length,) int64 labels, or a UserError that names them."""
-    if hasattr(labels, "detach"):
-        labels = labels.detach().cpu().numpy()
-    labels = np.asarray(labels)
+    labels = as_array(labels, name)
     if labels.shape != (length,):
         raise UserError(f"{name} have shape {labels.shape} for {length} vectors; give one label per vector")
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
@@ -230,7 +246,7 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Embeddings, Embeddings]:
 
 def load_with_people(path: str | os.PathLike) -> tuple[Embeddings, Embeddings, np.ndarray]:
     """As :func:`load_embeddings`, and (Ng,) the gallery's identities as the file has them: numbers or names."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; give an npz with the keys {', '.join(NPZ_KEYS)}")
     if path.suffix.lower() not in features_file.SUFFIXES:
@@ -309,5 +325,5 @@ def save_embeddings(path: str | os.PathLike, query: Embeddings, gallery: Embeddi
         for name in ("features", *LABELS)
         if len(getattr(embeddings, name))
     }
-    with open(path, "wb") as file:
+    with open(as_path(path), "wb") as file:
         np.savez(file, **arrays)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..files import check_output, write_output
+from ..files import as_path, check_output, write_output
 from .distances import Vectors
 from .pairwise import ranges
 from .ranking import Farthest, Nearest, key_positions
@@ -42,7 +42,7 @@ class GraphFile:
     pieces: int
 
     def __post_init__(self) -> None:
-        check_output("graph", self.path)
+        check_output("graph", as_path(self.path, "graph"))
         self.mark = self._digest()
         self.written = time.monotonic()
 

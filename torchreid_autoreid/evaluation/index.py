@@ -10,7 +10,8 @@ import faiss
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, short
+from ..files import as_path
 from . import index_file
 from .apart import in_a_process
 from .distances import check_metric, find_devices
@@ -131,7 +132,7 @@ class RetrievalIndex:
                 one another, vectors kept in another file, another dimension or metric.
         """
         check_metric(metric)
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise UserError(f"there is no index file {path}; build one and save it first")
         index = _read(path)
@@ -177,7 +178,7 @@ class RetrievalIndex:
             faiss.copy_array_to_vector(centre.astype(np.float32), transform.mean)
             transform.is_trained = True
             index = faiss.IndexPreTransform(transform, index)
-        faiss.write_index(index, os.fspath(path))
+        faiss.write_index(index, str(as_path(path)))
 
     def __len__(self) -> int:
         return self.index.ntotal
@@ -189,6 +190,8 @@ class RetrievalIndex:
 
     def set_parameters(self, parameters: str) -> None:
         """Sets what trades recall for speed, as faiss names it: 'nprobe=32', 'efSearch=128'."""
+        if not isinstance(parameters, str):
+            raise UserError(f"search parameters are a text such as nprobe=32, not {short(parameters)}")
         try:
             faiss.ParameterSpace().set_index_parameters(self.index, parameters)  # a file keeps these
             if self.searcher is not self.index and not self._stay(self._plan()):

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..parallel.launch import OneProcess
-from .embeddings import as_labels, check_count
+from .embeddings import as_array, as_labels, check_count
 from .figures import MatchRanks, first_matches, per_query
 from .pairwise import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
 from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
@@ -263,7 +263,7 @@ def evaluate_rank(
         >>> evaluate_rank(np.array([[0.1, 0.9]]), np.array([7]), np.array([7, 8]), np.array([0]), np.array([1, 1]))[1]
         1.0
     """
-    distmat = np.asarray(distmat.detach().cpu() if hasattr(distmat, "detach") else distmat)
+    distmat = as_array(distmat, "distmat")
     if distmat.dtype.kind not in "fiu":
         raise UserError(f"distmat has type {distmat.dtype}; give real numbers")
     if distmat.ndim != 2 or not distmat.size:

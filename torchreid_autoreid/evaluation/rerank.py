@@ -23,7 +23,7 @@ from ..errors import UserError, short
 from ..parallel.launch import OneProcess
 from .approximate import NeighbourIndex, nearest_items
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import as_features, check_count, check_dimensions, is_between
+from .embeddings import as_array, as_features, check_count, check_dimensions, is_between
 from .neighbours import Collection, Neighbourhood
 from .pairwise import (
     BlockOf,
@@ -482,8 +482,7 @@ def re_ranking(
         >>> re_ranking(d[:3, 3:], d[:3, :3], d[3:, 3:], k1=3, k2=2).shape
         (3, 9)
     """
-    given = (x.detach().cpu() if hasattr(x, "detach") else x for x in (q_g_dist, q_q_dist, g_g_dist))
-    q_g, q_q, g_g = (np.asarray(x) for x in given)
+    q_g, q_q, g_g = as_array(q_g_dist, "q_g_dist"), as_array(q_q_dist, "q_q_dist"), as_array(g_g_dist, "g_g_dist")
     nq, ng = q_g.shape if q_g.ndim == 2 else (0, 0)
     if not nq or not ng or q_q.shape != (nq, nq) or g_g.shape != (ng, ng):
         raise UserError(

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, short
 from ..parallel.launch import processes
 from .approximate import NeighbourIndex
 from .distances import check_metric, find_devices, full_precision
-from .embeddings import Embeddings, check_count, check_dimensions
+from .embeddings import Embeddings, as_array, check_count, check_dimensions, check_sides
 from .expansion import Expansion
 from .index import RetrievalIndex
 from .metrics import (
@@ -44,6 +44,7 @@ class _Setting:
         rules: Rules,
     ):
         check_metric(metric)
+        check_sides(query, gallery)
         check_dimensions(query.dimension, gallery.dimension)
         self.metric = metric
         self.devices = find_devices(device, distributed)
@@ -165,6 +166,8 @@ def evaluate(
         check_count(name, value, least)
     if graph is not None and (not rerank or protocol != "market1501"):
         raise UserError(f"graph {graph} is of re-ranking, on one gallery; leave it out")
+    if not isinstance(neighbours, NeighbourIndex | None):
+        raise UserError(f"neighbours is {short(neighbours)}; give a NeighbourIndex, or None for exact ones")
     if neighbours is not None and (not rerank or protocol != "market1501"):
         raise UserError(f"the neighbours of {neighbours.factory!r} are of re-ranking, on one gallery; leave them out")
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)
@@ -197,6 +200,7 @@ def evaluate(
             neighbours,
         )
 
+    check_sides(query, gallery)
     query, gallery = _pooled(query, gallery, pool, multi_query, metric, distributed)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
@@ -397,7 +401,10 @@ def roc(
         >>> curve.tpr.tolist()
         [1.0]
     """
-    rates = np.asarray(fpr, dtype=np.float64).reshape(-1)
+    rates = as_array(fpr, "fpr").reshape(-1)
+    if rates.dtype.kind not in "fiu":
+        raise UserError(f"fpr is {short(fpr)}; give false-accept rates from 0 to 1")
+    rates = rates.astype(np.float64)
     if not len(rates) or not ((rates >= 0) & (rates <= 1)).all():
         raise UserError(f"fpr is {rates.tolist()}; give false-accept rates from 0 to 1")
     setting = _Setting(query, gallery, metric, device, distributed, Rules(leave_out))

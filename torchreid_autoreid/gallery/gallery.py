@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, short
-from ..evaluation.embeddings import as_features, as_labels, check_count, is_between
+from ..evaluation.embeddings import as_array, as_features, as_labels, check_count, is_between
+from ..files import as_path
 from .nearest import Nearest, best_by_person
 from .store import Snapshot, Store
 from .strangers import Impostors, quantile, threshold_of_enrolled
@@ -91,7 +91,9 @@ class Gallery:
             UserError: a folder that holds something, or cannot be written.
         """
         check_count("dimension", dimension, 1)
-        return cls(Store.create(Path(folder), int(dimension), network))
+        if not isinstance(network, str):
+            raise UserError(f"network must be a text that names the network, not {short(network)}")
+        return cls(Store.create(as_path(folder, "the gallery's folder"), int(dimension), network))
 
     @classmethod
     def build(cls, folder: str | os.PathLike[str], features: Any, pids: Any, network: str = "") -> Gallery:
@@ -104,7 +106,7 @@ class Gallery:
         Raises:
             UserError: as of both; the folder is as it was then.
         """
-        place = Path(folder)
+        place = as_path(folder, "the gallery's folder")
         new = not place.exists()
         gallery = cls.create(place, as_features(features).shape[1], network)
         try:
@@ -125,7 +127,7 @@ class Gallery:
         Raises:
             UserError: no gallery, a damaged one, or one of another network than ``network``, if both are named.
         """
-        store = Store(Path(folder))
+        store = Store(as_path(folder, "the gallery's folder"))
         if network and store.network and network != store.network:
             store.close()
             raise UserError(
@@ -192,7 +194,7 @@ class Gallery:
         Raises:
             UserError: somebody is not enrolled; nobody is removed then.
         """
-        pids = np.atleast_1d(np.asarray(pids))
+        pids = np.atleast_1d(as_array(pids, "pids"))
         return self._store.remove(np.unique(as_identities(pids, len(pids))))
 
     def query(self, features: Any, top: int = 1, threshold: float | None = None) -> Answer:
@@ -315,7 +317,7 @@ class Gallery:
 
 def as_identities(pids: Any, length: int) -> np.ndarray:
     """Identities, (N,) int64 or str, or a UserError that names them; both Unicode forms of a name are one."""
-    values = pids.detach().cpu().numpy() if hasattr(pids, "detach") else np.asarray(pids)
+    values = as_array(pids, "pids")
     names = values.dtype.kind == "U" or (values.dtype.kind == "O" and all(isinstance(pid, str) for pid in values.flat))
     if not names:
         return as_labels(values, "pids", length)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, short
+from ..files import as_path
 
 DATABASE = "gallery.sqlite"
 FORMAT = 1
@@ -51,7 +52,7 @@ class Store:
     """The folder of a gallery, with one connection to its database."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "the gallery's folder")
         if not (self.folder / DATABASE).is_file():
             raise UserError(f"{folder} holds no gallery ({DATABASE} is missing); make one with gallery build")
         self._connection = self._connect()
@@ -72,7 +73,7 @@ class Store:
     @classmethod
     def create(cls, folder: str | Path, dimension: int, network: str) -> Store:
         """An empty gallery; the database appears under its name when it is whole."""
-        folder = Path(folder)
+        folder = as_path(folder, "the gallery's folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(not path.name.startswith(".") for path in folder.iterdir()):

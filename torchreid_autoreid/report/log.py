@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UserError
-from ..files import naming
+from ..files import as_path, naming
 from ..genotype import Genotype
 from ..provenance import FILE, Provenance
 from ..queries import Queries
@@ -80,7 +80,7 @@ def read_log(log_dir: str | Path) -> SearchLog:
     Raises:
         UserError: if the folder is no log of a search, or one of its files is damaged.
     """
-    folder = Path(log_dir)
+    folder = as_path(log_dir, "the log folder")
     if not folder.is_dir():
         raise UserError(f"no log folder {folder}; give the data.save_dir of a search")
     records, torn = read_history(folder / "history.jsonl")

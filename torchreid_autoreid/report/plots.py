@@ -17,9 +17,9 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from ..errors import UserError
-from ..genotype import KINDS, Block, Genotype, cell_edges, num_blocks, num_edges
-from ..records import SearchRecord
+from ..errors import UserError, short
+from ..genotype import KINDS, Block, Genotype, cell_edges, check_genotype, num_blocks, num_edges
+from ..records import SearchRecord, check_records
 
 __all__ = [
     "BOX_HEIGHT",
@@ -149,9 +149,9 @@ def draw_cell(genotype: Genotype, kind: str = "normal") -> Figure:
     >>> figure_to_rgb(draw_cell(Genotype.load("retrieval"), "reduce")).dtype
     dtype('uint8')
     """
-    if kind not in _CELL_TITLES:
-        raise UserError(f"unknown kind of cell {kind!r}; choose one of {', '.join(_CELL_TITLES)}")
-    layout = lay_out(getattr(genotype, kind))
+    if not isinstance(kind, str) or kind not in _CELL_TITLES:
+        raise UserError(f"unknown kind of cell {short(kind)}; choose one of {', '.join(_CELL_TITLES)}")
+    layout = lay_out(getattr(check_genotype(genotype), kind))
     nodes, rows, reach, bar, height = layout.nodes, layout.rows, layout.reach, layout.bar, layout.height
     figure, axes = _canvas(layout.width, height)
     for edge in layout.edges:
@@ -275,8 +275,13 @@ def draw_alphas(
     >>> draw_alphas([[0.2, 0.8], [0.6, 0.4]], ["none", "skip_connect"]).axes[0].get_yticklabels()[1].get_text()
     '1 → 2'
     """
-    values = np.asarray(probabilities, dtype=float)
-    blocks = num_blocks(len(values))
+    try:
+        values = np.asarray(probabilities, dtype=float)
+    except (TypeError, ValueError):
+        raise UserError(f"probabilities must be (E, O) numbers, not {short(probabilities)}") from None
+    if not isinstance(operations, Sequence):
+        raise UserError(f"operations must be a list of names, not {short(operations)}")
+    blocks = num_blocks(len(values)) if values.ndim else None
     if blocks is None or values.ndim != 2 or values.shape[1] != len(operations):
         raise UserError(f"probabilities of shape {values.shape} fit no cell with {len(operations)} operations")
     if top is None:
@@ -314,7 +319,13 @@ def draw_history(records: Sequence[SearchRecord], columns: int = 4) -> Figure:
     Args:
         records: of all epochs so far, at least one.
         columns: panels side by side.
+
+    Raises:
+        UserError: if there are no records, or ``columns`` is no number of panels.
     """
+    check_records(records)
+    if isinstance(columns, bool) or not isinstance(columns, int) or not 1 <= columns <= 8:
+        raise UserError(f"columns must be a whole number from 1 to 8, not {short(columns)}")
     lines = -(-8 // columns)
     figure = _figure(3.3 * columns if columns > 1 else 4.4, 2.55 * lines)
     panels = iter(figure.subplots(lines, columns, squeeze=False).ravel())
@@ -360,7 +371,13 @@ def draw_costs(records: Sequence[SearchRecord]) -> Figure:
 
     Args:
         records: of all epochs so far of a search with limits, at least one.
+
+    Raises:
+        UserError: if there are no records, or the search had no limits.
     """
+    check_records(records)
+    if not records[0].limits():
+        raise UserError("the search had no limits, so there are no costs to draw; draw_history draws its course")
     limits = records[0].limits()
     figure = _figure(4.4 * len(limits), 2.9)
     panels = figure.subplots(1, len(limits), squeeze=False).ravel()

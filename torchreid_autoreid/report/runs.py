@@ -13,7 +13,7 @@ import yaml
 
 from ..config.read import plain_yaml
 from ..errors import UserError
-from ..files import naming
+from ..files import as_path, naming
 from ..genotype import Genotype
 from .history import read_lines
 
@@ -45,7 +45,7 @@ def read_history(log: str | PathLike[str]) -> Any:
     Raises:
         UserError: if there is no history, or a line of it is not a record.
     """
-    rows = _rows(Path(log))
+    rows = _rows(as_path(log, "the log folder"))
     if importlib.util.find_spec("pandas") is None:
         return rows
     import pandas
@@ -112,7 +112,7 @@ def compare(log_a: str | PathLike[str], log_b: str | PathLike[str]) -> Compariso
     Raises:
         UserError: if a folder holds no history, or one of its files is damaged.
     """
-    logs = Path(log_a), Path(log_b)
+    logs = as_path(log_a, "the log folder"), as_path(log_b, "the log folder")
     one, other = (_figures(_rows(log)) for log in logs)
     names = [*one, *(name for name in other if name not in one)]
     first, second = (read_settings(log) for log in logs)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..genotype import KINDS, cell_edges
-from ..records import SearchRecord
+from ..records import SearchRecord, check_records
 
 __all__ = ["Edge", "Sentence", "kept_edges", "verdict", "wilson"]
 
@@ -89,7 +89,12 @@ def wilson(share: float, number: int) -> tuple[float, float]:
 
 
 def verdict(records: Sequence[SearchRecord]) -> list[Sentence]:
-    """The findings on a search, finished or not, the most important first."""
+    """The findings on a search, finished or not, the most important first.
+
+    Raises:
+        UserError: if there are no records.
+    """
+    check_records(records)
     of_candidates = records[-1].candidate is not None
     return [*(_candidates(records) if of_candidates else _alphas(records)), *_measurement(records, of_candidates)]
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, short
+from ..limits import Range, is_whole
 
 __all__ = [
     "Architect",
@@ -95,7 +96,8 @@ class Architect:
             the displaced passes.
 
     Raises:
-        UserError: if ``order`` is neither 1 nor 2, or the second order is asked of an optimiser other than SGD.
+        UserError: if ``order`` is neither 1 nor 2, ``displacement`` is not above 0, or the second order is asked of an
+            optimiser other than SGD.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class Architect:
         forward: Callable[[Tensor], Any] | None = None,
         gradient: Gradient | None = None,
     ) -> None:
-        if order not in (1, 2):
-            raise UserError(f"the order of the architecture gradient is 1 or 2, not {order!r}")
+        if not is_whole(order) or order not in (1, 2):
+            raise UserError(f"the order of the architecture gradient is 1 or 2, not {short(order)}")
+        if displacement not in Range(0, 1e30, above=True):
+            raise UserError(f"displacement must be a number above 0, not {short(displacement)}")
         if order == 2 and not isinstance(weight_optimizer, torch.optim.SGD):
             raise UserError(
                 f"the second order imitates a step of SGD, not of {type(weight_optimizer).__name__}; "

@@ -85,7 +85,8 @@ class RetrievalLoss(nn.Module):
         Raises:
             UserError: if a weight is negative or both are 0.
         """
-        if not (softmax >= 0 and triplet >= 0 and softmax + triplet > 0):
+        numbers = all(weight in Range(0, 1e30) for weight in (softmax, triplet))
+        if not numbers or not softmax + triplet > 0:
             raise UserError(f"the weights of the loss must not be negative nor both 0, not {softmax!r} and {triplet!r}")
         loss = cls(softmax / (softmax + triplet), margin, label_smooth)
         loss.weights = {"loss_softmax": softmax, "loss_triplet": triplet}

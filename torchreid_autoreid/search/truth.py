@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ..errors import UserError, short
-from ..files import write_atomically
+from ..files import as_path, write_atomically
 from ..genotype import KINDS, Genotype
 from .predictor import OperationCounts
 
@@ -95,14 +95,14 @@ class TruthSet:
         cls, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], signals: Mapping[str, Any] | None = None
     ) -> TruthSet:
         """Raises ValueError if a row is none."""
-        found = {
-            name: {int(index): float(value) for index, value in values.items()}
-            for name, values in (signals or {}).items()
-        }
         try:
+            found = {
+                name: {int(index): float(value) for index, value in values.items()}
+                for name, values in (signals or {}).items()
+            }
             return cls(about, tuple(Trained.from_dict(row) for row in rows), found)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a network lacks or has too much: {error}") from None
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"a network or signal lacks or has too much: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path = OWN) -> TruthSet:
@@ -111,7 +111,7 @@ class TruthSet:
         Raises:
             UserError: if the file is missing, of another version, or no truth set.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise UserError(f"{path} has {path.stat().st_size} bytes, which is no truth set")
@@ -137,11 +137,11 @@ class TruthSet:
         head = f'"version": {_VERSION},\n"about": {json.dumps(dict(self.about))}'
         signals = ",\n".join(f"  {json.dumps(name)}: {json.dumps(dict(own))}" for name, own in self.signals.items())
         text = f'{{{head},\n"signals": {{\n{signals}\n}},\n"networks": [\n{lines}\n]}}\n'
-        write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        write_atomically(as_path(path), lambda name: Path(name).write_text(text, encoding="utf-8"))
 
     def table(self, layers: Sequence[int], figure: str = "mAP") -> tuple[list[int], np.ndarray]:
         """The genotypes' indices and their (G, S) figures, of those that have been trained with all S seeds."""
-        own = [network for network in self.networks if network.layers == tuple(layers)]
+        own = self._trained(layers, figure)
         seeds = sorted({network.seed for network in own})
         found = {(network.index, network.seed): float(getattr(network, figure)) for network in own}
         indices = sorted({index for index, _ in found})
@@ -153,10 +153,17 @@ class TruthSet:
     def means(self, layers: Sequence[int], figure: str = "mAP") -> dict[int, float]:
         """The mean over the seeds, by index; of all genotypes that have been trained at this depth."""
         own: dict[int, list[float]] = {}
-        for network in self.networks:
-            if network.layers == tuple(layers):
-                own.setdefault(network.index, []).append(float(getattr(network, figure)))
+        for network in self._trained(layers, figure):
+            own.setdefault(network.index, []).append(float(getattr(network, figure)))
         return {index: statistics.fmean(values) for index, values in own.items()}
+
+    def _trained(self, layers: Sequence[int], figure: str) -> list[Trained]:
+        """The networks of a depth; raises a UserError for what is no depth, or a figure that they do not have."""
+        if not isinstance(layers, list | tuple):
+            raise UserError(f"layers must be the cells of each stage, such as (1, 1, 1, 1), not {short(layers)}")
+        if figure not in _FIGURES:
+            raise UserError(f"unknown figure {short(figure)}; choose from {', '.join(_FIGURES)}")
+        return [network for network in self.networks if network.layers == tuple(layers)]
 
     def genotype(self, index: int) -> Genotype:
         """Raises KeyError if there is none."""

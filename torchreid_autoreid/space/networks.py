@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, short
-from ..genotype import KINDS, Genotype, derive, num_edges, operation_names
+from ..genotype import KINDS, Genotype, check_genotype, derive, num_edges, operation_names
 from ..limits import check_choice, check_values, is_whole
 from .cells import Cell, DerivedCell, SearchCell
 from .strategies import STRATEGIES, EpochValues, Mixture, beta_penalty
@@ -161,7 +161,7 @@ class AutoReIDNetwork(Skeleton):
         auxiliary: bool = False,
         last_norm: bool = True,
     ) -> None:
-        genotype = genotype or Genotype.load("retrieval")
+        genotype = Genotype.load("retrieval") if genotype is None else check_genotype(genotype)
         check_values("autoreid", drop_path=drop_path)
 
         def make_cell(inputs: tuple[int, int], width: int, kind: str, stride: int, halve_first: bool) -> Cell:
@@ -253,8 +253,8 @@ class AutoReIDSearchNetwork(Skeleton):
     ) -> None:
         operations = operation_names(space)
         check_values("autoreid", blocks=blocks, channels=channels)
-        if strategy not in STRATEGIES:
-            raise UserError(f"unknown search strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+        if not isinstance(strategy, str) or strategy not in STRATEGIES:
+            raise UserError(f"unknown search strategy {short(strategy)}; choose one of {', '.join(STRATEGIES)}")
         partial = partial_channels if STRATEGIES[strategy].partial else 1
         if partial < 1 or channels % partial:
             raise UserError(f"partial_channels must divide the {channels} channels, which {partial!r} does not")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import UserError
-from ...limits import check_values
+from ...errors import UserError, short
+from ...limits import check_value, check_values, is_whole
 from ...parallel.batch_norm import batch_norm_as
 from ...parallel.group import global_rows
 from .fused import FusedOperation, Needs, State, fold, join_channels, size_of
@@ -76,7 +76,7 @@ class PartAware(nn.Module):
     Shapes: ``(B, C, H, W)`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``; any ``B, H, W >= 1``.
 
     Raises:
-        UserError: if ``stride`` is neither 1 nor 2 or ``parts`` is below 1.
+        UserError: if ``stride`` is neither 1 nor 2 or ``parts`` or channels are below 1.
 
     >>> PartAware(12, 12, stride=2)(torch.zeros(2, 12, 9, 5)).shape
     torch.Size([2, 12, 5, 3])
@@ -86,9 +86,11 @@ class PartAware(nn.Module):
         self, in_channels: int, out_channels: int, stride: int = 1, parts: int = 4, affine: bool = True
     ) -> None:
         super().__init__()
-        if stride not in (1, 2):
-            raise UserError(f"the part-aware operation has stride 1 or 2, not {stride!r}")
+        if not is_whole(stride) or stride not in (1, 2):
+            raise UserError(f"the part-aware operation has stride 1 or 2, not {short(stride)}")
         check_values("autoreid", parts=parts)
+        check_value("autoreid.channels", in_channels, "in_channels")
+        check_value("autoreid.channels", out_channels, "out_channels")
         self.parts = parts
         hidden = max(in_channels // 3, min(in_channels, _LEAST_HIDDEN))  # C'
         # One linear transform a part; a grouped 1x1 convolution is M linear layers in one call.
