@@ -48,7 +48,7 @@ def test_an_index_that_finds_all_gives_the_exact_neighbourhood(metric, factory):
 
 
 @pytest.mark.parametrize(
-    ("factory", "parameters"), [("IVF16,Flat", "nprobe=1"), ("HNSW4", "efSearch=4"), ("PQ2x4", "")]
+    ("factory", "parameters"), [("IVF16,Flat", "nprobe=1"), ("HNSW4", "efSearch=4"), ("PQ2x4np", "")]
 )
 def test_the_recall_is_the_share_of_the_nearest_by_brute_force(factory, parameters):
     index = NeighbourIndex(factory, parameters, recall_sample=500)

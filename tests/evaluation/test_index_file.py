@@ -15,9 +15,9 @@ from torchreid_autoreid.evaluation.index_file import BadIndexError, check_index,
 
 VECTORS = clustered(600, seed=1, spread=1.0).features
 KINDS = [
-    *("Flat", "SQ8", "SQ4", "SQfp16", "PQ4x4", "PQ4x4fs", "LSHrt", "HNSW4", "HNSW4,SQ8", "HNSW4,PQ4x4"),
-    *("IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "IVF4_HNSW4,Flat", "IMI2x4,Flat", "PCA4,IVF4,Flat", "OPQ4,IVF4,PQ4x4"),
-    *("L2norm,Flat", "Pad12,Flat", "IDMap,Flat", "IDMap2,IVF4,Flat", "IVF4,PQ4x4,RFlat", "IVF4,PQ4x4,Refine(SQ8)"),
+    *("Flat", "SQ8", "SQ4", "SQfp16", "PQ4x4", "PQ4x4fs", "LSHrt", "HNSW4", "HNSW4,SQ8", "HNSW4,PQ4x4np"),
+    *("IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "IVF4_HNSW4,Flat", "IMI2x4,Flat", "PCA4,IVF4,Flat", "OPQ4,IVF4,PQ4x4np"),
+    *("L2norm,Flat", "Pad12,Flat", "IDMap,Flat", "IDMap2,IVF4,Flat", "IVF4,PQ4x4np,RFlat", "IVF4,PQ4x4np,Refine(SQ8)"),
 ]
 
 
@@ -42,7 +42,7 @@ def test_what_faiss_wrote_is_accepted(tmp_path, factory):
 
 
 def test_the_process_accepts_it_too(tmp_path):
-    written(build("PCA4,IVF4,PQ4x4,RFlat"), tmp_path / "a.index")
+    written(build("PCA4,IVF4,PQ4x4np,RFlat"), tmp_path / "a.index")
     assert in_a_process(index_file.__file__, "read", tmp_path / "a.index") == ""
 
 
@@ -100,13 +100,13 @@ WRONG = {
     "an id twice": ("IVF4,Flat", lambda index: set_id(index, 1), "twice"),
     "more vectors than codes": ("SQ8", set_to("ntotal", 601), "bytes of codes"),
     "more vectors than ids": ("IVF4,SQ8", set_to("ntotal", 601), "identifiers"),
-    "not trained": ("IVF4,PQ4x4", set_to("is_trained", False), "not trained"),
+    "not trained": ("IVF4,PQ4x4np", set_to("is_trained", False), "not trained"),
     "another metric": ("Flat", set_to("metric_type", 4), "metric"),
     "a quantizer that is not trained": ("IVF4,Flat", set_to("quantizer.is_trained", False), "not trained"),
-    "another length": ("IVF4,PQ4x4", set_to("pq.d", 12), "dimensions"),
+    "another length": ("IVF4,PQ4x4np", set_to("pq.d", 12), "dimensions"),
     "no vectors": ("Flat", lambda index: index.reset(), "no vectors"),
-    "endless refinement": ("IVF4,PQ4x4,RFlat", set_to("k_factor", 1e9), "k_factor"),
-    "negative refinement": ("IVF4,PQ4x4,RFlat", set_to("k_factor", float("nan")), "k_factor"),
+    "endless refinement": ("IVF4,PQ4x4np,RFlat", set_to("k_factor", 1e9), "k_factor"),
+    "negative refinement": ("IVF4,PQ4x4np,RFlat", set_to("k_factor", float("nan")), "k_factor"),
 }
 
 

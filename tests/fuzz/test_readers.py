@@ -246,7 +246,7 @@ def test_graphs(tmp_path_factory, data):
 
 
 @pytest.fixture(
-    scope="module", params=["Flat", "IVF4,Flat", "HNSW4", "IVF4,SQ8", "PCA4,IVF4,PQ2x4,RFlat", "IDMap2,HNSW4,SQ8"]
+    scope="module", params=["Flat", "IVF4,Flat", "HNSW4", "IVF4,SQ8", "PCA4,IVF4,PQ2x4np,RFlat", "IDMap2,HNSW4,SQ8"]
 )
 def index(request):
     vectors = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
