@@ -56,7 +56,7 @@ def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", network=None
         split=split,
         seed=3,
     )
-    shape = {"channels": 2, "layers": (1, 1, 1, 1), "blocks": 2} | (network or {})
+    shape = {"channels": 2, "layers": (1, 1, 1, 1), "blocks": 1} | (network or {})
     model = AutoReIDSearchNetwork(datamanager.num_train_pids, **shape)
     model.to("cuda" if on_gpu else "cpu")
     weights = (
@@ -283,7 +283,7 @@ def test_resumed_at_an_epoch_boundary_or_at_the_end_equals_uninterrupted(uninter
 EVERYTHING = Schedule(auxiliary_skip=1.0, beta_weight=5.0, skip_dropout=0.3)
 STRATEGIES = {
     "darts with all options": {
-        "network": {"blocks": 1},
+        "network": {"blocks": 2},
         "schedule": EVERYTHING,
         "skip_cap": 1,
         "stop_at_skips": 2,
@@ -291,17 +291,16 @@ STRATEGIES = {
     },
     "gdas": {"network": {"strategy": "gdas"}, "schedule": Schedule(beta_weight=5.0, skip_dropout=0.3)},
     "pc_darts, second order": {
-        "network": {"strategy": "pc_darts", "partial_channels": 2, "blocks": 1},
+        "network": {"strategy": "pc_darts", "partial_channels": 2},
         "schedule": EVERYTHING,
         "order": 2,
     },
     "drnas, second order": {
-        "network": {"strategy": "drnas", "blocks": 1},
+        "network": {"strategy": "drnas"},
         "schedule": Schedule(auxiliary_skip=1.0, skip_dropout=0.3, dirichlet_weight=0.1),
         "order": 2,
     },
     "perturbation": {
-        "network": {"blocks": 1},
         "selection": "perturbation",
         "perturbation_batches": 1,
         "perturbation_steps": 1,
@@ -389,7 +388,7 @@ def test_skip_connections_end_a_search_with_the_genotype_before_the_collapse(roo
     records = history(tmp_path)
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert "ended" not in records[1]
-    assert "epoch 3 has 4 skip connections (search.stop_at_skips 2)" in records[2]["ended"]
+    assert "epoch 3 has 2 skip connections (search.stop_at_skips 2)" in records[2]["ended"]
     assert records[2]["ended"] in caplog.text
     assert records[2]["retrieval"] is not None  # the last epoch is measured
     assert genotype == kept[1] == Genotype.load(tmp_path / "genotype.json")
@@ -412,12 +411,12 @@ def test_a_skip_cap_holds_in_the_genotype_and_in_the_history(root, tmp_path):
     collapse(engine, at=0)
     assert run(engine, tmp_path, max_epoch=1).count("skip_connect")["normal"] == 1
     assert history(tmp_path)[0]["skips"]["normal"] == 1
-    assert engine.model.genotype().count("skip_connect")["normal"] == 4
+    assert engine.model.genotype().count("skip_connect")["normal"] == 2
 
 
 def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on(root, tmp_path, monkeypatch):
     """One operation carries everything; strength prefers another, perturbation does not."""
-    options = {"network": {"blocks": 1}, "perturbation_steps": 0, "perturbation_batches": 1}
+    options = {"perturbation_steps": 0, "perturbation_batches": 1}
     engine = build(root, selection="perturbation", **options)
     losses = []
 
@@ -437,8 +436,7 @@ def test_selection_by_perturbation_finds_the_operation_that_the_network_lives_on
 
 @pytest.mark.slow
 def test_a_selection_that_is_interrupted_begins_again(root, tmp_path):
-    options = {"network": {"blocks": 1}, "selection": "perturbation"}
-    options |= {"perturbation_batches": 1, "perturbation_steps": 1}
+    options = {"selection": "perturbation", "perturbation_batches": 1, "perturbation_steps": 1}
     engine = build(root, **options)
     engine.on_epoch = lambda record: setattr(engine, "stop_requested", record.epoch == EPOCHS)
     with pytest.raises(Interrupted):
@@ -534,7 +532,7 @@ def test_retrieval_equals_torchreids_on_the_held_out_half(root, tmp_path):
     assert figures["rank1"] == pytest.approx(cmc[0], abs=1e-6)
 
 
-SHAPE = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=2, height=64, width=32)
+SHAPE = NetworkShape(channels=4, layers=(1, 1, 1, 1), blocks=1, height=64, width=32)
 
 
 def tight_budget(**shares):
