@@ -64,14 +64,15 @@ def server():
     return stack.enter_context(Server())
 
 
-def completed(script, arguments, draws=False):
+def completed(script, arguments, draws=False, environment=None):
     """As ``subprocess.run(…, capture_output=True, text=True)`` of a command, without the seconds that PyTorch takes.
 
     The script ``-c`` stands for code, its one argument, which imports torchreid and the plugin anew.
     """
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder) / "output", Path(folder) / "errors"
-        status = server().start(script, arguments, output, errors=errors, draws=draws).wait()
+        run = server().start(script, arguments, output, errors=errors, draws=draws, environment=environment)
+        status = run.wait()
         return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
 
 

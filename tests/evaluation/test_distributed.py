@@ -1,33 +1,33 @@
 """Two and three processes, each with its shard of the gallery, give the figures of one, to the bit."""
 
 import json
-import multiprocessing
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import workers
+from forks import completed, server
 
 from torchreid_autoreid.errors import SharedError, UserError
 from torchreid_autoreid.evaluation import evaluate, roc
 from torchreid_autoreid.parallel.launch import torchrun_processes
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def answers(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    # A fork server imports everything once; forking from pytest itself would copy the threads' locks.
-    multiprocessing.set_forkserver_preload(["workers"])
-    arguments = request.param, str(folder)
-    torch.multiprocessing.start_processes(workers.work, arguments, nprocs=request.param, start_method="forkserver")
-    return [json.loads((folder / f"{request.param}-{rank}.json").read_text()) for rank in range(request.param)]
+    folder, size = tmp_path_factory.mktemp("gloo"), request.param
+    runs = []
+    for rank in range(size):
+        path = f"import sys; sys.path.insert(0, {str(HERE)!r})"
+        code = f"{path}; import workers; workers.work({rank}, {size}, {str(folder)!r})"
+        runs.append(server().start("-c", [code], folder / f"output{rank}"))
+    for rank, run in enumerate(runs):
+        assert run.wait() == 0, (folder / f"output{rank}").read_text()
+    return [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
 @pytest.mark.parametrize("case", workers.CASES)
@@ -69,14 +69,8 @@ def test_a_process_that_waits_for_a_connection_in_vain_ends_with_one_line():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alone = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        env=os.environ | {name: str(value) for name, value in alone.items()} | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    finished = completed("-c", [script], environment=alone | {"TORCHELASTIC_RUN_ID": "x"})
     assert (finished.returncode, finished.stdout) == (2, "")
     (line,) = [line for line in finished.stderr.splitlines() if not line.startswith("[")]  # PyTorch's own
     assert line.startswith("error: the processes have not connected within 2 s; torchrun starts them again if")

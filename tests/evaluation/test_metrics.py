@@ -1,14 +1,13 @@
 """mAP, CMC, mINP, CUHK03 and ROC against brute force."""
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchreid
+from forks import completed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_result, clustered, distance_matrix, market1501, tied
@@ -276,7 +275,8 @@ before = size("VmRSS")
 {what}
 print(size("VmHWM") - before)
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    done = completed("-c", [script])
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout) < limit
 
 

@@ -1,6 +1,7 @@
 """What each process of the tests of several processes does."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def work(rank, size, folder):
     torch.set_num_threads(1)
     pairwise.CPU_BLOCK = (16, 40)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous{size}", rank=rank, world_size=size
+        "gloo", f"file://{folder}/rendezvous{size}", timedelta(minutes=2), rank=rank, world_size=size
     )
     answers = {}
     for name, (make, options) in CASES.items():
