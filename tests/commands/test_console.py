@@ -15,6 +15,7 @@ from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import pytest
 import torch
 from tqdm import tqdm
@@ -385,35 +386,44 @@ def test_a_run_that_goes_on_elsewhere_takes_its_history_along_and_spares_the_run
 CLAIM = """
 import sys
 from pathlib import Path
+from forks import wait_until
 from torchreid_autoreid.engine.run_folder import keep_earlier_run
 keep_earlier_run(Path(sys.argv[1]))
-print("claimed", flush=True)
-sys.stdin.read()
+Path(sys.argv[2]).write_text("claimed")
+wait_until(lambda: not Path(sys.argv[2]).exists())
 """
 
 
-def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
-    folder = tmp_path / "log"
-    command = [sys.executable, "-W", "ignore", "-c", CLAIM, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout.readline() == "claimed\n"
+@pytest.fixture
+def claimed(tmp_path):
+    """A log folder that another process writes into; it lets go of the folder when the second path is gone."""
+    folder, flag, script = tmp_path / "log", tmp_path / "claimed", tmp_path / "claim.py"
+    script.write_text(CLAIM)
+    run = forks.server().start(script, [folder, flag], tmp_path / "output")
+    assert forks.wait_until(flag.exists, run), (tmp_path / "output").read_text()
+    yield folder, flag
+    flag.unlink(missing_ok=True)
+    assert run.wait() == 0, (tmp_path / "output").read_text()
+
+
+def test_two_processes_never_write_into_one_folder(claimed, tmp_path, monkeypatch):
+    folder, flag = claimed
+    with monkeypatch.context() as patience:
+        patience.setattr(run_folder, "_PATIENCE", 0.1)
         (folder / "history.jsonl").write_text("an epoch")
         with pytest.raises(UserError, match="another process is writing into"):
             keep_earlier_run(folder)
-        assert (folder / "history.jsonl").exists()
-        process.stdin.close()
+    assert (folder / "history.jsonl").exists()
+    flag.unlink()
     keep_earlier_run(folder)  # the lock has ended with the process
     assert (tmp_path / "log-1" / "history.jsonl").exists()
 
 
-def test_a_restart_waits_for_the_last_process_of_a_killed_run(tmp_path):
-    folder = tmp_path / "log"
-    command = [sys.executable, "-W", "ignore", "-c", CLAIM, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout.readline() == "claimed\n"
-        threading.Timer(0.3, process.stdin.close).start()
-        keep_earlier_run(folder)
+def test_a_restart_waits_for_the_last_process_of_a_killed_run(claimed):
+    folder, flag = claimed
+    threading.Timer(0.3, flag.unlink).start()
+    keep_earlier_run(folder)
+    assert not flag.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

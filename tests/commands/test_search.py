@@ -3,22 +3,18 @@
 import json
 import os
 import re
+import select
 import shlex
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from drawn_images import draw_people
-from forks import completed, completed_together, stopped
+from forks import completed, completed_together, server, stopped
 
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.provenance import Provenance
 from torchreid_autoreid.search.cost import NetworkShape, count_macs, count_parameters
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
 data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
@@ -50,10 +46,6 @@ def through(images, config, tmp_path_factory):
     done = search("--config-file", config, "--root", images, "train.max_epoch", 3, "data.save_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def command(*arguments):
-    return [sys.executable, str(ROOT / "projects" / "autoreid" / "search.py"), *map(str, arguments)]
 
 
 def search(*arguments, draws=False):
@@ -236,20 +228,15 @@ def test_a_signal_stops_with_a_checkpoint_and_the_resumed_search_ends_the_same(
 def test_a_terminal_gets_a_progress_bar_with_the_time_left(images, config, tmp_path):
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        command("--config-file", config, "--root", images, "data.save_dir", tmp_path / "log", "train.max_epoch", 1),
-        stdout=subprocess.DEVNULL,
-        stderr=slave,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    os.close(slave)
+    options = ["--config-file", config, "--root", images, "data.save_dir", tmp_path / "log", "train.max_epoch", 1]
+    process = server().start("search.py", options, os.devnull, errors=os.ttyname(slave))
     seen = b""
-    try:
-        while chunk := os.read(master, 4096):
-            seen += chunk
-    except OSError:  # Linux ends a pseudo-terminal with an error
-        pass
-    assert process.wait(timeout=60) == 0
+    while process.running() or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.05)[0]:
+            seen += os.read(master, 4096)
+    os.close(master)
+    os.close(slave)
+    assert process.wait() == 0
     text = seen.decode()
     assert "epoch 1/1" in text
     assert "top1=" in text
