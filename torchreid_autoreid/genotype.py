@@ -275,21 +275,25 @@ def check_genotype(genotype: Any) -> Genotype:
     return genotype
 
 
+#: Its own type is known at once, that of an abstract class only after a look at all its bases.
+_SEQUENCE = (tuple, list, Sequence)
+
+
 def _checked_cell(kind: str, cell: Any) -> tuple[Block, ...]:
-    if not isinstance(cell, Sequence) or isinstance(cell, str) or not 1 <= len(cell) <= MAX_BLOCKS:
+    if not isinstance(cell, _SEQUENCE) or isinstance(cell, str) or not 1 <= len(cell) <= MAX_BLOCKS:
         raise UserError(f"the {kind} cell must be a list of 1 to {MAX_BLOCKS} blocks, not {short(cell)}")
     return tuple(_checked_block(f"{kind} block {index}", index, block) for index, block in enumerate(cell))
 
 
 def _checked_block(where: str, index: int, block: Any) -> Block:
-    if not isinstance(block, Sequence) or isinstance(block, str) or len(block) != 2:
+    if not isinstance(block, _SEQUENCE) or isinstance(block, str) or len(block) != 2:
         raise UserError(f"{where} must have two edges, got {short(block)}")
     first, second = (_checked_edge(where, index, edge) for edge in block)
     return first, second
 
 
 def _checked_edge(where: str, index: int, edge: Any) -> Edge:
-    if not isinstance(edge, Sequence) or isinstance(edge, str) or len(edge) != 2:
+    if not isinstance(edge, _SEQUENCE) or isinstance(edge, str) or len(edge) != 2:
         raise UserError(f"an edge of {where} must be [operation, input], got {short(edge)}")
     operation, source = edge
     if not isinstance(operation, str) or operation not in OPERATION_NAMES:

@@ -8,6 +8,7 @@ import pytest
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import KINDS, OPERATION_NAMES
+from torchreid_autoreid.search import predictor
 from torchreid_autoreid.search.halving import Rung
 from torchreid_autoreid.search.plans import RungPlan, cells, simulate
 from torchreid_autoreid.search.predictor import OperationCounts, Predictor, PredictorPlan
@@ -102,7 +103,8 @@ def test_the_first_candidates_are_blind_draws_and_none_comes_twice():
 
 
 @pytest.mark.parametrize("end", [1, 10, 17, 24])
-def test_a_plan_goes_on_from_its_state(end):
+def test_a_plan_goes_on_from_its_state(end, monkeypatch):
+    monkeypatch.setattr(predictor, "_POOL", 100)
     through = predictor_plan(2)
     answer = simulate(through, measured(2))
     first, second = predictor_plan(2), predictor_plan(2)

@@ -218,7 +218,7 @@ def _load_torchscript(path: Path, extra: dict[str, str]) -> Any:
 
 
 def _difference(reference: nn.Module, path: Path, file_format: str, batches: Iterable[Tensor]) -> float:
-    """The largest difference of the file's features to PyTorch's in any batch, relative to the batch's largest value."""
+    """The largest difference of features to PyTorch's in any batch, relative to the largest value of that batch."""
     exported = _runtime(path) if file_format == "onnx" else _load_torchscript(path, {})
     differences = []
     with torch.no_grad():

@@ -73,9 +73,8 @@ class OperationCounts:
 
     def _counts(self, genotypes: Sequence[Genotype]) -> np.ndarray:
         """(G, kinds × operations) as numbers."""
-        return np.array(
-            [[_operations(g, kind).count(n) for kind in KINDS for n in self._names] for g in genotypes], float
-        )
+        cells = [[_operations(genotype, kind) for kind in KINDS] for genotype in genotypes]
+        return np.array([[cell.count(name) for cell in both for name in self._names] for both in cells], float)
 
 
 def _operations(genotype: Genotype, *kinds: str) -> list[str]:
