@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torchreid  # noqa: E402
+from given import number, read, rows_of, whole  # noqa: E402  beside this file
 from signals import SMALL_IMAGES  # noqa: E402  beside this file
 
 from torchreid_autoreid.commands.console import run  # noqa: E402
@@ -158,7 +159,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
         known.write_text(json.dumps({"seconds": (ends[2 * unit(name) - 1] - ends[unit(name) - 1]) / unit(name)}))
     # A selection by halving takes about as long as the alphas before it.
     share = 0.5 if "search.selection" in CONTESTANTS[name] else 1.0
-    fitting = int(share * options.seconds / json.loads(known.read_text())["seconds"])
+    fitting = int(share * options.seconds / read(known)["seconds"])
     return max(1, fitting // unit(name)) * unit(name)
 
 
@@ -193,7 +194,7 @@ def train(
     """The figures of a network on the test set."""
     own = settings | {"train.seed": seed, "train.max_epoch": options.train_epochs}
     execute("train", options, folder, own, *more)
-    (result,) = json.loads((folder / "results.json").read_text()).values()
+    (result,) = read(folder / "results.json").values()
     return {key: float(result[key]) for key in ("mAP", "rank1")}
 
 
@@ -297,19 +298,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--network", action="append", choices=tuple(NETWORKS), default=[], help="may be repeated (none)"
     )
-    parser.add_argument("--seeds", type=int, default=8, help="of each contestant: 1, 2, …")
-    parser.add_argument("--trainings", type=int, default=2, help="of each network that a search has found")
+    parser.add_argument("--seeds", type=whole(1), default=8, help="of each contestant: 1, 2, …")
+    parser.add_argument("--trainings", type=whole(1), default=2, help="of each network that a search has found")
     parser.add_argument("--table", action="store_true", help="print what has been measured so far, and end")
-    parser.add_argument("--seconds", type=float, default=210.0, help="of a search")
-    parser.add_argument("--train-epochs", type=int, default=25)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--threads", type=int, default=1, help="of a run")
+    parser.add_argument("--seconds", type=number(), default=210.0, help="of a search")
+    parser.add_argument("--train-epochs", type=whole(6), default=25, help="above the 5 of the warm-up")
+    parser.add_argument("--jobs", type=whole(1), default=2, help="runs at once")
+    parser.add_argument("--threads", type=whole(1), default=1, help="of a run")
     return parser.parse_args()
 
 
 def results_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     results = options.output / "results.jsonl"
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return rows_of([results]) if results.exists() else []
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -349,12 +350,11 @@ def main() -> None:
     if not options.table:
         if options.root is None:
             raise UserError("give --root DIR, the folder that holds market1501/Market-1501-v15.09.15")
-        if min(options.seeds, options.trainings, options.jobs, options.threads) < 1 or options.seconds <= 0:
-            raise UserError("--seeds, --trainings, --jobs, --threads and --seconds must be positive")
-        if options.train_epochs <= 5:
-            raise UserError("--train-epochs must be above 5, the epochs of the warm-up")
         compare(options)
-    print(table(results_of(options)))
+    rows = results_of(options)
+    if not rows:
+        raise UserError(f"{options.output} holds no results yet; measure first: --root DIR --output {options.output}")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from accuracy import pairs, spread  # noqa: E402  beside this file
+from given import whole  # noqa: E402
 from truth import SHALLOW, rows_of, share, train_genotype  # noqa: E402
 
 from torchreid_autoreid.commands.console import run  # noqa: E402
@@ -117,14 +118,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, metavar="DIR", help="of the dataset")
     parser.add_argument("--output", type=Path, default=Path("log/answers"), metavar="DIR", help="default: log/answers")
-    parser.add_argument("--candidates", type=int, default=20, help="trainings that a search has seen; default: 20")
-    parser.add_argument("--seeds", type=int, default=8, help="1, 2, …; default: 8")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--candidates", type=whole(1), default=20, help="trainings that a search has seen; default: 20")
+    parser.add_argument("--seeds", type=whole(1), default=8, help="1, 2, …; default: 8")
+    parser.add_argument("--epochs", type=whole(1), default=25)
     parser.add_argument("--share", type=share, default=(1, 1), metavar="I/N", help="default: 1/1, all trainings")
     parser.add_argument("--table", action="store_true", help="print what has been measured so far, and end")
     options = parser.parse_args()
     if options.table:
-        print(table(rows_of(options.output)))
+        rows = rows_of(options.output)
+        if not rows:
+            raise UserError(f"{options.output} holds no results yet; train first: --root DIR --output {options.output}")
+        print(table(rows))
     elif options.root is None:
         raise UserError("give --root DIR, the folder that holds market1501/Market-1501-v15.09.15")
     else:

@@ -29,6 +29,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from given import whole  # beside this file
+
+from torchreid_autoreid.commands.console import run
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import (
     Embeddings,
@@ -42,6 +45,7 @@ from torchreid_autoreid.evaluation import (
 from torchreid_autoreid.evaluation.distances import full_precision
 from torchreid_autoreid.evaluation.neighbours import Collection, Items
 from torchreid_autoreid.evaluation.space import Space
+from torchreid_autoreid.files import check_output
 from torchreid_autoreid.parallel.launch import OneProcess
 
 MSMT17 = {"queries": 11659, "gallery": 82161, "dimension": 512, "identities": 3060, "cameras": 15}
@@ -419,12 +423,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="npz of Market-1501's embeddings")
     parser.add_argument("--torchreid", type=Path, metavar="DIR", help="checkout with its Cython part built in place")
     parser.add_argument("--fastreid", type=Path, metavar="DIR", help="checkout with its Cython part built in place")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant; the slow peers run once")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--items", type=int, default=93_820, help="vectors of the section clusters")
-    parser.add_argument("--dimension", type=int, default=512, help="of the section clusters")
-    parser.add_argument("--gallery", type=int, default=1_000_000, help="vectors of the section million")
-    parser.add_argument("--queries", type=int, default=1000, help="queries of the section million")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="runs of each contestant; the slow peers run once")
+    parser.add_argument("--threads", type=whole(1), default=2)
+    parser.add_argument("--items", type=whole(2000), default=93_820, help="vectors of the section clusters")
+    parser.add_argument("--dimension", type=whole(1), default=512, help="of the section clusters")
+    parser.add_argument("--gallery", type=whole(1), default=1_000_000, help="vectors of the section million")
+    parser.add_argument("--queries", type=whole(1), default=1000, help="queries of the section million")
     parser.add_argument(
         "--factory", action="append", help="faiss factory string of the section million; may be repeated"
     )
@@ -433,25 +437,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
-    try:
-        if options.measure:
-            print(json.dumps(measure(options.measure, options)))
-            return 0
-        if options.rounds < 1:
-            raise UserError(f"--rounds is {options.rounds}; give at least 1")
-        figures: dict = {}
-        for section in options.section or ["market"]:
-            with tempfile.TemporaryDirectory() as folder:
-                figures |= SECTIONS[section](options, Path(folder))
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if options.measure:
+        print(json.dumps(measure(options.measure, options)))
+        return
+    if options.json:
+        check_output("--json", options.json)
+    figures: dict = {}
+    for section in options.section or ["market"]:
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= SECTIONS[section](options, Path(folder))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -25,6 +25,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from given import number, whole  # beside this file
+
+from torchreid_autoreid.commands.console import run
+from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import load_embeddings
 from torchreid_autoreid.gallery import Gallery
 
@@ -98,13 +102,15 @@ def now() -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FILE.npz", help="embeddings to draw identities from")
-    parser.add_argument("--far", type=float, nargs="+", default=[0.01, 0.001], help="false-accept rates")
-    parser.add_argument("--draws", type=int, default=40, help="of the identities that are enrolled")
-    parser.add_argument("--enrolled", type=int, help="vectors, made up, to measure the time with")
-    parser.add_argument("--dimension", type=int, default=512, help="of these")
-    parser.add_argument("--queries", type=int, default=100, help="asked one by one")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch and faiss")
+    parser.add_argument("--far", type=number(1.0), nargs="+", default=[0.01, 0.001], help="false-accept rates")
+    parser.add_argument("--draws", type=whole(1), default=40, help="of the identities that are enrolled")
+    parser.add_argument("--enrolled", type=whole(1), help="vectors, made up, to measure the time with")
+    parser.add_argument("--dimension", type=whole(1), default=512, help="of these")
+    parser.add_argument("--queries", type=whole(1), default=100, help="asked one by one")
+    parser.add_argument("--threads", type=whole(1), default=2, help="of PyTorch and faiss")
     args = parser.parse_args()
+    if not (args.data or args.enrolled):
+        raise UserError("give --data FILE.npz for rates, or --enrolled N for times")
     if args.data:
         strangers(args.data, args.far, args.draws)
     if args.enrolled:
@@ -112,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -48,11 +48,14 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from given import number, whole  # noqa: E402  beside this file
+
+from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.config.read import load_config  # noqa: E402
 from torchreid_autoreid.deploy.export import write_onnx  # noqa: E402
 from torchreid_autoreid.deploy.fusion import fuse  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
-from torchreid_autoreid.files import write_atomically  # noqa: E402
+from torchreid_autoreid.files import check_output, write_atomically  # noqa: E402
 from torchreid_autoreid.spec import Description  # noqa: E402
 
 fold_batch_norms = torch.fx.experimental.optimization.fuse
@@ -268,12 +271,12 @@ def print_table(rows: list[Mapping[str, Any]], options: argparse.Namespace) -> N
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="model name; may be repeated (default: eight of them)")
-    parser.add_argument("--size", action="append", type=int, nargs=2, metavar=("H", "W"), help="may be repeated")
+    parser.add_argument("--size", action="append", type=whole(1), nargs=2, metavar=("H", "W"), help="may be repeated")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="may be repeated (default: all)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=2.0, help="least time of a measurement")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=whole(1), default=3)
+    parser.add_argument("--batch", type=whole(1), default=8)
+    parser.add_argument("--seconds", type=number(), default=2.0, help="least time of a measurement")
+    parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--cpu-time", action="store_true", help="images per second of the processor's time")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures there, as they come")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -284,36 +287,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
+    if options.serve:
+        serve(options)
+        return
+    if options.json:
+        check_output("--json", options.json)
+    figures: list[dict] = []
+
+    def save(rows: list[dict]) -> None:
+        if options.json:
+            text = json.dumps(figures + rows, indent=1)
+            write_atomically(options.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+
     try:
-        if options.serve:
-            serve(options)
-            return 0
-        if options.rounds < 1 or options.batch < 1 or options.threads < 1:
-            raise UserError("--rounds, --batch and --threads must be at least 1")
-        if options.json and not options.json.parent.is_dir():
-            raise UserError(f"cannot write --json {options.json}; give a file in a folder that exists")
-        figures: list[dict] = []
-
-        def save(rows: list[dict]) -> None:
-            if options.json:
-                text = json.dumps(figures + rows, indent=1)
-                write_atomically(options.json, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
-
         for size in options.size:
             figures += compare(size, options, save)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"cannot write --json {options.json}: {error.strerror}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"interrupted; {options.json or 'what is above'} has what was measured", file=sys.stderr)
-        return 130
-    return 0
+        raise KeyboardInterrupt(f"interrupted; {options.json or 'what is above'} has what was measured") from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

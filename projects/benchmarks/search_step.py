@@ -40,7 +40,11 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from given import whole  # noqa: E402  beside this file
+
+from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
+from torchreid_autoreid.files import check_output  # noqa: E402
 from torchreid_autoreid.search.architect import Architect, TrainGradients, frozen, random_states  # noqa: E402
 from torchreid_autoreid.search.losses import RetrievalLoss  # noqa: E402
 from torchreid_autoreid.space.cells import SearchCell  # noqa: E402
@@ -215,35 +219,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", type=Path, metavar="DIR", help="checkout of github.com/duanyiqun/Auto-ReID-Fast")
     parser.add_argument("--step", action="append", choices=STEPS, help="may be repeated (default: all three)")
     parser.add_argument("--contestant", action="append", choices=CONTESTANTS, help="may be repeated (default: all)")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(128, 64))
-    parser.add_argument("--channels", type=int, default=16, help="C of the search network")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="steps of a measurement")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", type=whole(1), nargs=2, metavar=("H", "W"), default=(128, 64))
+    parser.add_argument("--channels", type=whole(1), default=16, help="C of the search network")
+    parser.add_argument("--batch", type=whole(1), default=32)
+    parser.add_argument("--rounds", type=whole(1), default=3)
+    parser.add_argument("--repeats", type=whole(1), default=3, help="steps of a measurement")
+    parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
-    try:
-        if min(options.rounds, options.batch, options.threads, options.repeats, options.channels) < 1:
-            raise UserError("--rounds, --repeats, --batch, --threads and --channels must be at least 1")
-        if options.measure:
-            print(json.dumps(measure(options)))
-            return 0
-        if options.peer and not (options.peer / "models" / "DARTS").is_dir():
-            raise UserError(f"--peer {options.peer} has no folder models/DARTS; give a checkout of Auto-ReID-Fast")
-        rows = compare(options)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if options.measure:
+        print(json.dumps(measure(options)))
+        return
+    if options.peer and not (options.peer / "models" / "DARTS").is_dir():
+        raise UserError(f"--peer {options.peer} has no folder models/DARTS; give a checkout of Auto-ReID-Fast")
+    if options.json:
+        check_output("--json", options.json)
+    rows = compare(options)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

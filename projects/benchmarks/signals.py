@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torchreid  # noqa: E402
+from given import read, rows_of, whole  # noqa: E402  beside this file
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 from truth import genotype_of  # noqa: E402  beside this file
 
@@ -135,8 +136,8 @@ def scores_of(training: str, folder: Path) -> dict[str, dict[int, float]]:
     names = names_of(training)
     found: dict[str, dict[int, float]] = {name: {} for name in names}
     history = folder / training / "history.jsonl"
-    for line in history.read_text(encoding="utf-8").splitlines() if history.exists() else ():
-        candidate = json.loads(line)["candidate"]
+    for row in rows_of([history] if history.exists() else []):
+        candidate = row["candidate"]
         if candidate["mAP"] is not None:
             found[names[candidate["rung"] - 1]][candidate["number"] - 1] = round(candidate["mAP"], 6)
     return {name: values for name, values in found.items() if values}
@@ -246,7 +247,7 @@ def collect(options: argparse.Namespace) -> None:
     for training in TRAININGS:
         found |= scores_of(training, options.output)
     for file in sorted(options.output.glob("*.json")):
-        found |= {name: {int(i): v for i, v in own.items()} for name, own in json.loads(file.read_text()).items()}
+        found |= {name: {int(i): v for i, v in own.items()} for name, own in read(file).items()}
     if not found:
         raise UserError(f"{options.output} holds no results yet; measure first: --root DIR --output {options.output}")
     dataclasses.replace(truth, signals=dict(truth.signals) | found).save(options.collect)
@@ -258,9 +259,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="of the dataset")
     parser.add_argument("--output", type=Path, default=Path("log/signals"), metavar="DIR", help="default: log/signals")
     parser.add_argument("--signal", action="append", choices=[*TRAININGS, "one-shot"], help="default: all")
-    parser.add_argument("--genotypes", type=int, default=60, help="the first ones of the truth set")
-    parser.add_argument("--one-shot-epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--genotypes", type=whole(1), default=60, help="the first ones of the truth set")
+    parser.add_argument("--one-shot-epochs", type=whole(1), default=60)
+    parser.add_argument("--seed", type=whole(0), default=1)
     parser.add_argument("--alphas", nargs="+", metavar=("NAME", "LOG"), help="read the alphas of searches, and end")
     parser.add_argument("--collect", type=Path, metavar="FILE", help="add what was measured to a truth set, and end")
     parser.add_argument("--describe", type=Path, metavar="FILE", help="print what a truth set says of signals, and end")

@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from given import whole  # noqa: E402  beside this file
+
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 
@@ -47,8 +49,8 @@ def seconds(workers: int, trials: int, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--trials", type=int, default=16, help="candidates for each worker; default: 16")
+    parser.add_argument("--workers", type=whole(1), default=2)
+    parser.add_argument("--trials", type=whole(1), default=16, help="candidates for each worker; default: 16")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

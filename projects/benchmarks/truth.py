@@ -29,6 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torchreid  # noqa: E402
+from given import read, whole  # noqa: E402  beside this file
+from given import rows_of as rows_of_files  # noqa: E402
 
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.commands.train import build_engine  # noqa: E402
@@ -121,7 +123,7 @@ def train_all(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     about, own = options.output / "about.json", options.output / f"share-{share}-of-{shares}.jsonl"
     written = json.dumps(header(options), indent=1)
-    if about.exists() and json.loads(about.read_text()) != json.loads(written):
+    if about.exists() and read(about) != json.loads(written):
         raise UserError(f"{about} is of another recipe or version; give another --output, or the same recipe")
     write_atomically(about, lambda place: Path(place).write_text(written, encoding="utf-8"))  # the shares start at once
     done = {(row["index"], row["seed"], tuple(row["layers"])) for row in rows_of(options.output)}
@@ -139,15 +141,14 @@ def train_all(options: argparse.Namespace) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("share-*-of-*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return rows_of_files(sorted(folder.glob("share-*-of-*.jsonl")))
 
 
 def collect(options: argparse.Namespace) -> None:
     rows = sorted(rows_of(options.output), key=lambda row: (sum(row["layers"]), row["seed"], row["index"]))
     if not rows:
         raise UserError(f"{options.output} holds no results yet; train first: --root DIR --output {options.output}")
-    about = json.loads((options.output / "about.json").read_text())
+    about = read(options.output / "about.json")
     signals = TruthSet.load(options.collect).signals if options.collect.exists() else {}  # of the same genotypes
     TruthSet.of_rows(about, rows, signals).save(options.collect)
     print(f"{len(rows)} networks in {options.collect}")
@@ -164,10 +165,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, metavar="DIR", help="of the dataset")
     parser.add_argument("--output", type=Path, default=Path("log/truth"), metavar="DIR", help="default: log/truth")
-    parser.add_argument("--genotypes", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=2, help="of each genotype: 1, 2, …")
-    parser.add_argument("--deep", type=int, default=30, help="genotypes that are trained at eight cells as well")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--genotypes", type=whole(1), default=60)
+    parser.add_argument("--seeds", type=whole(1), default=2, help="of each genotype: 1, 2, …")
+    parser.add_argument("--deep", type=whole(0), default=30, help="genotypes that are trained at eight cells as well")
+    parser.add_argument("--epochs", type=whole(1), default=25)
     parser.add_argument("--share", type=share, default=(1, 1), metavar="I/N", help="default: 1/1, all networks")
     parser.add_argument("--collect", type=Path, metavar="FILE", help="write what has been trained so far, and end")
     parser.add_argument("--describe", type=Path, metavar="FILE", help="print what a truth set says, and end")
