@@ -35,7 +35,7 @@ EPOCHS = 2
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return draw_people(tmp_path_factory.mktemp("images"))
+    return draw_people(tmp_path_factory.mktemp("images"), images=4)
 
 
 def build(root, workers=0, split="image", lr=0.05, optimizer="sgd", network=None, on_gpu=False, **keywords):
@@ -869,12 +869,12 @@ def test_an_overflow_skips_the_step_of_both(root, tmp_path, order, which):
     parameter.register_hook(lambda gradient: gradient * float("inf") if len(figures) == 1 else None)
     engine.on_step = note
     before[0] = now()
-    run(engine, tmp_path, max_epoch=1)
+    run(engine, tmp_path)
     assert stood_still[:3] == [False, True, False]
     assert scales[:3] == [1024.0, 512.0, 512.0]
     assert all(np.isfinite(value) for step in figures for value in step.values())
-    (record,) = history(tmp_path)
-    assert np.isfinite([*record["w"].values(), *record["alpha"].values()]).all()
+    for record in history(tmp_path):
+        assert np.isfinite([*record["w"].values(), *record["alpha"].values()]).all()
 
 
 def same(one, other):
@@ -888,7 +888,7 @@ def same(one, other):
 def test_an_overflow_that_no_scale_cures_ends_the_search(root, tmp_path):
     engine = with_scaler(root, scale=4.0)
     engine.model.weights()[0].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(UserError, match=r"weight gradient became (inf|nan) at epoch 1, step 3"):
+    with pytest.raises(UserError, match=r"weight gradient became (inf|nan) at epoch 2, step 1 of 2"):
         run(engine, tmp_path)
 
 
