@@ -20,6 +20,12 @@ def tables():
 
 
 @pytest.fixture(scope="module")
+def table_of_all():
+    """Of all operations, not a few."""
+    return CostTable.macs(TINY)
+
+
+@pytest.fixture(scope="module")
 def every_genotype():
     return [Genotype("one", *cells) for cells in itertools.product(every_cell(2, FEW), repeat=2)]
 
@@ -119,9 +125,9 @@ def test_a_skip_cap_may_exclude_a_limit(tables):
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("renormalised", [False, True])
-def test_strengths_are_what_each_strategy_derives_by(strategy, renormalised):
+def test_strengths_are_what_each_strategy_derives_by(strategy, renormalised, table_of_all):
     network = AutoReIDSearchNetwork(3, channels=4, layers=(1, 1, 1, 1), blocks=2, strategy=strategy)
-    table = CostTable.macs(TINY)
+    table = table_of_all
     with torch.no_grad():
         for alpha in network.alphas():
             alpha.normal_()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import operation_names
@@ -143,6 +144,20 @@ def test_what_others_say_of_operations_ranks_where_operations_decide():
         one["mAP"] = 0.3 + 0.05 * kept.count("part_aware") + 0.01 * (one["index"] % 3)
     (line,) = [line for line in signal_summary(TruthSet.of_rows({}, rows)).splitlines() if "full training" in line]
     assert float(line.split()[line.split().index("Spearman") + 1]) > 0.8
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_the_interval_is_by_scipys_correlations_of_draws_in_which_both_differ(count):
+    rng = np.random.default_rng(3)
+    signal, worth = np.round(rng.normal(size=count)), rng.normal(size=count)  # with ties
+    rng, expected = np.random.default_rng(0), []
+    for _ in range(60):
+        drawn = rng.integers(0, count, count)
+        if len(set(signal[drawn])) > 1 and len(set(worth[drawn])) > 1:
+            expected.append(spearmanr(signal[drawn], worth[drawn]).statistic)
+    assert len(expected) < 60 or count > 3
+    found = Ranked.of(signal, worth, samples=60)
+    assert [found.low, found.high] == list(np.percentile(expected, [2.5, 97.5]))
 
 
 def test_the_interval_of_a_correlation_holds_the_truth_about_as_often_as_it_says():

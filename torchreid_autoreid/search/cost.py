@@ -200,13 +200,21 @@ class CostTable:
 
     def cost(self, genotype: Genotype) -> float:
         """The cost of the derived network, without its classifier."""
-        column = {name: index for index, name in enumerate(self.operations)}
         total = self.base
         for kind, cell in zip(KINDS, (genotype.normal, genotype.reduce), strict=True):
-            edge_of = {(block, source): edge for edge, block, source in cell_edges(genotype.blocks)}
             for block, edges in enumerate(cell):
-                total += sum(self.edges[kind][edge_of[block, source], column[name]].item() for name, source in edges)
+                total += sum(self._numbers[kind, block, source, name] for name, source in edges)
         return total
+
+    @functools.cached_property
+    def _numbers(self) -> dict[tuple[str, int, int, str], float]:
+        """The cost by cell, block, input and operation: an element of a tensor takes far longer to read."""
+        return {
+            (kind, block, source, name): cost
+            for kind, costs in self.edges.items()
+            for (_, block, source), row in zip(cell_edges(len(_block_sizes(costs))), costs.tolist(), strict=True)
+            for name, cost in zip(self.operations, row, strict=True)
+        }
 
     def smallest(self) -> float:
         """The exact minimum over all genotypes that a search can derive.

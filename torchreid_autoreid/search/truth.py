@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from ..errors import UserError, short
 from ..files import as_path, write_atomically
@@ -326,18 +326,28 @@ class Ranked:
     def of(cls, signal: Sequence[float], worth: Sequence[float], samples: int = 2000) -> Ranked:
         """Of (G,) figures and what G genotypes are worth; the bootstrap has a fixed seed."""
         given, true = np.asarray(signal, dtype=float), np.asarray(worth, dtype=float)
-        rng, found = np.random.default_rng(0), []
-        for _ in range(samples):
-            drawn = rng.integers(0, len(given), len(given))
-            if len(set(given[drawn])) > 1 and len(set(true[drawn])) > 1:
-                found.append(float(spearmanr(given[drawn], true[drawn]).statistic))
-        low, high = np.percentile(found, [2.5, 97.5]) if found else (np.nan, np.nan)
+        drawn = np.random.default_rng(0).integers(0, len(given), (samples, len(given)))
+        pairs = given[drawn], true[drawn]
+        differ = np.logical_and(*((figures != figures[:, :1]).any(axis=1) for figures in pairs))
+        found = _correlations(*(figures[differ] for figures in pairs))
+        low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (np.nan, np.nan)
         order = np.argsort(-given, kind="stable")
         best = true.max()
         return cls(
             float(spearmanr(given, true).statistic), float(low), float(high),
             float(best - true[order[0]]), float(best - true[order[:3]].max()),
         )  # fmt: skip
+
+
+def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row with the row of the other, (S, G) both, as SciPy has it of a single pair."""
+    x, y = (rankdata(figures, axis=1) - (figures.shape[1] + 1) / 2 for figures in (first, second))
+    covariance, *variances = (
+        np.einsum("sg,sg->s", *pair) * (1 / (x.shape[1] - 1)) for pair in ((x, y), (y, y), (x, x))
+    )
+    for variance in variances:
+        covariance /= np.sqrt(variance)
+    return covariance.clip(-1, 1)
 
 
 def _extremes(indices: list[int], means: np.ndarray) -> list[tuple[str, int]]:
