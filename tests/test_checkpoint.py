@@ -284,13 +284,12 @@ WRAPPED = {
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_weights_are_found_wherever_pytorch_and_its_users_put_them(tmp_path, kind, legacy):
-    source, network = small_network(), AutoReIDNetwork(5, channels=4, layers=(1, 1, 1, 1))
-    saved = WRAPPED[kind](source.state_dict())
-    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    source, network = small_network().state_dict(), AutoReIDNetwork(5, channels=4, layers=(1, 1, 1, 1))
+    torch.save(WRAPPED[kind](source), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     load_weights(network, tmp_path / "w.pth")
-    tolerance = 1e-3 if kind == "half" else 0
-    for key, value in source.state_dict().items():
-        assert torch.allclose(network.state_dict()[key].double(), value.double(), atol=tolerance, rtol=tolerance), key
+    tolerance, found = 1e-3 if kind == "half" else 0, network.state_dict()
+    for key, value in source.items():
+        assert torch.allclose(found[key].double(), value.double(), atol=tolerance, rtol=tolerance), key
 
 
 ODD = {

@@ -293,6 +293,8 @@ def test_a_served_page_follows_a_search_as_its_history_grows(browser, tmp_path, 
     folder.mkdir()
     (folder / "config.yaml").write_text("data: {sources: [folder]}")
     claim_run_folder(folder)
+    hurried = "(({setTimeout: later}) => { window.setTimeout = (run, wait) => later(run, wait / 20); })(window)"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=hurried)  # the page asks every two seconds
     with make_server(Follower(folder, dict)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -322,6 +324,7 @@ def test_a_served_page_follows_a_search_as_its_history_grows(browser, tmp_path, 
             server.shutdown()
             thread.join()
     browser.wait(f"{said}.startsWith('The server of this page does not answer')")
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
     browser.open("about:blank")  # it would go on asking
 
 
