@@ -10,7 +10,15 @@ import pytest
 
 from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from torchreid_autoreid.errors import UserError, line_of_the_machine
-from torchreid_autoreid.files import append_line, check_output, forget_half_written, write_atomically, write_output
+from torchreid_autoreid.files import (
+    append_line,
+    check_output,
+    forget_half_written,
+    read_json,
+    write_atomically,
+    write_output,
+)
+from torchreid_autoreid.search.truth import TruthSet
 
 
 def write(text):
@@ -31,12 +39,18 @@ def test_a_link_is_followed(tmp_path):
     assert os.listdir(tmp_path / "disk") == ["b"]
 
 
+def link_to_pipe(path):
+    pipe = path.parent.with_name(f"{path.parent.name}-pipe")  # no device of the machine: a mistake would replace it
+    os.mkfifo(pipe)
+    path.symlink_to(pipe)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (os.mkfifo, "it is a pipe or a device"),
         (os.mkdir, "Is a directory"),
-        (lambda path: os.symlink("/dev/null", path), "it is a pipe or a device"),
+        (link_to_pipe, "it is a pipe or a device"),
         (lambda path: os.symlink(path, path), "a: "),  # a circle
         (lambda path: os.symlink("/no/where", path), "No such file or directory"),
     ],
@@ -49,7 +63,6 @@ def test_what_is_no_ordinary_file_is_left_alone(tmp_path, make, text):
         with pytest.raises(UserError, match=f"cannot write --output .*{text}"):
             call("--output", path)
     assert path.lstat() == before
-    assert os.path.exists("/dev/null")
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -193,3 +206,11 @@ def test_a_checkpoint_that_cannot_be_written_says_what_would_help(tmp_path, monk
         save_checkpoint({"epoch": 2}, tmp_path / "checkpoint.pth")
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "checkpoint.pth", ()) == {}
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no ordinary file"):
+        read_json(tmp_path / "pipe", 100)
+    with pytest.raises(UserError, match="no ordinary file"):
+        TruthSet.load(tmp_path / "pipe")

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     },
     "plugin": {"space", "genotype", "checkpoint", "errors"},
     "spec": {"limits", "checkpoint", "config", "errors", "genotype", "plugin", "space"},
-    "deploy": {"checkpoint", "data", "errors", "files", "genotype", "space", "spec", "version"},
+    "deploy": {"checkpoint", "data", "errors", "files", "genotype", "limits", "space", "spec", "version"},
     "engine": {
         "limits",
         "checkpoint",

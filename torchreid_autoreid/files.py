@@ -8,6 +8,7 @@ import glob
 import importlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -259,9 +260,11 @@ def read_json(path: str | Path, most: int) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it has more than ``most`` bytes, or is no JSON.
+        ValueError: if it is no ordinary file, has more than ``most`` bytes, or is no JSON.
         RecursionError: if it nests too deep.
     """
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for its writer
+        raise ValueError("it is no ordinary file")
     if (size := Path(path).stat().st_size) > most:
         raise ValueError(f"it has {size} bytes, and at most {most} are read")
     return json.loads(Path(path).read_bytes())

@@ -125,6 +125,8 @@ def test_features_of_the_common_baselines(tmp_path, capsys):
         (("build", "{folder}", "--images", "{flat}", "--weights", "{onnx}"), "does not say who it is"),
         (("build", "{folder}", "--images", "{crops}", "--weights", "{torn}/0001_torn.onnx"), "no ONNX file"),
         (("build", "{folder}", "--images", "{crops}", "--weights", "{folder}.onnx"), "cannot read --weights"),
+        (("build", "{folder}", "--images", "{crops}", "--weights", "{pipe}"), "is no ordinary file"),
+        (("build", "{folder}", "--images", "{crops}", "--weights", "/dev/zero"), "is no ordinary file"),
     ],
 )
 def test_mistakes(tmp_path, crops, onnx_file, words, says):
@@ -132,7 +134,11 @@ def test_mistakes(tmp_path, crops, onnx_file, words, says):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "0001_torn.png").write_bytes(b"\x89PNG no picture")
     (tmp_path / "torn" / "0001_torn.onnx").write_bytes(b"no network")
-    places = {name: tmp_path / name for name in ("folder", "torn", "flat")} | {"crops": crops, "onnx": onnx_file}
+    os.mkfifo(tmp_path / "pipe")
+    places = {name: tmp_path / name for name in ("folder", "torn", "flat", "pipe")} | {
+        "crops": crops,
+        "onnx": onnx_file,
+    }
     with pytest.raises(UserError, match=says):
         run(*(word.format(**places) for word in words))
     assert not (tmp_path / "folder").exists()
@@ -193,3 +199,15 @@ def test_names_do_not_steer_the_terminal():
     assert gallery.printable("0007_c1.jpg") == "0007_c1.jpg"
     assert gallery.printable("José") == "José"
     assert gallery.printable("a\x1b[31m\n") == "'a\\x1b[31m\\n'"
+
+
+def test_a_folder_that_cannot_be_a_gallery_is_told_before_images_are_read(tmp_path, crops, onnx_file):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (crops / "torn").mkdir()
+    (crops / "torn" / "0.png").write_bytes(b"no picture")
+    for folder in ("full", "full/a", "full/a/b", "nowhere"):
+        with pytest.raises(UserError, match=r"is not empty|cannot write"):
+            run("build", tmp_path / folder, "--images", crops, "--weights", onnx_file)
+    assert (tmp_path / "full" / "a").read_text() == "mine"

@@ -77,6 +77,10 @@ WRONG = {
     "another size": (COLOURS, {"described": {"height": 9, "width": 4}}, "fails on a batch of images"),
     "a description that is a list": (COLOURS, {"described": [1]}, r"its description is \[1\]"),
     "a size that is none": (COLOURS, {"described": {"height": "8"}}, "does not say the size"),
+    "a size of truth": (COLOURS, {"described": {"height": True, "width": True}}, "does not say the size"),
+    "large images": (COLOURS, {"described": {"height": 8192, "width": 8192}}, "more than 2097152 pixels"),
+    "a mean that is none": (COLOURS, {"described": {"norm_mean": [float("nan")] * 3}}, "describes its input wrongly"),
+    "colours divided away": (COLOURS, {"described": {"norm_std": [float("inf"), 1, 1]}}, "describes its input wrongly"),
     "two colours": (COLOURS, {"described": {"norm_mean": [0.5, 0.5]}}, "describes its input wrongly"),
     "vectors": (
         [("Relu", ["images"], "features", {})],

@@ -1,5 +1,6 @@
 """The gallery against brute force, killed, shared, torn, and on strangers."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -306,3 +307,55 @@ def test_lengths_of_vectors_do_not_matter(folder):
     with Gallery.create(folder, 2) as gallery:
         gallery.add(np.array([[1e-200, 0], [0, 1e300]]), [1, 2])
         assert gallery.query([[1e-310, 0], [0, 1e-30]], threshold=0).scores.tolist() == [1, 1]
+
+
+#: a fact of the database -> what a hostile or damaged one may say
+ODD_FACTS = {
+    "format": [2, None, "x"],
+    "dimension": [0, -1, None, "x", 1 << 62],
+    "rows": [-1, None, "x", 1 << 62],
+    "revision": [None, "x", 1.5],
+    "renumbered": [None, "x"],
+    "vectors": [None, 5, "../outside", "/etc/passwd", "gallery.sqlite", "vectors-1.f32"],
+    "threshold": ["x", float("inf"), None],
+    "far": [None, "x"],
+    "probes": [None, 0, "x"],
+    "calibrated_revision": [None, "x"],
+}
+
+
+@pytest.mark.parametrize("name", ODD_FACTS)
+def test_a_database_that_says_what_cannot_be_is_refused(name, tmp_path):
+    folder, outside = tmp_path / "g", tmp_path / "outside"
+    outside.write_bytes(b"mine" * 100)
+    with Gallery.build(folder, *crowd(20, 2)) as gallery:
+        gallery.calibrate(0.2)
+    for value in ODD_FACTS[name]:
+        with contextlib.closing(sqlite3.connect(folder / "gallery.sqlite")) as other, other:
+            other.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+        with pytest.raises(UserError, match=r"gallery\.sqlite is (damaged|no gallery)"):
+            Gallery.open(folder)
+    assert outside.read_bytes() == b"mine" * 100
+
+
+def test_vectors_are_not_written_through_a_link(tmp_path):
+    folder, outside = tmp_path / "g", tmp_path / "outside"
+    outside.write_bytes(b"mine" * 1000)
+    Gallery.create(folder, 4).close()
+    (folder / "vectors-00000000.f32").unlink()
+    (folder / "vectors-00000000.f32").symlink_to(outside)
+    with pytest.raises(UserError, match="is a link"):
+        Gallery.open(folder)
+    assert outside.read_bytes() == b"mine" * 1000
+
+
+def test_vectors_that_are_no_numbers_are_told(tmp_path):
+    folder = tmp_path / "g"
+    features, pids = crowd(20, 2)
+    Gallery.build(folder, features, pids).close()
+    (vectors,) = folder.glob("vectors-*")
+    vectors.write_bytes(np.full_like(features, np.nan).tobytes())
+    with Gallery.open(folder) as gallery:
+        for call in (lambda: gallery.query(features, threshold=0.5), lambda: gallery.calibrate(0.2)):
+            with pytest.raises(UserError, match="no numbers"):
+                call()

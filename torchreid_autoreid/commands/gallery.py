@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from ..files import check_output, write_output
 from ..gallery import Answer, Calibration, Gallery
 from ..gallery.gallery import as_identities
 from ..gallery.serve import serve
+from ..gallery.store import check_new
 from ..loopback import HOST
 
 _LOGGER = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ def main(args: argparse.Namespace) -> int:
             print(f"removed {removed} vectors of {len(set(args.pids))} people; {_size(gallery)}")
         return 0
     network = _checksum(args.weights) if args.weights else ""
-    if args.action != "build":
-        Gallery.open(args.folder, network).close()  # found out before images are read
+    if args.action == "build":  # found out before images are read
+        check_new(Path(args.folder))
+    else:
+        Gallery.open(args.folder, network).close()
     if args.action == "serve":
         return _serve(args, network)
     features, pids, names = _read(args)
@@ -224,6 +228,8 @@ def _size(gallery: Gallery) -> str:
 def _checksum(path: str) -> str:
     """A name of a network: of its file, so that two files are two networks."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer, a device may never end
+            raise UserError(f"--weights {path} is no ordinary file; give a checkpoint or an ONNX file")
         with open(path, "rb") as file:
             return _digest(file)
     except OSError as error:

@@ -16,6 +16,7 @@ from torchvision import transforms
 
 from ..data.images import read_image
 from ..errors import UserError, first_line, line_of_the_machine, short
+from ..limits import MOST_PIXELS, check_values, is_whole
 
 _IMAGENET = {"norm_mean": (0.485, 0.456, 0.406), "norm_std": (0.229, 0.224, 0.225)}
 
@@ -79,20 +80,21 @@ class OnnxExtractor(nn.Module):
             described.get(name, axis if isinstance(axis, int) else given)
             for name, axis, given in zip(("height", "width"), inputs[0].shape[2:], size or (None, None), strict=True)
         )
-        if not all(isinstance(size, int) and 0 < size <= 4096 for size in (self.height, self.width)):
+        if not all(is_whole(size) and size > 0 for size in (self.height, self.width)):
             raise UserError(f"{path} does not say the size of its images; export it with a fixed height and width")
         self.described: Mapping[str, Any] = described
+        mean, std = (described.get(name, _IMAGENET[name]) for name in ("norm_mean", "norm_std"))
         try:
-            mean, std = (torch.tensor(described.get(name, _IMAGENET[name])) for name in ("norm_mean", "norm_std"))
-            if mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
-                raise ValueError("three values each are needed")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} describes its input wrongly ({first_line(error)}); export it anew") from None
+            check_values("data", height=self.height, width=self.width, norm_mean=mean, norm_std=std)
+            if self.height * self.width > MOST_PIXELS:
+                raise UserError(f"{self.height} x {self.width} are more than {MOST_PIXELS} pixels")
+        except UserError as error:
+            raise UserError(f"{path} describes its input wrongly ({error}); export it anew") from None
         self._transform: Any = transforms.Compose(
             [
                 transforms.Resize((self.height, self.width)),
                 transforms.ToTensor(),
-                transforms.Normalize(mean.tolist(), std.tolist()),
+                transforms.Normalize(list(mean), list(std)),
             ]
         )
 

@@ -223,6 +223,7 @@ class Gallery:
         if self._nearest is None or self._nearest.snapshot is not snapshot:
             self._nearest = Nearest(snapshot)
         scores, places = self._nearest.people(queries, max(2, top))
+        self._check_scores(scores)
         ranked = snapshot.people[places]
         margins = scores[:, 0] - scores[:, 1] if scores.shape[1] > 1 else np.full(len(scores), np.inf, np.float32)
         known = scores[:, 0].astype(np.float64) > threshold
@@ -260,11 +261,16 @@ class Gallery:
             scores = self._of_cohort(snapshot, self._unit(cohort), cohort_pids)
             _check_rate(far, len(scores))
             threshold, probes = quantile(scores, far), len(scores)
+        self._check_scores(threshold)
         found = Calibration(threshold, float(far), probes, snapshot.revision + 1)
         self._store.set_facts(
             threshold=threshold, far=found.far, probes=found.probes, calibrated_revision=found.revision
         )
         return found
+
+    def _check_scores(self, scores: Any) -> None:
+        if np.isnan(scores).any():
+            raise UserError(f"{self._store.folder} holds vectors that are no numbers; restore a copy, or build it anew")
 
     def _among_others(self, snapshot: Snapshot, far: float) -> Impostors:
         """The scores of vectors enrolled with other people; of all, or of a sample of a large gallery."""

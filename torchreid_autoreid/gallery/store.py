@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, short
+from ..evaluation.embeddings import is_between
 from ..files import as_path
 
 DATABASE = "gallery.sqlite"
 FORMAT = 1
+_FILE_NAME = re.compile(r"vectors-[0-9]{8,12}\.f32")
+#: facts that are whole numbers, with the least of each
+_COUNTS = {"dimension": 1, "rows": 0, "revision": 0, "renumbered": 0}
+_COUNTS_OF_CALIBRATION = {"probes": 1, "calibrated_revision": 0}
+_MOST = 1e6  # more than any cosine or rate
 _PATIENCE = 60.0  # seconds that a process waits for another's transaction
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -48,6 +55,18 @@ class Snapshot:
     person: np.ndarray
 
 
+def check_new(folder: Path) -> None:
+    """Raises a UserError unless a gallery can be made in a folder: it is new or empty, and may be written."""
+    try:
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UserError(f"{folder} is not empty; give a new folder, or add to the gallery there")
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
+            raise UserError(f"cannot write {folder}: {place} is no folder that may be written; give another folder")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; give another folder") from error
+
+
 class Store:
     """The folder of a gallery, with one connection to its database."""
 
@@ -62,8 +81,6 @@ class Store:
                 if state != "ok":
                     raise sqlite3.DatabaseError(" ".join(str(state).split()))
                 facts = self.facts()
-            if facts.get("format") != FORMAT or not isinstance(facts.get("dimension"), int) or facts["dimension"] < 1:
-                raise UserError(f"{self._file} is no gallery of this version; make one with gallery build")
             self.dimension: int = facts["dimension"]
             self.network = str(facts.get("network", ""))
         except BaseException:
@@ -75,9 +92,8 @@ class Store:
         """An empty gallery; the database appears under its name when it is whole."""
         folder = as_path(folder, "the gallery's folder")
         try:
+            check_new(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise UserError(f"{folder} is not empty; give a new folder, or add to the gallery there")
             new = folder / f".{DATABASE}.{os.getpid()}"
             new.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(new)) as connection, connection:
@@ -95,7 +111,27 @@ class Store:
         self._connection.close()
 
     def facts(self) -> dict[str, Any]:
-        return dict(self._connection.execute("SELECT name, value FROM facts"))
+        """What the gallery says of itself, checked: the file may be from elsewhere.
+
+        Raises:
+            UserError: another version, or a value that is none.
+        """
+        found = dict(self._connection.execute("SELECT name, value FROM facts"))
+        if found.get("format") != FORMAT:
+            raise UserError(f"{self._file} is no gallery of this version; make one with gallery build")
+        names = _COUNTS if "threshold" not in found else {**_COUNTS, **_COUNTS_OF_CALIBRATION}
+        wrong = [name for name, least in names.items() if not _is_count(found.get(name), least)]
+        # It names a file of this folder, which a writer opens: nothing else, and no link.
+        if not isinstance(vectors := found.get("vectors"), str) or not _FILE_NAME.fullmatch(vectors):
+            wrong.append("vectors")
+        elif (self.folder / vectors).is_symlink():
+            raise UserError(f"{self.folder / vectors} is a link; build the gallery anew")
+        if "threshold" in found:
+            wrong += [name for name in ("threshold", "far") if not is_between(found.get(name), -_MOST, _MOST)]
+        if wrong:
+            value = short(found.get(wrong[0]))
+            raise UserError(f"{self._file} is damaged (its {wrong[0]} is {value}); restore a copy, or build anew")
+        return found
 
     def read(self, known: Snapshot | None = None) -> Snapshot:
         """What is enrolled now; only what is new is read if nothing has been removed since ``known``."""
@@ -256,6 +292,10 @@ class Store:
             else:
                 line = f"{self._file} is damaged ({' '.join(str(error).split())}); restore a copy, or build anew"
             raise UserError(line) from error
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and least <= value < 1 << 48
 
 
 def _file_name(number: int) -> str:

@@ -112,6 +112,8 @@ class TruthSet:
             UserError: if the file is missing, of another version, or no truth set.
         """
         path = as_path(path)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"cannot read the truth set {path}: it is no ordinary file; give another")
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise UserError(f"{path} has {path.stat().st_size} bytes, which is no truth set")
