@@ -145,7 +145,7 @@ class SearchDataManager(ReidDataManager):
 
     >>> import tempfile
     >>> manager = SearchDataManager(
-    ...     tempfile.mkdtemp(), "synthetic_pedestrians", height=64, width=32, workers=0, use_gpu=False
+    ...     tempfile.gettempdir(), "synthetic_pedestrians", height=64, width=32, workers=0, use_gpu=False
     ... )  # doctest: +ELLIPSIS
     Building train transforms ...
     >>> next(iter(manager.alpha_loader))["img"].shape
@@ -274,7 +274,7 @@ class TrainDataManager(ReidDataManager):
 
     >>> import tempfile
     >>> manager = TrainDataManager(
-    ...     tempfile.mkdtemp(), "synthetic_pedestrians", height=64, width=32, workers=0, use_gpu=False, held_out=0.25
+    ...     tempfile.gettempdir(), "synthetic_pedestrians", height=64, width=32, workers=0, use_gpu=False, held_out=0.25
     ... )  # doctest: +ELLIPSIS
     Building train transforms ...
     >>> manager.num_train_pids
