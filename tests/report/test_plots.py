@@ -1,5 +1,6 @@
 """Pictures are looked at, so the tests look too: where every text, box and wire has ended up."""
 
+import functools
 import itertools
 
 import matplotlib
@@ -31,6 +32,7 @@ def some_genotypes():
 CELLS = [pytest.param(genotype, kind, id=f"{genotype.name}-{kind}") for genotype in some_genotypes() for kind in KINDS]
 
 
+@functools.cache
 def drawn(genotype, kind):
     """The figure after drawing, its texts with their places, and its patches of each sort."""
     figure = draw_cell(genotype, kind)
