@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
 from torchreid_autoreid.records import SearchRecord
+from torchreid_autoreid.report import html
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 
@@ -118,3 +120,10 @@ def log_dir(tmp_path, records):
 def kept_log_dir(tmp_path_factory):
     """One that no test changes."""
     return _write_log(tmp_path_factory.mktemp("kept") / "search", _records())
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Empty pictures, where a test is about something else and drawing would only take time."""
+    monkeypatch.setattr(html, "draw_ribbon", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(html, "draw_history", lambda *_, **__: Figure(figsize=(1, 1)))

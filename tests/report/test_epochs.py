@@ -127,6 +127,7 @@ def test_the_ribbon_has_the_colour_of_what_is_kept(records, parsed):
                 assert to_hex(drawn[edge, column]) == (OPERATION_COLOURS[name] if name else "#ffffff")
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_page_says_when_the_genotype_changed_last(log_dir, records, write_history):
     for record in records[1:]:
         record["genotype"] = records[1]["genotype"]
@@ -134,6 +135,7 @@ def test_the_page_says_when_the_genotype_changed_last(log_dir, records, write_hi
     assert "by epoch: the last change is in epoch 2 of 4." in write_report(log_dir).read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_alphas_before_a_selection_by_training_keep_their_epochs(log_dir, make_record, parsed, write_history):
     written, _ = candidates(make_record, parsed, SCORES)
     searched = [make_record(epoch, 9) for epoch in (1, 2, 3)]

@@ -10,14 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 from forks import completed
-from matplotlib.figure import Figure
 
 from torchreid_autoreid import files
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.provenance import FILE, Start, note_start
 from torchreid_autoreid.queries import Image, Queries, Query
-from torchreid_autoreid.report import html, log, write_report
+from torchreid_autoreid.report import log, write_report
 from torchreid_autoreid.report.costs import Costs, Network
 
 NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
@@ -56,13 +55,6 @@ class Page(HTMLParser):
 
 def read(path):
     return Page(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def no_drawing(monkeypatch):
-    """Empty pictures, where a test is about something else and drawing would only take time."""
-    monkeypatch.setattr(html, "draw_ribbon", lambda *_: Figure(figsize=(1, 1)))
-    monkeypatch.setattr(html, "draw_history", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 OWN = Network("the network found", 9_874_321, 1_940_000_000, own=True)

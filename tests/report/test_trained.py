@@ -30,6 +30,7 @@ def training(tmp_path):
     return make
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_figures_of_trainings_are_on_the_page_of_their_search(log_dir, training, capsys):
     one, moved = training(log_dir / "genotype.json"), training("gone.json", name="moved")
     before = write_report(log_dir).read_text()
@@ -45,6 +46,7 @@ def test_the_figures_of_trainings_are_on_the_page_of_their_search(log_dir, train
     assert "Not trained yet" not in text
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_mAP_stands_beside_the_cost_of_those_alone_that_were_tested_alike(log_dir, training):
     own, other = training(log_dir / "genotype.json"), training("", model="resnet50", name="resnet")
     unlike = training("baseline", FIGURES | {"num_valid_queries": 99}, name="few")
