@@ -84,7 +84,9 @@ def test_torchreids_models_are_exported_too(tmp_path, name):
     assert_same_features(tmp_path / "n.onnx", model, (3,), (64, 32))
 
 
-def test_torchscript_gives_pytorchs_features_for_any_batch(tmp_path):
+def test_torchscript_gives_pytorchs_features_for_any_batch_and_needs_no_package(tmp_path, monkeypatch):
+    for package in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)  # what makes Python's import fail
     weights, model = checkpoint(tmp_path, *TINY, "recipe.neck", "after")
     export(weights, tmp_path / "n.pt", "torchscript")
     loaded = torch.jit.load(str(tmp_path / "n.pt"))
@@ -136,11 +138,10 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_told_with_the_way_to_get_it(tmp_path, monkeypatch, package):
     weights, _ = checkpoint(tmp_path, *TINY)
-    monkeypatch.setitem(sys.modules, package, None)  # what makes Python's import fail
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"onnx needs a package that is missing \({package}\); pip install onnx onn"):
         export(weights, tmp_path / "n.onnx")
     assert not (tmp_path / "n.onnx").exists()
-    export(weights, tmp_path / "n.pt", "torchscript")  # which needs neither
 
 
 @pytest.mark.slow
