@@ -11,7 +11,7 @@ from torchreid_autoreid.space import cells
 from torchreid_autoreid.space.cells import SearchCell
 from torchreid_autoreid.space.networks import AutoReIDSearchNetwork
 from torchreid_autoreid.space.operations import skip
-from torchreid_autoreid.space.operations.separable import DilatedDepthwise
+from torchreid_autoreid.space.operations.separable import DilatedConv2d, DilatedDepthwise
 from torchreid_autoreid.space.strategies import Mixture
 
 
@@ -155,6 +155,24 @@ def test_dilated_convolution_has_the_gradient_of_the_ordinary_one():
         assert torch.autograd.gradcheck(DilatedDepthwise.apply, (x, kernel))
         expected = F.conv2d(x, kernel, padding=2, dilation=2, groups=3)
         assert torch.equal(DilatedDepthwise.apply(x, kernel), expected)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 1), (2, 7)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dilated_convolution_of_a_derived_network_is_the_ordinary_one(stride, size):
+    torch.manual_seed(0)
+    ours = DilatedConv2d(3, 3, 3, stride, 2, 2, groups=3, bias=False).double()
+    plain = torch.nn.Conv2d(3, 3, 3, stride, 2, 2, groups=3, bias=False).double()
+    plain.load_state_dict(ours.state_dict())
+    found = []
+    for convolution in (ours, plain):
+        x = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = convolution(x)
+        y.sin().sum().backward()
+        found.append((y.detach(), x.grad, convolution.weight.grad))
+        assert torch.equal(convolution.eval()(x), plain(x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("strategy", ["darts", "pc_darts", "drnas"])

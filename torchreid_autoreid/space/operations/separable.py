@@ -25,12 +25,23 @@ __all__ = ["DilatedOperation", "SeparableOperation"]
 
 def _layers(channels: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     """ReLU, depth-wise 3x3, point-wise 1x1, batch norm."""
+    depthwise = DilatedConv2d if dilation == 2 else nn.Conv2d
     return [
         nn.ReLU(),
-        nn.Conv2d(channels, channels, 3, stride, dilation, dilation, groups=channels, bias=False),
+        depthwise(channels, channels, 3, stride, dilation, dilation, groups=channels, bias=False),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]
+
+
+class DilatedConv2d(nn.Conv2d):
+    """A depth-wise 3x3 convolution of dilation 2; it trains faster on a CPU than PyTorch's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not torch.is_grad_enabled() or input.device.type != "cpu":
+            return super().forward(input)
+        stride = self.stride[0]
+        return _depthwise(input[:, :, ::stride, ::stride], self.weight, stride)
 
 
 class SeparableOperation(Operation):
