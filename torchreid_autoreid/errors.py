@@ -182,7 +182,10 @@ def line_of_the_machine(error: BaseException) -> str:
         fix = "lower data.workers, or make /dev/shm larger" if shared else "make room, then go on with --resume"
         return f"cannot write ({reason}); {fix}"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        hint = "what has been written is kept, go on with --resume; if memory ran out, lower data.workers"
+        hint = (
+            "what has been written is kept, go on with --resume; if memory or threads (ulimit -u) ran out, lower "
+            "data.workers"
+        )
         return f"a loader process has died ({reason.rstrip('.')}); {hint}"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         limits = "ulimit -u for threads, -v for their memory"
@@ -196,7 +199,8 @@ def line_of_the_machine(error: BaseException) -> str:
     memory = memory or (isinstance(error, RuntimeError) and text in _NO_MEMORY_FOR_ONEDNN)
     if memory or any(words in text.lower() for words in _NOT_ENOUGH_MEMORY):
         return (
-            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; set smaller batches "
-            "(train.batch_size, test.batch_size), images (data.height, data.width) or networks (autoreid.channels)"
+            f"out of memory{f' ({reason})' if reason else ''}; what has been written is kept; free memory or raise "
+            "its limit (ulimit -v), or set smaller batches (train.batch_size, test.batch_size), images (data.height, "
+            "data.width) or networks (autoreid.channels)"
         )
     return ""

@@ -664,3 +664,27 @@ def test_a_broken_pipe_of_another_kind_keeps_its_traceback():
 
     with pytest.raises(BrokenPipeError):
         run(fails)
+
+
+def test_a_loader_that_ends_after_the_fault_does_not_break_the_line(monkeypatch):
+    """As PyTorch's handler of SIGCHLD does, it raises wherever the main process is."""
+    before, written = signal.getsignal(signal.SIGCHLD), []
+
+    def handler(*_):
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+
+    class Interrupted:
+        def write(self, text):
+            os.kill(os.getpid(), signal.SIGCHLD)
+            written.append(text)
+
+    def fails():
+        signal.signal(signal.SIGCHLD, handler)
+        monkeypatch.setattr(sys, "stderr", Interrupted())
+        raise UserError("no more threads")
+
+    try:
+        assert console.run(fails) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert "".join(written) == "error: no more threads\n"

@@ -351,13 +351,14 @@ def test_what_cannot_be_handed_over_ends_the_loading(keys, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_worker_that_gets_no_thread_ends_the_loading(items, transforms, monkeypatch):
+@pytest.mark.parametrize("name", ["", "QueueFeederThread"], ids=["its own", "the queue's"])
+def test_a_worker_that_gets_no_thread_ends_the_loading(name, items, transforms, monkeypatch, capfd):
     """It has blocked SIGTERM by then, and the main process would wait for it when it ends."""
 
     start, main = threading.Thread.start, os.getpid()
 
     def refuse(thread):
-        if os.getpid() != main:
+        if os.getpid() != main and name in thread.name:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -365,3 +366,4 @@ def test_a_worker_that_gets_no_thread_ends_the_loading(items, transforms, monkey
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(_load(ReidImages(items, transforms[1]), [[0]], 1, False))
     assert not multiprocessing.active_children()
+    assert "Traceback" not in capfd.readouterr().err

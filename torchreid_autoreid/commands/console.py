@@ -66,6 +66,7 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as stop:
         return _ended(str(stop) or "interrupted; what has been written is kept", 130)
     except Exception as error:
+        _forget_loaders()
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return 128 + signal.SIGPIPE
         if line := _what_to_do(error):
@@ -135,7 +136,14 @@ def _is_of_the_group(error: Exception) -> bool:
     )
 
 
+def _forget_loaders() -> None:
+    """PyTorch's handler would raise, in the middle of the last line, for loader processes that end after a fault."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def _ended(line: str, status: int) -> int:
+    _forget_loaders()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # It ends the other processes as soon as one has ended, and all of them are to end with their own status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -326,6 +326,14 @@ class _Queue(multiprocessing.queues.Queue):
         super().__init__(ctx=context)
         self._workers = workers
 
+    def _start_thread(self) -> None:
+        try:
+            super()._start_thread()  # type: ignore[misc]
+        except RuntimeError:  # no more threads
+            if os.getpid() != self._opid:  # type: ignore[attr-defined]
+                os._exit(1)
+            raise
+
     def _on_queue_feeder_error(self, *_: Any) -> None:
         if os.getpid() != self._opid:  # type: ignore[attr-defined]  # of the process that has made it
             os._exit(1)
