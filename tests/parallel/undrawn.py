@@ -8,5 +8,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pictures
 
-pictures.draw_nothing()
-runpy.run_path(str(Path(__file__).parents[2] / "projects" / "autoreid" / "search.py"), run_name="__main__")
+if __name__ == "__main__":
+    pictures.draw_nothing()
+    runpy.run_path(str(Path(__file__).parents[2] / "projects" / "autoreid" / "search.py"), run_name="__main__")
