@@ -175,6 +175,8 @@ def line_of_the_machine(error: BaseException) -> str:
             reason = f"{error.strerror}{where and ':'}{where}"
         elif error.filename and error.errno != errno.ENOMEM:
             return f"cannot use{where}: {error.strerror}; give another path"
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):  # Path.resolve, up to Python 3.12
+        return f"cannot use {text.removeprefix('Symlink loop from ')}: links in a circle; give another path"
     if getattr(error, "errno", None) in _FEW_FILES or "Too many open files" in text:
         return f"too few file descriptors ({reason}); raise the limit (ulimit -n 4096), or lower data.workers"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # of a library, or of shared memory

@@ -688,3 +688,11 @@ def test_a_loader_that_ends_after_the_fault_does_not_break_the_line(monkeypatch)
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert "".join(written) == "error: no more threads\n"
+
+
+def test_a_link_to_itself_is_told_in_a_line(tmp_path, capsys):
+    (tmp_path / "a").symlink_to("a")
+    assert console.run(lambda: keep_earlier_run(tmp_path / "a")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "a") in line
+    assert "give another" in line

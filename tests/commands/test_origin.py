@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_images import draw_people
-from forks import completed
+from forks import completed, completed_together
 
 from torchreid_autoreid.checkpoint import Checkpoint
 from torchreid_autoreid.commands import execute, origin
@@ -319,3 +319,17 @@ def test_a_checkpoint_is_read_once_a_command(log, images, words, monkeypatch, tm
     assert execute(command_name, ["--dry-run", *options, str(log / "checkpoint.pth"), *roots]) == 0
     assert len(read) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_one_process_lacks_are_told_in_a_line(log, images, tmp_path):
+    """And of what all of them leave out the first one tells alone."""
+    (tmp_path / "0").symlink_to(images)
+    words = ["--weights", log / "checkpoint-best.pth", "--root", f"{tmp_path}/RANK"]
+    refused(completed_together("evaluate.py", words), f"{tmp_path}/1/train does not exist")
+    shutil.copytree(images, tmp_path / "1")
+    (tmp_path / "0").unlink()
+    (tmp_path / "1" / "train" / "notes.txt").write_text("no image")
+    (tmp_path / "0").symlink_to(tmp_path / "1")
+    done = completed_together("evaluate.py", words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out") == 1

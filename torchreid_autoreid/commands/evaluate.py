@@ -59,6 +59,7 @@ from ..report.page import check_page
 from ..report.retrieval import FALSE_ACCEPTS, Evaluated, camera_table, write_retrieval
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
+from .console import begin_log
 from .origin import SAME_DATA, tested_network, tested_onnx
 
 RERANKING = {"k1": 20, "k2": 6, "lambda_value": 0.3, "definition": "torchreid"}  # the defaults
@@ -104,6 +105,8 @@ def main(args: argparse.Namespace) -> int:
     with torchrun_processes(device) as world:
         if args.report and world.size > 1:
             raise UserError("--report runs in one process; start the command without torchrun")
+        if world.rank:
+            begin_log(world.rank)  # the first one tells what all of them find
         evaluate_all(args, cfg, weights, description, device, world)
     return 0
 
@@ -351,9 +354,10 @@ def extract(
     Without a description it is an ONNX file, or the network of a search.
     """
     options = imagedata_kwargs(cfg) | {"sources": cfg.data.targets, "train_sampler": "SequentialSampler"}
-    with first_process_first(world):  # it may have to draw or to unpack the data
+    everyone = group(world.size > 1)
+    with everyone.together(), first_process_first(world):  # it may have to draw or to unpack the data
         manager = ReidDataManager(**options)
-    group(world.size > 1).check_same("at the start", SAME_DATA, test_images=manager.tested_images())
+    everyone.check_same("at the start", SAME_DATA, test_images=manager.tested_images())
     model: torch.nn.Module
     if isinstance(weights, OnnxExtractor):
         model = weights
