@@ -696,3 +696,20 @@ def test_a_link_to_itself_is_told_in_a_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "a") in line
     assert "give another" in line
+
+
+def test_a_bar_starts_no_thread(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    def show():
+        bar = StepBar(0, 1)
+        for batch in range(2):
+            bar(0, batch, 2, {"loss": 1.0, "top1": 0.5})
+
+    monkeypatch.setattr(tqdm, "monitor_interval", 10)
+    monkeypatch.setattr(tqdm, "monitor", None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # tqdm would warn of it
+        assert console.run(show) == 0

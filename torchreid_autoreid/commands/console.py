@@ -50,6 +50,7 @@ def run(main: Callable[[], int | None]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    tqdm.monitor_interval = 0  # no thread of its own, which the system may refuse: bars here are refreshed by steps
     threading.excepthook = _quiet_thread
     sys.excepthook = _quiet_loader
     sys.unraisablehook = _quiet_end

@@ -587,7 +587,7 @@ class Bar:
         if self.bar is None or what != self.what:
             self.__exit__()
             self.what = what
-            self.bar = tqdm(desc=what, total=total, disable=self.hidden)
+            self.bar = tqdm(desc=what, total=total, disable=self.hidden, miniters=1)
         self.bar.update(done - self.bar.n)
 
     def __enter__(self) -> Bar:
