@@ -184,7 +184,8 @@ def serve():
         return
     request = json.loads(line)
     os.setsid()
-    Path(request["output"]).unlink(missing_ok=True)
+    if Path(request["output"]).is_file():  # no device
+        Path(request["output"]).unlink()
     for descriptor, name in ((1, request["output"]), (2, request["errors"] or request["output"])):
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, descriptor)

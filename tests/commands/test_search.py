@@ -229,7 +229,7 @@ def test_a_terminal_gets_a_progress_bar_with_the_time_left(images, config, tmp_p
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     options = ["--config-file", config, "--root", images, "data.save_dir", tmp_path / "log", "train.max_epoch", 1]
-    process = server().start("search.py", options, os.devnull, errors=os.ttyname(slave))
+    process = server().start("search.py", options, tmp_path / "output", errors=os.ttyname(slave))
     seen = b""
     while process.running() or select.select([master], [], [], 0)[0]:
         if select.select([master], [], [], 0.05)[0]:
