@@ -9,6 +9,7 @@ import torch
 from oracles import clustered, tied
 
 from torchreid_autoreid.evaluation import Embeddings, evaluate, pairwise, roc
+from torchreid_autoreid.parallel.launch import leave_group
 
 
 def columns_first(n, seed):
@@ -73,5 +74,5 @@ def work(rank, size, folder):
     query, gallery = data(tied)
     curve = roc(query, shard(gallery, rank, size), [0.01, 0.3], metric="euclidean", distributed=True)
     answers["roc"] = [curve.tpr.tolist(), curve.thresholds.tolist(), curve.num_positive, curve.num_negative]
-    torch.distributed.destroy_process_group()
+    leave_group()
     Path(folder, f"{size}-{rank}.json").write_text(json.dumps(answers))

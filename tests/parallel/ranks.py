@@ -22,6 +22,7 @@ from torchreid_autoreid.errors import Interrupted, SharedError
 from torchreid_autoreid.genotype import OPERATION_NAMES
 from torchreid_autoreid.parallel.batch_norm import synchronise_batch_norm, unsynchronised_buffers
 from torchreid_autoreid.parallel.group import Group, draw_rows, group
+from torchreid_autoreid.parallel.launch import leave_group
 from torchreid_autoreid.search.halving import Rung
 from torchreid_autoreid.search.losses import RetrievalLoss
 from torchreid_autoreid.search.plans import RungPlan
@@ -385,7 +386,7 @@ def work(rank, size, root, folder, task):
     try:
         answers = TASKS[task](root, folder, rank, size)
     finally:
-        torch.distributed.destroy_process_group()
+        leave_group()
     # PyTorch aborts a process that still holds its group when it ends.
     answers["freed"] = kept.rank == rank and joined() is None
     torch.save(answers, folder / f"{rank}.pt")

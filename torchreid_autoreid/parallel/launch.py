@@ -126,7 +126,18 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
     try:
         yield processes(distributed=True)
     finally:
-        torch.distributed.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """Ends the process group.
+
+    PyTorch before 2.8 holds Python's lock while it waits for gloo's threads, which need that lock to let go of the last
+    collective's tensors (https://github.com/pytorch/pytorch/pull/154976): there they get the time for it first.
+    """
+    if torch.__version__ < "2.8":
+        time.sleep(0.2)
+    torch.distributed.destroy_process_group()
 
 
 def _store_of_this_start() -> tuple[torch.distributed.Store, int, int]:
