@@ -38,6 +38,7 @@ def test_a_command_of_the_readme_is_understood(name, words, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)  # where no run has left a checkpoint
     if "--resume" in words:
         words[words.index("--resume") + 1] = "auto"
+        words += ["--config-file", f"autoreid_{name}.yaml"]  # which a checkpoint brings along
     parse(name, words)
 
 

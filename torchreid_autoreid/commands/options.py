@@ -141,10 +141,13 @@ examples:
   # on four GPUs: each takes its share of every batch, and the search is that of one GPU
   torchrun --nproc_per_node 4 -m torchreid_autoreid search --config-file autoreid_search_market1501.yaml \\
       --root DIR search.amp bfloat16
-  # another strategy: gdas, pc_darts, drnas; or random genotypes, each trained for an epoch (the key's default)
+  # another strategy with alphas: gdas, pc_darts, drnas
   autoreid search --config-file autoreid_search.yaml search.strategy gdas
-  # go on after an interruption; start or go on, whichever it is, as a queue that may stop a job at any time needs it
-  autoreid search --config-file autoreid_search.yaml --resume log/search
+  # random genotypes, each trained for search.candidate_epochs
+  autoreid search --config-file autoreid_search.yaml search.strategy random
+  # go on after an interruption: the checkpoint has the configuration
+  autoreid search --resume log/search
+  # go on if there is a checkpoint, else begin: the same command for a queue that may stop a job at any time
   autoreid search --config-file autoreid_search.yaml --resume auto
 
 The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
@@ -158,14 +161,15 @@ examples:
   autoreid train --config-file autoreid_train.yaml --genotype log/search/genotype.json
   # the authors' cells by the paper's recipe on Market-1501, from ImageNet weights that pretrain has made
   autoreid train --config-file autoreid_train_market1501.yaml --root DIR \\
-      --genotype retrieval autoreid.pretrained pretrained.pth
+      --genotype retrieval autoreid.pretrained log/pretrain/checkpoint-best.pth
   # ResNet-50 by the same recipe, for comparison
   autoreid train --config-file autoreid_train_market1501.yaml --root DIR model.name resnet50
   # on four GPUs: each takes its share of every batch, and the training is that of one GPU
   torchrun --nproc_per_node 4 -m torchreid_autoreid train --config-file autoreid_train_market1501.yaml \\
-      --root DIR --genotype retrieval autoreid.pretrained pretrained.pth recipe.amp bfloat16
-  # go on after an interruption; test a trained network
-  autoreid train --config-file autoreid_train.yaml --resume log/train
+      --root DIR --genotype retrieval autoreid.pretrained log/pretrain/checkpoint-best.pth recipe.amp bfloat16
+  # go on after an interruption: the checkpoint has the configuration
+  autoreid train --resume log/train
+  # test a trained network
   autoreid evaluate --weights log/train/checkpoint-best.pth
 
 The log folder (data.save_dir) holds checkpoint.pth (latest), checkpoint-previous.pth (the one before it),
