@@ -52,7 +52,7 @@ def test_one_that_has_not(record):
     text = said(records)
     assert "changed on 8 edges: it has not settled" in text
     assert "16 of 16 edges were won by less than 0.01" in text
-    assert "In the reduction cell none outweighs the kept operation on 8 of 8 edges" in text
+    assert "In the reduction cell the operation none outweighs the kept one on 8 of 8 edges" in text
     assert "too wide to compare searches by" in text
     assert all(sentence.speaks_for is not True for sentence in verdict(records))
 

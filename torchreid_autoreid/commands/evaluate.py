@@ -607,9 +607,10 @@ def table(test_set: TestSet, result: RetrievalResult, curve: RocCurve | None, se
     ]
     for row in roc_figures(curve) if curve is not None else ():
         threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4g}"
-        rows.append((f"true accepts at {row['fpr']:g} false ones (threshold {threshold})", f"{row['tpr']:.2%}"))
+        label = f"true-accept rate at false-accept rate {row['fpr']:g} (threshold {threshold})"
+        rows.append((label, f"{row['tpr']:.2%}"))
     rows += [
-        ("queries with a true match", f"{result.num_valid_queries} of {len(test_set.query)}"),
+        ("queries with a true match", f"{result.num_valid_queries} of {len(result.average_precision)}"),
         ("gallery", f"{test_set.gallery_size} x {test_set.gallery.dimension}"),
         ("index", result.index if result.exact else f"{result.index} (approximate)"),
         *result.neighbour_rows(),

@@ -222,7 +222,7 @@ def _tell_enrolled(gallery: Gallery, pids: Any) -> None:
 
 
 def _size(gallery: Gallery) -> str:
-    return f"the gallery has {len(gallery)} of {len(gallery.pids)}"
+    return f"the gallery has {len(gallery)} vectors of {len(gallery.pids)} people"
 
 
 def _checksum(path: str) -> str:

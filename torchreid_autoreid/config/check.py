@@ -242,9 +242,11 @@ def _check_strategy(cfg: CfgNode) -> None:
             f"which {own.partial_channels} does not; change one of them"
         )
     if own.strategy in OF_ONE_RUNG and cfg.train.max_epoch % own.candidate_epochs:
+        candidates = max(2, -(-cfg.train.max_epoch // own.candidate_epochs))
         raise UserError(
-            f"train.max_epoch {cfg.train.max_epoch} does not divide by search.candidate_epochs {own.candidate_epochs}; "
-            f"set it to {-(-cfg.train.max_epoch // own.candidate_epochs) * own.candidate_epochs}"
+            f"train.max_epoch {cfg.train.max_epoch} is that of all candidates, and does not divide by "
+            f"search.candidate_epochs {own.candidate_epochs}; set it to {candidates * own.candidate_epochs} for "
+            f"{candidates} candidates, or more"
         )
     if own.strategy == "predictor":
         check_draws(own.predictor_draws, cfg.train.max_epoch // own.candidate_epochs)

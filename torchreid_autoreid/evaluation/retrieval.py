@@ -229,7 +229,10 @@ def _pooled(
     if pool != "none":
         known = [side.knows("tracklets") for side in (query, gallery)]
         if not any(known):
-            raise UserError(f"pool={pool!r} makes one vector of each tracklet; give the tracklets")
+            raise UserError(
+                f"pool={pool!r} makes one vector of each tracklet; give the tracklets (in a file: query_tracklets, "
+                "gallery_tracklets)"
+            )
         if known[1] and distributed:
             raise UserError("a tracklet may lie in two processes; pool the gallery before it is shared out")
         query, gallery = (

@@ -171,8 +171,8 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         where = f"{least.operation} before {least.runner_up} in the {_NAMES[least.kind]}"
         yield Sentence(
             not close,
-            f"{len(close)} of {len(edges)} edges were won by less than {_CLOSE} of probability (the closest by "
-            f"{least.margin:.3f}: {where}); another seed may turn those round."
+            f"{len(close)} of {len(edges)} edges {'was' if len(close) == 1 else 'were'} won by less than {_CLOSE} of "
+            f"probability (the closest by {least.margin:.3f}: {where}); another seed may turn those round."
             if close
             else f"Every edge was won by {_CLOSE} of probability or more (the closest by {least.margin:.3f}: {where}).",
         )
@@ -182,8 +182,8 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
             if outweighed:
                 yield Sentence(
                     False,
-                    f"In the {_NAMES[kind]} none outweighs the kept operation on {len(outweighed)} of {len(own)} "
-                    "edges: the search network would rather do without them.",
+                    f"In the {_NAMES[kind]} the operation none outweighs the kept one on {len(outweighed)} of "
+                    f"{len(own)} edges: the search network would rather do without them.",
                 )
     skips, number = last.genotype.count("skip_connect")["normal"], 2 * last.genotype.blocks
     if skips >= _COLLAPSED * number:
@@ -218,7 +218,7 @@ def _measurement(records: Sequence[SearchRecord], of_candidates: bool) -> Iterat
     if not of_candidates:
         yield Sentence(
             None,
-            "These figures are those of the search network, on images of the half that trained the alphas. The network "
-            "of the genotype has to be trained before anything can be said of it, and beside a genotype drawn blindly: "
-            "search.selection halving does both.",
+            "These figures are those of the search network, on images of the half that trained the alphas. They say "
+            "nothing of the network of the genotype: train it, and a genotype drawn at random to compare it with "
+            "(search.selection halving does both).",
         )
