@@ -512,7 +512,7 @@ class Search:
     stop_at_skips: int = key(0, COUNT_OR_NONE, of=with_strategy(*WITH_ALPHAS))
     # the genotype at the end
     # By the strength of the alphas; perturbation: by what is missed most (DARTS-PT, ICLR 2021); halving: the derived
-    # genotype, draws from the alphas and a third blind draws are trained in the rungs of halving, and the best is kept.
+    # genotype, draws from the alphas and a third drawn blindly are trained in the rungs of halving; the best is kept.
     selection: str = key("strength", ("strength", "perturbation", "halving"))
     # of the alpha half, on which the loss without an operation is measured
     perturbation_batches: int = key(4, COUNT, of={"search.selection": ("perturbation",)})

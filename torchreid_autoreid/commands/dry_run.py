@@ -16,6 +16,7 @@ from ..engine.loop import check_settings
 from ..engine.precision import MixedPrecision
 from ..evaluation import load_embeddings
 from ..genotype import operation_names
+from ..keys import OF_CANDIDATES
 from ..report import amount
 from ..search.cost import LatencyTable, NetworkShape
 from ..space.networks import AutoReIDSearchNetwork
@@ -50,9 +51,13 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     device = _device(cfg)
     MixedPrecision(cfg.search.amp, device, "search.amp")
     yield f"device      {device}"
-    with torch.device("meta"):
-        network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
-    yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
+    if cfg.search.strategy in OF_CANDIDATES:  # which trains no search network
+        size = f"{cfg.autoreid.channels} channels, {cfg.autoreid.layers} cells"
+        yield f"candidates  networks of {size}; {cfg.train.max_epoch} epochs in all"
+    else:
+        with torch.device("meta"):
+            network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
+        yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
     latencies = None
     if cfg.search.budget.latency_ms:
         if not cfg.search.budget.latency_table:

@@ -528,7 +528,10 @@ def _what_changed(record: SearchRecord) -> str:
     none, skips = ([f"{values[kind]:.2g}" for kind in KINDS] for values in (record.none_mass, record.skips))
     changed = record.diagnosis.get("changed_edges")
     edges = "" if changed is None else f"{changed} of {4 * record.genotype.blocks} edges changed, "
-    return f"{edges}none {' and '.join(none)}, skips {' and '.join(skips)} (normal and reduction cell)"
+    return (
+        f"{edges}probability of none {' and '.join(none)}, skip connections {' and '.join(skips)} (normal and "
+        "reduction cell)"
+    )
 
 
 def _details(record: SearchRecord) -> Iterator[str]:

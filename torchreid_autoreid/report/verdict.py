@@ -114,7 +114,8 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
     answer = kept[0] if kept else best
     held_out = "mAP on identities that it was not trained on"
     if answer == best:
-        what = f", and the best of the last {len(last)} is number {best} with {last[best]:.1%} {held_out}."
+        which = "best" if len(scores) == 1 else f"best of the last {len(last)}"
+        what = f", and the {which} is number {best} with {last[best]:.1%} {held_out}."
     else:
         what = (
             f". The answer is number {answer} with {last[answer]:.1%} {held_out}; number {best} has {last[best]:.1%}, "

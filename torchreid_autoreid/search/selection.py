@@ -223,7 +223,7 @@ def _draw_two(generator: random.Random, weights: Sequence[float]) -> tuple[int, 
 def propose(
     derived: Genotype, drawn: Callable[[int], Genotype], blind: Callable[[int], Genotype], number: int
 ) -> tuple[list[Genotype], list[int]]:
-    """What a selection by halving lets compete: the derived genotype, draws from the alphas, and a third blind draws.
+    """What a selection by halving lets compete: the derived genotype, draws from the alphas, a third drawn blindly.
 
     Args:
         derived: from the alphas, by strength.
