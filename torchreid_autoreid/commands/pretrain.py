@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,32 @@ def pretrain(
                 bring_history(output, resume)
             text = yaml.safe_dump({name: value for name, value in vars(args).items() if name != "resume"})
             write_atomically(output / "config.yaml", lambda name: Path(name).write_text(text, encoding="utf-8"))
-    _LOGGER.info("training on %s; validation on %s; %d processes", *images.values(), world.size)
+    train_images, val_images = len(data.train_loader.dataset), len(data.val_loader.dataset)
+    _LOGGER.info(
+        "training on %d images of %d classes, validation on %d; processes: %d",
+        train_images, data.num_train_pids, val_images, world.size,
+    )  # fmt: skip
     if world.rank == 0:
         engine.on_step = StepBar(start_epoch, args.epochs) if sys.stderr.isatty() else None
         engine.on_epoch = EpochLog()
     stop_on_signals(engine)
     engine.run(str(output), args.epochs, start_epoch, print_freq=sys.maxsize)
+    if world.rank == 0:
+        _LOGGER.info("%s", summary(args, output / "checkpoint-best.pth"))
+
+
+def summary(args: argparse.Namespace, best: Path) -> str:
+    """Where the best weights are, and the command that trains from them."""
+    words = ["--config-file", "autoreid_train_market1501.yaml", "--root", "DIR", "--genotype", args.genotype]
+    words += ["model.pretrained", True, "autoreid.pretrained", best, "autoreid.channels", args.channels]
+    words += ["autoreid.layers", list(args.layers), "autoreid.parts", args.parts]
+    return "\n".join(
+        [
+            "the pre-training has ended",
+            f"  best weights: {best}",
+            f"to train from them: autoreid train {shlex.join(map(str, words))}",
+        ]
+    )
 
 
 def load_data(args: argparse.Namespace, device: torch.device, world: OneProcess) -> ClassificationData:

@@ -580,6 +580,10 @@ def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records:
     words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
     words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]
     signs = {True: "+", False: "-", None: " "}
+    selection = []
+    if cfg.search.selection == "halving":
+        folder = shlex.quote(str(save_dir / SELECTION))
+        selection = [f"  selection       autoreid report {folder} compares its candidates"]
     return "\n".join(
         [
             "the search has ended",
@@ -590,6 +594,7 @@ def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records:
             *_measured(records),
             f"  genotype        {save_dir / 'genotype.json'}",
             f"  report          {report}",
+            *selection,
             *(f"  {signs[one.speaks_for]} {one.text}" for one in verdict(records)),
             f"to train it: autoreid train {shlex.join(map(str, words))}",
         ]

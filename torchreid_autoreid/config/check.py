@@ -176,7 +176,8 @@ def _check_search_batches(cfg: CfgNode) -> None:
     if cfg.sampler.train_sampler != "RandomIdentitySampler":
         raise UserError(
             f"sampler.train_sampler must be RandomIdentitySampler in a search, not {cfg.sampler.train_sampler!r}; "
-            "the configurations beside configs/autoreid_search.yaml set it (--config-file)"
+            "begin with a configuration of a search, such as --config-file autoreid_search.yaml (autoreid configs "
+            "lists all)"
         )
     _check_identity_batches(cfg)
     if cfg.search.loss_lambda < 1:

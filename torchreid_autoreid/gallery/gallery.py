@@ -131,7 +131,8 @@ class Gallery:
         if network and store.network and network != store.network:
             store.close()
             raise UserError(
-                f"{folder} was made with another network ({short(store.network)}, not {short(network)}); give that one"
+                f"{folder} was built with another network (checksum {short(store.network)}, this one has "
+                f"{short(network)}); give the one it was built with"
             )
         return cls(store)
 

@@ -220,6 +220,6 @@ def _measurement(records: Sequence[SearchRecord], of_candidates: bool) -> Iterat
         yield Sentence(
             None,
             "These figures are those of the search network, on images of the half that trained the alphas. They say "
-            "nothing of the network of the genotype: train it, and a genotype drawn at random to compare it with "
-            "(search.selection halving does both).",
+            "nothing of the network of the genotype: train it, and compare it with a genotype drawn at random, as "
+            "search.selection halving does.",
         )
