@@ -261,8 +261,6 @@ def _read(path: Path) -> Checkpoint:
 class _PlainType:
     """What ``numpy.dtype`` is taken for while a checkpoint is read: the name of a number's type, nothing else."""
 
-    __module__, __qualname__ = "numpy", "dtype"
-
     def __init__(self, name: str, *_: Any) -> None:
         if name not in ("f4", "f8", "i4", "i8"):
             raise ValueError(f"a number of type {str(name)[:40]!r}")
@@ -280,17 +278,13 @@ def _plain_scalar(kind: _PlainType, value: bytes | str) -> float | int:
     return number.item()
 
 
-def _named(module: str) -> Any:
-    def scalar(*arguments: Any) -> Any:
-        return _plain_scalar(*arguments)
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"
-    return scalar
-
-
 #: torchreid's checkpoints hold their rank-1 as a NumPy scalar, which PyTorch refuses by default. NumPy's own functions
 #: would also make objects of any type and size, so these stand in for them, under the names of NumPy 1 and 2.
-_NUMPY_SCALARS: list[Any] = [_PlainType, _named("numpy.core.multiarray"), _named("numpy._core.multiarray")]
+_NUMPY_SCALARS: list[Any] = [
+    (_PlainType, "numpy.dtype"),
+    (_plain_scalar, "numpy.core.multiarray.scalar"),
+    (_plain_scalar, "numpy._core.multiarray.scalar"),
+]
 
 
 def load_weights(module: nn.Module, path: str | Path | Checkpoint, testing: bool = True) -> None:

@@ -49,6 +49,10 @@ class UserError(ValueError):
     """
 
 
+class IndistinctError(UserError):
+    """Features that are so alike, for their size, that float32 distances do not tell them apart."""
+
+
 class SharedError(UserError):
     """A mistake that all processes of a group raise together; the first one tells it."""
 

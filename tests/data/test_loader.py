@@ -235,7 +235,7 @@ def test_workers_outlive_a_sigterm_that_is_for_the_main_process(items, transform
     before = set(multiprocessing.active_children())
     iterator = make(items, transforms, workers=2).batches(0, 0, 20)
     expected = list(make(items, transforms).batches(0, 0, 20))
-    batches = [next(iterator)]
+    batches = [next(iterator), next(iterator)]  # one of each worker, which has started by then
     own = set(multiprocessing.active_children()) - before
     for worker in own:
         subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # it comes from another process than this one

@@ -19,7 +19,7 @@ from torchreid_autoreid.data.loader import InOrderLoader
 from torchreid_autoreid.engine import FaissEvaluationMixin, with_faiss_evaluation
 from torchreid_autoreid.engine import evaluation as evaluation_module
 from torchreid_autoreid.engine.evaluation import share_of_loader
-from torchreid_autoreid.errors import UserError
+from torchreid_autoreid.errors import IndistinctError, UserError
 from torchreid_autoreid.evaluation import evaluate
 
 
@@ -267,3 +267,22 @@ def test_images_by_one_camera_are_evaluated_without_leaving_any_out(root, tmp_pa
         ranks = np.flatnonzero(matches) + 1
         expected.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
     assert mean_ap == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_a_network_that_answers_nearly_the_same_is_at_chance_in_a_run_and_an_error_in_a_test(root, caplog):
+    engine = with_faiss_evaluation(make_engine(root))
+    loaders, features, calls = engine.test_loader["folder"], engine.extract_features, []
+
+    def far_away(images):
+        """Queries, which are looked at first, are far from all gallery items, which hardly differ."""
+        calls.append(len(images))
+        seen = (len(calls) - 1) % (len(loaders["query"]) + len(loaders["gallery"]))
+        return 1e-3 * features(images) + (1000 if seen < len(loaders["query"]) else 0)
+
+    engine.extract_features = far_away
+    with pytest.raises(IndistinctError, match="do not tell gallery items from one another"):
+        engine.retrieve(loaders["query"], loaders["gallery"])
+    found = engine.retrieve(loaders["query"], loaders["gallery"], alike_is_chance=True)
+    assert "answers nearly the same for all images" in caplog.text
+    assert found.num_valid_queries == 24
+    assert 0 < found.mAP < 0.4

@@ -137,3 +137,13 @@ def test_it_is_the_retrieval_loss_of_standardised_outputs():
     assert torch.allclose(total, expected)
     assert parts.keys() == others.keys()
     assert all(torch.allclose(parts[name], others[name]) for name in parts)
+
+
+def test_a_network_that_answers_the_same_for_all_images_has_a_finite_gradient():
+    features = torch.full((4, 3), 0.5, requires_grad=True)
+    logits = torch.full((4, 5), 0.25, requires_grad=True)
+    total, _ = ScaleFreeLoss()((logits, features), torch.tensor([0, 0, 1, 1]))
+    total.backward()
+    assert total.isfinite()
+    for answers in (logits, features):
+        assert answers.grad.isfinite().all()

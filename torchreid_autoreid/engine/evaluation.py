@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.loader import InOrderLoader
 from ..deploy.fusion import fuse
-from ..errors import UserError
+from ..errors import IndistinctError, UserError
 from ..evaluation import Embeddings, RetrievalResult, evaluate
 from ..evaluation.pairwise import Progress
 from ..parallel.group import group
@@ -136,17 +138,21 @@ class FaissEvaluationMixin:
         use_metric_cuhk03: bool = False,
         max_rank: int = 50,
         topk: int = 0,
+        alike_is_chance: bool = False,
     ) -> RetrievalResult:
         """Evaluates retrieval of one loader's images among another's; the options are torchreid's.
 
         Args:
             max_rank: length of the CMC curve.
             topk: how many nearest gallery positions a query to return in the result.
+            alike_is_chance: features that distances do not tell apart are taken for equal ones, with a warning.
+
+        Raises:
+            IndistinctError: if they are not taken for that.
         """
         query, gallery = self.extract_test_set(query_loader, gallery_loader, normalize_feature)
-        return evaluate(
-            query,
-            gallery,
+        measured = partial(
+            evaluate,
             metric=dist_metric,
             rerank=rerank,
             use_metric_cuhk03=use_metric_cuhk03,
@@ -155,6 +161,14 @@ class FaissEvaluationMixin:
             device=str(_device_of(self.model)),
             distributed=self.distributed,
         )
+        try:
+            return measured(query, gallery)
+        except IndistinctError:
+            if not alike_is_chance:
+                raise
+            _LOGGER.warning("the network answers nearly the same for all images; it is measured as if it did so")
+            equal = (replace(part, features=np.ones_like(part.features)) for part in (query, gallery))
+            return measured(*equal)
 
     def _evaluate(
         self,

@@ -413,7 +413,11 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 self._write_board(record)
 
     def _retrieval(self) -> RetrievalResult:
-        """On the validation set. An interruption is one of the epoch that ends with it."""
+        """On the validation set. An interruption is one of the epoch that ends with it.
+
+        A network that answers nearly the same for all images is measured as if it answered the same: that is chance,
+        and no reason to end a run, of which it may be one candidate or an early epoch.
+        """
         loaders, options = self._validation_loaders(), self._options
         try:
             return self.retrieve(
@@ -422,6 +426,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 dist_metric=options.dist_metric,
                 normalize_feature=options.normalize_feature,
                 topk=self.kept_answers,
+                alike_is_chance=True,
             )
         except Interrupted:
             if self._steps_done:

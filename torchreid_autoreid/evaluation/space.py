@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import IndistinctError, UserError
 from ..parallel.launch import OneProcess
 from .distances import Vectors, check_squares, distance_block, exact_pairs, one_thread
 
@@ -176,7 +176,7 @@ def choose_space(
     spread = distances[:, -1] - distances[:, 0]
     rounded = np.abs(distances - distances.astype(np.float32))
     if _most(np.median(rounded, axis=1) > ROUNDED * spread, spread > 0):
-        raise UserError(
+        raise IndistinctError(
             "queries and gallery are so far apart that float32 distances do not tell gallery items from one another; "
             "subtract from each its own mean"
         )

@@ -133,7 +133,8 @@ class ScaleFreeLoss(RetrievalLoss):
         """As :meth:`RetrievalLoss.parts`."""
         logits, features = (x if x.dtype == torch.float64 else x.float() for x in outputs)
         centred = logits - logits.mean(dim=0)
-        standardised = centred / centred.pow(2).mean().sqrt().clamp_min(torch.finfo(centred.dtype).tiny)
+        variance = centred.pow(2).mean()  # 0 where a network answers the same for all images; its root has no gradient
+        standardised = centred / torch.where(variance > 0, variance, 1.0).sqrt()
         return super().parts((standardised, F.normalize(features, dim=1)), identities)
 
 

@@ -162,13 +162,13 @@ def norm_bodies(norms: Sequence[Any], bodies: Tensor) -> Tensor:
 def stripe_means(x: Tensor, bounds: list[int]) -> Tensor:
     """Averages each stripe over space: (B, C, H, W) to (B, M, C)."""
     rows = x.mean(dim=3)  # (B, C, H)
-    stripes = [rows[:, :, start:end].mean(dim=2) for start, end in zip(bounds, bounds[1:], strict=False)]
+    stripes = [rows[:, :, start:end].mean(dim=2) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
     return torch.stack(stripes, dim=1)
 
 
 def spread(body: Tensor, bounds: list[int], width: int) -> Tensor:
     """Repeats each part vector over its stripe's rows and all columns: (B, M, C') to (B, C', H, W)."""
-    heights = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    heights = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
     columns = body.transpose(1, 2)  # (B, C', M)
     stripes = [columns[:, :, m : m + 1].expand(-1, -1, height) for m, height in enumerate(heights)]
     return torch.cat(stripes, dim=2).unsqueeze(3).expand(-1, -1, -1, width)
