@@ -343,6 +343,15 @@ class Unsendable(torch.utils.data.Dataset):
         return CannotBeSent() if index else {"img": torch.zeros(1)}
 
 
+@pytest.fixture
+def _looked_at_often(monkeypatch):
+    """PyTorch looks every fifth of a second whether a worker is alive, and not every five seconds."""
+    get = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    assert get.__defaults__ == (5.0,)
+    monkeypatch.setattr(get, "__defaults__", (0.2,))
+
+
+@pytest.mark.usefixtures("_looked_at_often")
 @pytest.mark.parametrize("keys", [[[0], [1]], [[0], [Place(0)]]], ids=["a batch", "its indices"])
 def test_what_cannot_be_handed_over_ends_the_loading(keys, capfd):
     """Python's queue would print a traceback and go on, and the main process would wait for ever."""
@@ -351,6 +360,7 @@ def test_what_cannot_be_handed_over_ends_the_loading(keys, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("_looked_at_often")
 @pytest.mark.parametrize("name", ["", "QueueFeederThread"], ids=["its own", "the queue's"])
 def test_a_worker_that_gets_no_thread_ends_the_loading(name, items, transforms, monkeypatch, capfd):
     """It has blocked SIGTERM by then, and the main process would wait for it when it ends."""
