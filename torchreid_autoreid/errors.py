@@ -50,7 +50,7 @@ class UserError(ValueError):
 
 
 class IndistinctError(UserError):
-    """Features that are so alike, for their size, that float32 distances do not tell them apart."""
+    """Features so alike for their size, or so small, that float32 distances do not tell them apart."""
 
 
 class SharedError(UserError):

@@ -286,3 +286,5 @@ def test_a_network_that_answers_nearly_the_same_is_at_chance_in_a_run_and_an_err
     assert "answers nearly the same for all images" in caplog.text
     assert found.num_valid_queries == 24
     assert 0 < found.mAP < 0.4
+    engine.extract_features = lambda images: 1e-30 * features(images)
+    assert engine.retrieve(loaders["query"], loaders["gallery"], alike_is_chance=True).mAP == found.mAP

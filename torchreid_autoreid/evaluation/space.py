@@ -154,8 +154,9 @@ def choose_space(
         near: gives (rows, columns) of some pairs of query and this process's gallery that have to be told apart.
 
     Raises:
-        UserError: values so large or so small that float32 does not hold squared distances, or an offset between
-            queries and gallery beside which float32 distances show no order.
+        UserError: values so large that float32 does not hold squared distances.
+        IndistinctError: values so small that it does not, or an offset between queries and gallery beside which float32
+            distances show no order.
     """
     world = world or OneProcess()
     wide = bool(world.sum(np.array([int(x.dtype == np.float64) for x in (query, gallery)])).any())
@@ -219,7 +220,7 @@ def _centre(rows: np.ndarray, metric: str) -> np.ndarray | None:
 def _check_small(metric: str, vectors: tuple[Vectors, Vectors]) -> None:
     largest = max(float(v.values.abs().max()) for v in vectors)
     if metric == "euclidean" and 0 < largest < SMALLEST:
-        raise UserError("feature values are so small that their squares underflow float32; scale the features up")
+        raise IndistinctError("feature values are so small that their squares underflow float32; scale the features up")
 
 
 def _distances64(a: Vectors, b: Vectors) -> np.ndarray:
