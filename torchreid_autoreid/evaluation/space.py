@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..errors import IndistinctError, UserError
+from ..errors import IndistinctError
 from ..parallel.launch import OneProcess
 from .distances import Vectors, check_squares, distance_block, exact_pairs, one_thread
 
