@@ -263,10 +263,11 @@ def read_json(path: str | Path, most: int) -> Any:
         ValueError: if it is no ordinary file, has more than ``most`` bytes, or is no JSON.
         RecursionError: if it nests too deep.
     """
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for its writer
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
         raise ValueError("it is no ordinary file")
-    if (size := Path(path).stat().st_size) > most:
-        raise ValueError(f"it has {size} bytes, and at most {most} are read")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size} bytes, and at most {most} are read")
     return json.loads(Path(path).read_bytes())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,6 +128,12 @@ class _Search:
         return np.concatenate([block.amax(dim=1).numpy() for block in blocks])
 
 
+def check_neighbours(neighbours: Any) -> None:
+    """Raises a UserError for what is neither an index of neighbours nor None."""
+    if not isinstance(neighbours, NeighbourIndex | None):
+        raise UserError(f"neighbours is {short(neighbours)}; give a NeighbourIndex, or None for exact ones")
+
+
 def nearest_items(
     collection: Collection,
     devices: list[torch.device],
@@ -140,8 +147,7 @@ def nearest_items(
     Raises:
         UserError: an index with a graph, on GPUs, or as its ``neighbourhood`` says.
     """
-    if not isinstance(neighbours, NeighbourIndex | None):
-        raise UserError(f"neighbours is {short(neighbours)}; give a NeighbourIndex, or None for exact ones")
+    check_neighbours(neighbours)
     if neighbours is None:
         return Items(collection, devices).neighbourhood(k, progress, graph)
     if graph is not None:

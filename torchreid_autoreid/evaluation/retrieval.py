@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError, short
 from ..parallel.launch import processes
-from .approximate import NeighbourIndex
+from .approximate import NeighbourIndex, check_neighbours
 from .distances import check_metric, find_devices, full_precision
 from .embeddings import Embeddings, as_array, check_count, check_dimensions, check_sides
 from .expansion import Expansion
@@ -166,8 +166,7 @@ def evaluate(
         check_count(name, value, least)
     if graph is not None and (not rerank or protocol != "market1501"):
         raise UserError(f"graph {graph} is of re-ranking, on one gallery; leave it out")
-    if not isinstance(neighbours, NeighbourIndex | None):
-        raise UserError(f"neighbours is {short(neighbours)}; give a NeighbourIndex, or None for exact ones")
+    check_neighbours(neighbours)
     if neighbours is not None and (not rerank or protocol != "market1501"):
         raise UserError(f"the neighbours of {neighbours.factory!r} are of re-ranking, on one gallery; leave them out")
     expansion = Expansion(query_expansion, query_expansion_alpha, database_augmentation)

@@ -93,7 +93,7 @@ class Gallery:
         check_count("dimension", dimension, 1)
         if not isinstance(network, str):
             raise UserError(f"network must be a text that names the network, not {short(network)}")
-        return cls(Store.create(as_path(folder, "the gallery's folder"), int(dimension), network))
+        return cls(Store.create(folder, int(dimension), network))
 
     @classmethod
     def build(cls, folder: str | os.PathLike[str], features: Any, pids: Any, network: str = "") -> Gallery:
@@ -127,7 +127,7 @@ class Gallery:
         Raises:
             UserError: no gallery, a damaged one, or one of another network than ``network``, if both are named.
         """
-        store = Store(as_path(folder, "the gallery's folder"))
+        store = Store(folder)
         if network and store.network and network != store.network:
             store.close()
             raise UserError(

@@ -70,7 +70,7 @@ def check_new(folder: Path) -> None:
 class Store:
     """The folder of a gallery, with one connection to its database."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = as_path(folder, "the gallery's folder")
         if not (self.folder / DATABASE).is_file():
             raise UserError(f"{folder} holds no gallery ({DATABASE} is missing); make one with gallery build")
@@ -88,7 +88,7 @@ class Store:
             raise
 
     @classmethod
-    def create(cls, folder: str | Path, dimension: int, network: str) -> Store:
+    def create(cls, folder: str | os.PathLike[str], dimension: int, network: str) -> Store:
         """An empty gallery; the database appears under its name when it is whole."""
         folder = as_path(folder, "the gallery's folder")
         try:
