@@ -122,6 +122,7 @@ def test_evaluate_ranks_by_the_final_distances(metric):
 def test_neighbours_are_the_exact_ones(monkeypatch):
     monkeypatch.setattr(pairwise, "CPU_BLOCK", (7, 40))
     monkeypatch.setattr(neighbours, "HALF_ROWS", 16)
+    monkeypatch.setattr(neighbours, "OFFERS_AT_ONCE", 100)
     random = np.random.default_rng(0)
     items = random.integers(-2, 3, (211, 4)).astype(np.float32)  # exact distances, many ties
     collection = neighbours.Collection(items[:50], items[50:], Space("euclidean"), neighbours.OneProcess())

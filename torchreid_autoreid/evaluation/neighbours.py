@@ -15,11 +15,12 @@ from .distances import distance_block, pair_distances
 from .embeddings import release
 from .graph_file import GraphFile
 from .pairwise import FeatureDistances, Progress, block_shape, ranges, scan, share_out, workers
-from .ranking import Farthest, Nearest
+from .ranking import Farthest, Nearest, largest_of_columns
 from .space import Space
 
 PAIRS_AT_ONCE = 1 << 14
 HALF_ROWS = 512
+OFFERS_AT_ONCE = 1 << 17  # of items that look at blocks as columns, before they are taken over
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,65 @@ class CollectionDistances(FeatureDistances):
         return self.collection.pieces(block_shape(self.devices)[1])
 
 
+def _between(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+    return [(start + first, start + end) for first, end in ranges(stop - start, step)]
+
+
+class _Half:
+    """The blocks of some columns on and below the diagonal, shown to those who look as rows and as columns.
+
+    Args:
+        items: whose distances they are.
+        columns: (start, stop) of the columns.
+        height: of a block.
+    """
+
+    def __init__(self, items: Items, nearest: Nearest, farthest: Farthest, columns: tuple[int, int], height: int):
+        self.device = items.devices[0]
+        self.vectors, self.nearest, self.farthest = items.query[self.device], nearest, farthest
+        self.start, self.stop = columns
+        self.size = height * (self.stop - self.start)
+        self.buffers: dict[int, torch.Tensor] = {}
+        self.offers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.lock = Lock()
+
+    def diagonal(self, worker: int, rows: tuple[int, int]) -> None:
+        """Rows of the piece and its columns up to them; no two workers change the same rows before ``merge``."""
+        self._show(worker, rows, rows[1], rows[0])
+
+    def below(self, worker: int, rows: tuple[int, int]) -> None:
+        """Rows behind the piece and all of its columns."""
+        self._show(worker, rows, self.stop, self.stop)
+        if sum(len(offer[0]) for offer in self.offers) > OFFERS_AT_ONCE:
+            self.merge()
+
+    def _show(self, worker: int, rows: tuple[int, int], stop: int, transposed: int) -> None:
+        """A block from the first column to ``stop``, of which the columns before ``transposed`` look at it as well."""
+        first, end = rows
+        buffer = self.buffers.setdefault(worker, torch.empty(self.size, dtype=torch.float32, device=self.device))
+        block = distance_block(self.vectors.take(slice(first, end)), self.vectors.take(slice(self.start, stop)), buffer)
+        self.nearest.add(first, self.start, block)  # these rows are this worker's alone
+        farthest = [(first, block.amax(dim=1))]
+        block = block[:, : transposed - self.start]
+        offers = []
+        if block.shape[1]:
+            offers.append(self.nearest.candidates_transposed(self.start, first, block))
+            farthest.append((self.start, largest_of_columns(block)))
+        with self.lock:  # all workers meet in the rows of the piece
+            self.offers += offers
+            for row, values in farthest:
+                self.farthest.keep(row, values)
+
+    def merge(self) -> None:
+        """Takes over what the columns have been offered."""
+        with self.lock:
+            offers, self.offers = self.offers, []
+            if offers:
+                rows, distances, columns = (torch.cat(parts) for parts in zip(*offers, strict=True))
+                rows, order = torch.sort(rows, stable=True)
+                self.nearest.offer_rows(self.start, self.stop - self.start, rows, distances[order], columns[order])
+
+
 class Items(CollectionDistances):
     """Distances between all items; this process's rows are its share of the head, then its shard."""
 
@@ -158,50 +218,25 @@ class Items(CollectionDistances):
     ) -> None:
         """Distances are symmetric: compute each block below the diagonal once and show it from both sides.
 
-        Every row is first shown its distances to the first piece, so all know k items before a transposed block.
+        Every row is first shown its distances to items before it, so all know k items before a transposed block.
         """
+        height = max(HALF_ROWS, nearest.k)
         step = max(block_shape(self.devices)[1], nearest.k)
         columns = ranges(self.num_queries, step)
         file = GraphFile(graph, self.query[self.devices[0]], step, len(columns)) if graph is not None else None
         known = file.read(nearest, farthest) if file is not None else 0
+        team = len(workers(self.devices))
         for done, (start, stop) in enumerate(columns[known:], known + 1):
-            below = self.num_queries - stop
-            self._show(nearest, farthest, (start, stop), ranges(stop - start, HALF_ROWS), start)
-            self._show(nearest, farthest, (start, stop), ranges(below, HALF_ROWS), stop)
+            half = _Half(self, nearest, farthest, (start, stop), height)
+            # Pieces before this one have shown its rows k items; those of the first see them in order.
+            share_out(_between(start, stop, height), half.diagonal, team if start else 1)
+            half.merge()
+            share_out(_between(stop, self.num_queries, height), half.below, team)
+            half.merge()
             if file is not None:
                 file.write(nearest, farthest, done)
             if progress is not None:
                 progress("neighbours", done, len(columns))
-
-    def _show(
-        self,
-        nearest: Nearest,
-        farthest: Farthest,
-        columns: tuple[int, int],
-        row_ranges: list[tuple[int, int]],
-        first_row: int,
-    ) -> None:
-        """Shows blocks of some columns, and the same transposed where they lie below the diagonal piece."""
-        device = self.devices[0]
-        start, stop = columns
-        piece = self.query[device].take(slice(start, stop))
-        count = min(len(row_ranges), len(workers(self.devices)))
-        buffers = [torch.empty(HALF_ROWS * (stop - start), dtype=torch.float32, device=device) for _ in range(count)]
-        lock = Lock()
-
-        def work(worker: int, rows: tuple[int, int]) -> None:
-            first, end = rows[0] + first_row, rows[1] + first_row
-            block = distance_block(self.query[device].take(slice(first, end)), piece, buffers[worker])
-            nearest.add(first, start, block)  # these rows are this worker's alone
-            farthest.add(first, start, block)
-            if first_row == stop:
-                offer = nearest.candidates_transposed(start, first, block)
-                highest = block.amax(dim=0)
-                with lock:  # all workers meet in the rows of the piece
-                    nearest.offer_rows(start, stop - start, *offer)
-                    farthest.keep(start, highest)
-
-        share_out(row_ranges, work, count)
 
     def _merge(self, own: np.ndarray) -> np.ndarray:
         """Values of this process's items -> values of all items, in order of position."""
