@@ -10,7 +10,7 @@ fit the length of the search, no warm-up), what its alphas propose in a selectio
 that a seed draws. Each of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
-   `--seconds`; those that go by rungs have rungs of about that length;
+   `--seconds`; those that go by rungs have rungs of about that length, those of whole trainings take what they take;
 2. searches with every seed (search.py; the held-out half is looked at after the last epoch only, by those that train
    candidates after each of them);
 3. has each network that it finds trained on the whole training set for `--train-epochs`, `--trainings` times with other
@@ -66,8 +66,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "published cells": {"model.name": "autoreid", "autoreid.channels": 16, "autoreid.layers": [1, 1, 1, 1]},
     **{name: {"model.name": name} for name in ("resnet18", "osnet_x0_25", "osnet_x1_0", "mobilenetv2_x1_0")},
 }
-#: twenty candidates, each trained to the end
-WHOLE = {"search.candidate_epochs": 25, "train.max_epoch": 500}
+#: of a training to the end
+WHOLE_EPOCHS = 25
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     # of the search alone, which has some three times the epochs then
@@ -96,8 +96,26 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     },
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
     "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
-    "random, whole trainings": {"search.strategy": "random", **WHOLE},
-    "predictor": {"search.strategy": "predictor", "search.predictor_draws": 10, **WHOLE},
+    # whole trainings, whatever time they take: of seven candidates, of six after alphas, of twenty
+    "random, whole trainings": {
+        "search.strategy": "random",
+        "search.candidate_epochs": WHOLE_EPOCHS,
+        "train.max_epoch": 7 * WHOLE_EPOCHS,
+    },
+    "darts, selection by whole trainings": {
+        "search.strategy": "darts",
+        "search.split": "identity",
+        "search.selection": "halving",
+        "search.rung_candidates": [6],
+        "search.rung_epochs": [WHOLE_EPOCHS],
+        "train.max_epoch": 8,
+    },
+    "predictor": {
+        "search.strategy": "predictor",
+        "search.predictor_draws": 10,
+        "search.candidate_epochs": WHOLE_EPOCHS,
+        "train.max_epoch": 20 * WHOLE_EPOCHS,
+    },
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
 }
 IMAGES = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "test.eval_freq": -1}

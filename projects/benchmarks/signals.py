@@ -12,6 +12,7 @@ every genotype of the truth set,
 - `2 epochs`, `4 epochs`: trainings of their own;
 - `2 epochs, images`: the same, but a fifth of every identity's images is held out instead;
 - `25 epochs`: a whole training, ranked by identities that were held out of it;
+- `25 epochs, 40 % held out`: the same with twice as many of them, so trained on fewer;
 - `25 epochs, 64x32`: a whole training on small images (better than a part of one on large images: Zhou et al., EcoNAS,
   CVPR 2020);
 - `one-shot`: the weights of one network that trains a path drawn uniformly among the derived cells in each step, for
@@ -78,16 +79,19 @@ SHARED = {
 #: name of the folder -> epochs at the end of each rung
 TRAININGS = {
     "rungs": (1, 3, 9), "2 epochs": (2,), "4 epochs": (4,), "2 epochs, images": (2,), "25 epochs": (25,),
-    "25 epochs, 64x32": (25,),
+    "25 epochs, 40 % held out": (25,), "25 epochs, 64x32": (25,),
 }  # fmt: skip
 SMALL_IMAGES = {"data.height": 64, "data.width": 32}
+#: what differs in a training from all others: how its name ends -> settings
+OWN_SETTINGS: dict[str, dict[str, Any]] = {"64x32": SMALL_IMAGES, "40 % held out": {"search.held_out": 0.4}}
 #: share of the images of every identity
 IMAGES_HELD_OUT = 0.2
 CALIBRATION_BATCHES = 10
 
 
 def configuration(options: argparse.Namespace, training: str = "") -> Any:
-    settings = SHARED | {"train.seed": options.seed} | (SMALL_IMAGES if training.endswith("64x32") else {})
+    own = OWN_SETTINGS.get(training.rpartition(", ")[2], {})
+    settings = SHARED | {"train.seed": options.seed} | own
     words = [str(word) for pair in settings.items() for word in pair]
     return load_config(
         str(ROOT / "configs/autoreid_search.yaml"), words, root=str(options.root), sources=["market1501"]

@@ -79,6 +79,15 @@ def test_a_dry_run_writes_nothing(name, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_says_what_a_selection_takes(tmp_path, capsys, monkeypatch):
+    """Nine candidates for three epochs, the best two of them until their seventh."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--config-file", "autoreid_search.yaml", "--dry-run", "search.selection", "halving"]
+    assert execute("search", [*options, "search.rung_candidates", "[9, 2]", "search.rung_epochs", "[3, 7]"]) == 0
+    said = capsys.readouterr().out
+    assert "9 networks of 8 channels, [1, 1, 1, 1] cells after the alphas; 35 epochs in all" in said
+
+
 def test_a_dry_run_finds_what_a_run_would(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config import budget_limits, network_kwargs, settings_of_result, shape_kwargs
+from ..config.build import rungs
 from ..data.datasets import FolderDataset, check_dataset
 from ..deploy.onnx import OnnxExtractor
 from ..engine.loop import check_settings
@@ -19,6 +20,7 @@ from ..genotype import operation_names
 from ..keys import OF_CANDIDATES
 from ..report import amount
 from ..search.cost import LatencyTable, NetworkShape
+from ..search.halving import Rung, own_epochs
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from . import export, search
@@ -52,12 +54,15 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     MixedPrecision(cfg.search.amp, device, "search.amp")
     yield f"device      {device}"
     if cfg.search.strategy in OF_CANDIDATES:  # which trains no search network
-        size = f"{cfg.autoreid.channels} channels, {cfg.autoreid.layers} cells"
-        yield f"candidates  networks of {size}; {cfg.train.max_epoch} epochs in all"
+        yield f"candidates  {_candidates(cfg)}; {cfg.train.max_epoch} epochs in all"
     else:
         with torch.device("meta"):
             network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
         yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
+        if cfg.search.selection == "halving":
+            steps = [Rung(*pair) for pair in rungs(cfg)]
+            epochs = sum(step.candidates * own for step, own in zip(steps, own_epochs(steps), strict=True))
+            yield f"candidates  {steps[0].candidates} {_candidates(cfg)} after the alphas; {epochs} epochs in all"
     latencies = None
     if cfg.search.budget.latency_ms:
         if not cfg.search.budget.latency_table:
@@ -68,6 +73,10 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     budget = build_budget(cfg, latencies) if budget_limits(cfg) else None
     if budget is not None:
         yield describe_budget(budget)
+
+
+def _candidates(cfg: Any) -> str:
+    return f"networks of {cfg.autoreid.channels} channels, {cfg.autoreid.layers} cells"
 
 
 def _train(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
