@@ -136,15 +136,17 @@ def train_shortly(training: str, options: argparse.Namespace) -> None:
 
 
 def scores_of(training: str, folder: Path) -> dict[str, dict[int, float]]:
-    """Of the rungs that have been trained so far: name of the signal -> index of the genotype -> mAP."""
+    """Of the rungs that have been trained so far: name of the signal -> index of the genotype -> its figure."""
     names = names_of(training)
-    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    found: dict[str, dict[int, float]] = {}
     history = folder / training / "history.jsonl"
     for row in rows_of([history] if history.exists() else []):
         candidate = row["candidate"]
         if candidate["mAP"] is not None:
-            found[names[candidate["rung"] - 1]][candidate["number"] - 1] = round(candidate["mAP"], 6)
-    return {name: values for name, values in found.items() if values}
+            name, index = names[candidate["rung"] - 1], candidate["number"] - 1
+            found.setdefault(name, {})[index] = round(candidate["mAP"], 6)
+            found.setdefault(f"{name}, AUC", {})[index] = round(row["retrieval"]["auc"], 6)
+    return found
 
 
 # -- one-shot ----------------------------------------------------------------------------------------------------------

@@ -21,11 +21,13 @@ class MatchRanks:
         rows: (M,) the query of each true match that has a rank, ascending.
         ranks: (M,) its rank among the gallery items that count, from 1, ascending within a query.
         counts: (Nq,) true matches of each query, with those that an approximate index did not return.
+        others: (Nq,) gallery items of other identities that count, likewise.
     """
 
     rows: np.ndarray
     ranks: np.ndarray
     counts: np.ndarray
+    others: np.ndarray
 
     @property
     def found(self) -> np.ndarray:
@@ -77,6 +79,16 @@ def r_precision(matches: MatchRanks) -> np.ndarray:
     return matches.mean((matches.ranks <= matches.counts[matches.rows]).astype(float))
 
 
+def area_under_roc(matches: MatchRanks) -> np.ndarray:
+    """The probability that a true match is nearer than an item of another identity.
+
+    That is the area under the ROC curve of a query. Source: Hanley and McNeil, "The meaning and use of the area under a
+    receiver operating characteristic (ROC) curve", Radiology 143, 1982.
+    """
+    nearer = matches.ranks - matches.found
+    return matches.mean(1 - nearer / np.maximum(matches.others, 1)[matches.rows])
+
+
 @dataclass(frozen=True)
 class QueryFigure:
     """A figure that is the mean over the queries with a true match.
@@ -95,6 +107,7 @@ FIGURES = {
     "mAP": QueryFigure(average_precision, "mAP"),
     "mINP": QueryFigure(inverse_negative_penalty, "mINP"),
     "r_precision": QueryFigure(r_precision, "R-precision"),
+    "auc": QueryFigure(area_under_roc, "AUC"),
     "trapezoid_mAP": QueryFigure(trapezoid_precision),
 }
 

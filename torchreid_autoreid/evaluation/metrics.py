@@ -13,7 +13,18 @@ from ..parallel.launch import OneProcess
 from .embeddings import as_array, as_labels, check_count
 from .figures import MatchRanks, first_matches, per_query
 from .pairwise import CPU_BLOCK, Distances, MatrixDistances, Observer, Progress, WithoutIgnored, ranges, scan
-from .ranking import CloserCounter, Labels, Matches, Nearest, OwnPairs, count_true, ordered, pair_values, unordered
+from .ranking import (
+    CloserCounter,
+    Labels,
+    Matches,
+    Nearest,
+    OwnPairs,
+    count_others,
+    count_true,
+    ordered,
+    pair_values,
+    unordered,
+)
 from .result import RetrievalResult, means
 
 DRAWN_AT_ONCE = 1 << 20
@@ -74,7 +85,7 @@ def rank_queries(
     ranks = counter.ranks(world)
     if rounded and isinstance(distances, MatrixDistances):
         recount(ranks, matches, np.flatnonzero(counter.tied), distances.matrix, pairs)
-    own = MatchRanks(matches.rows, ranks, np.diff(matches.offsets))
+    own = MatchRanks(matches.rows, ranks, np.diff(matches.offsets), world.sum(count_others(labels)))
     if nearest is None:
         return Ranked.of(own, None)
     nearest.merge_processes(world)
@@ -123,7 +134,7 @@ def rank_retrieved(
             np.where(gone, np.float32(np.inf), np.take_along_axis(distances, order, 1)),
         )
     rows, columns = np.nonzero(match)
-    return Ranked.of(MatchRanks(rows, ranks[rows, columns], num_matches), top)
+    return Ranked.of(MatchRanks(rows, ranks[rows, columns], num_matches, world.sum(count_others(labels))), top)
 
 
 def join_ranked(parts: list[Ranked]) -> Ranked:

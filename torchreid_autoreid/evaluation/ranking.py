@@ -193,6 +193,12 @@ def count_true(labels: Labels) -> np.ndarray:
     return np.concatenate(counts)
 
 
+def count_others(labels: Labels) -> np.ndarray:
+    """(Nq,) items of other identities that each query counts in this process's gallery."""
+    counting = len(labels.g_pids) - (0 if labels.ignored is None else int(labels.ignored.sum()))
+    return counting - labels.spans()[1]  # no query counts items of an identity that is passed over
+
+
 def some_true_pairs(labels: Labels, world: OneProcess) -> tuple[np.ndarray, np.ndarray]:
     """(rows, columns) of this process's part of the first true matches of some queries; the same whoever holds them."""
     chosen = np.unique(np.linspace(0, len(labels.q_pids) - 1, SOME_QUERIES).astype(np.int64))
