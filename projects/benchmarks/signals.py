@@ -8,7 +8,8 @@ Market-1501, or a subset of it, is expected in DIR/market1501/Market-1501-v15.09
 every genotype of the truth set,
 
 - `1 epoch`, `3 epochs`, `9 epochs`: one training that goes on, annealed to its end three times, as in successive
-  halving; the mAP on identities that were held out of it (search.held_out);
+  halving; the mAP on identities that were held out of it (search.held_out), and with `, AUC` behind the name, how
+  probably an image of these is nearer to one of the same than to one of another; so are the following;
 - `2 epochs`, `4 epochs`: trainings of their own;
 - `2 epochs, images`: the same, but a fifth of every identity's images is held out instead;
 - `25 epochs`: a whole training, ranked by identities that were held out of it;
@@ -145,7 +146,8 @@ def scores_of(training: str, folder: Path) -> dict[str, dict[int, float]]:
         if candidate["mAP"] is not None:
             name, index = names[candidate["rung"] - 1], candidate["number"] - 1
             found.setdefault(name, {})[index] = round(candidate["mAP"], 6)
-            found.setdefault(f"{name}, AUC", {})[index] = round(row["retrieval"]["auc"], 6)
+            if "auc" in row["retrieval"]:
+                found.setdefault(f"{name}, AUC", {})[index] = round(row["retrieval"]["auc"], 6)
     return found
 
 
