@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "limits": {"errors", "keys"},
     "numbers": set(),
     "genotype": {"errors", "files"},
-    "records": {"errors", "genotype"},
+    "records": {"errors", "genotype", "keys"},
     "queries": {"errors", "files"},
     "loopback": {"errors"},
     "provenance": {"errors", "files", "version"},

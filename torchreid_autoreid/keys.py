@@ -114,6 +114,8 @@ WITH_ALPHAS = (*MIXED, "gdas")
 OF_ONE_RUNG = ("random", "predictor")
 OF_RUNGS = ("halving", "evolution")
 OF_CANDIDATES = (*OF_ONE_RUNG, *OF_RUNGS)
+# What candidates may be ranked by: figures of retrieval, with their names for people.
+RANKED_BY = {"mAP": "mAP", "auc": "AUC"}
 
 
 def with_strategy(*names: str) -> dict[str, tuple[str, ...]]:
@@ -479,6 +481,9 @@ class Search:
     recipe: str = key("autoreid_train.yaml", of=CANDIDATES)
     # share of the training identities that they are ranked on, and never trained on
     held_out: float = key(0.25, PART, of=CANDIDATES)
+    # The figure that they are ranked by: mAP, or auc, the probability that an image of one of these identities is
+    # nearer to another one of the same than to one of another identity.
+    rank_by: str = key("mAP", tuple(RANKED_BY), of=CANDIDATES)
     # A second objective: none, or params, macs or latency_ms of the network that search.budget describes. What goes on
     # is then the candidates that no other one beats in both, and pareto.json has those of the end.
     second_objective: str = key("none", ("none", "params", "macs", "latency_ms"), of=with_strategy(*OF_CANDIDATES))

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import UserError, short
 from .genotype import KINDS, MAX_BLOCKS, OPERATION_NAMES, Genotype, num_blocks, num_edges
+from .keys import RANKED_BY
 
 __all__ = ["CandidateRecord", "EpochRecord", "PretrainingRecord", "SearchRecord", "TrainingRecord", "check_records"]
 
@@ -86,7 +87,8 @@ class CandidateRecord:
         number: in its rung, from 1.
         rung: from 1.
         genotype: that is trained.
-        mAP: at the end of its turn, as a fraction; ``None`` before.
+        score: by which it is ranked, at the end of its turn, as a fraction; ``None`` before.
+        figure: which one that is, a name of :data:`~torchreid_autoreid.keys.RANKED_BY`.
         parent: number of the candidate whose weights it inherited; ``None`` if it has none.
         cost: the second objective of the search; ``None`` without one.
     """
@@ -94,9 +96,15 @@ class CandidateRecord:
     number: int
     rung: int
     genotype: Genotype
-    mAP: float | None = None
+    score: float | None = None
+    figure: str = "mAP"
     parent: int | None = None
     cost: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of the score, for people."""
+        return RANKED_BY[self.figure]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a line of ``history.jsonl``."""
@@ -112,11 +120,13 @@ class CandidateRecord:
         for name in ("number", "rung"):
             _number(record, f"candidate.{name}", 1, whole=True)
         found = record["candidate"]
-        for name, high, whole in (("mAP", _ONE, False), ("parent", math.inf, True), ("cost", math.inf, False)):
+        for name, high, whole in (("score", _ONE, False), ("parent", math.inf, True), ("cost", math.inf, False)):
             if found.get(name) is not None:
                 _number(record, f"candidate.{name}", 0, high, whole=whole)
+        if _get(record, "candidate.figure") not in tuple(RANKED_BY):  # of what JSON has, lists are no keys
+            raise ValueError(f"candidate.figure is {short(found['figure'])}, none of {', '.join(RANKED_BY)}")
         genotype = Genotype.from_dict(_get(record, "candidate.genotype"))
-        values = {name: found.get(name) for name in ("number", "rung", "mAP", "parent", "cost")}
+        values = {name: found.get(name) for name in ("number", "rung", "score", "figure", "parent", "cost")}
         return cls(genotype=genotype, **values)
 
 

@@ -143,11 +143,10 @@ def scores_of(training: str, folder: Path) -> dict[str, dict[int, float]]:
     history = folder / training / "history.jsonl"
     for row in rows_of([history] if history.exists() else []):
         candidate = row["candidate"]
-        if candidate["mAP"] is not None:
+        if candidate["score"] is not None:
             name, index = names[candidate["rung"] - 1], candidate["number"] - 1
-            found.setdefault(name, {})[index] = round(candidate["mAP"], 6)
-            if "auc" in row["retrieval"]:
-                found.setdefault(f"{name}, AUC", {})[index] = round(row["retrieval"]["auc"], 6)
+            found.setdefault(name, {})[index] = round(row["retrieval"]["mAP"], 6)
+            found.setdefault(f"{name}, AUC", {})[index] = round(row["retrieval"]["auc"], 6)
     return found
 
 

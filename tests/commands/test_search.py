@@ -194,7 +194,7 @@ def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on
     records = [json.loads(line) for line in (whole / "selection" / "history.jsonl").read_text().splitlines()]
     names = [record["candidate"]["genotype"]["name"].split("_")[0] for record in records]
     assert names[:4] == ["searched", "proposed", "proposed", "blind"]
-    last = max(records[4:], key=lambda record: record["candidate"]["mAP"])
+    last = max(records[4:], key=lambda record: record["candidate"]["score"])
     assert json.loads((whole / "genotype.json").read_text()) == last["candidate"]["genotype"]
     # Interrupted among the candidates, it names the checkpoint of the search, and goes on with the candidates.
     done = stopped("search.py", [*options, "data.save_dir", cut], "candidate 2 in rung 1", signal.SIGINT)

@@ -13,7 +13,9 @@ from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.engine import Annealing, ImageCandidateSearchEngine
 from torchreid_autoreid.engine.loop import check_settings
 from torchreid_autoreid.errors import Interrupted, UserError
+from torchreid_autoreid.evaluation.figures import FIGURES
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
+from torchreid_autoreid.keys import RANKED_BY
 from torchreid_autoreid.report import write_report
 from torchreid_autoreid.search.budget import Budget
 from torchreid_autoreid.search.cost import CostTable, NetworkShape, count_parameters
@@ -85,10 +87,39 @@ def test_the_candidate_that_retrieves_best_is_the_answer(datamanager, tmp_path):
     assert [(c["number"], c["rung"]) for c in candidates] == [(1, 1), (1, 1), (2, 1), (2, 1)]
     drawn = [draw_genotype(OPERATION_NAMES, 1, f"random search 5 {i}", name=f"random_{i}") for i in range(2)]
     assert [Genotype.from_dict(c["genotype"]) for c in candidates] == [drawn[0], drawn[0], drawn[1], drawn[1]]
-    assert [c["mAP"] is None for c in candidates] == [True, False, True, False]  # each is measured when it is trained
-    assert [c["mAP"] for c in candidates] == [r["retrieval"] and r["retrieval"]["mAP"] for r in records]
-    best = max((candidates[1], candidates[3]), key=lambda c: c["mAP"])
+    assert [c["score"] is None for c in candidates] == [True, False, True, False]  # each is measured when it is trained
+    assert [c["score"] for c in candidates] == [r["retrieval"] and r["retrieval"]["mAP"] for r in records]
+    best = max((candidates[1], candidates[3]), key=lambda c: c["score"])
     assert genotype == Genotype.from_dict(best["genotype"]) == Genotype.load(tmp_path / "genotype.json")
+
+
+@pytest.mark.parametrize(("rank_by", "best"), [("mAP", "random_0"), ("auc", "random_1")])
+def test_candidates_are_ranked_by_the_figure_that_is_asked_for(datamanager, tmp_path, caplog, rank_by, best):
+    """The first has the higher mAP, the second the higher AUC."""
+    caplog.set_level("INFO")
+    engine = build(datamanager, rank_by=rank_by)
+    measure, figures = engine._retrieval, iter([{"mAP": 0.9, "auc": 0.6}, {"mAP": 0.5, "auc": 0.8}])
+
+    def measured():
+        result = measure()
+        return replace(result, figures=result.figures | next(figures))
+
+    engine._retrieval = measured
+    assert run(engine, tmp_path).name == best
+    found = [record["candidate"] for record in history(tmp_path) if record["candidate"]["score"] is not None]
+    scores, number, score = ([0.9, 0.5], 1, "mAP 90.0%") if rank_by == "mAP" else ([0.6, 0.8], 2, "AUC 80.0%")
+    assert [(c["figure"], c["score"]) for c in found] == [(rank_by, own) for own in scores]
+    assert f"the best of 2 is candidate {number} with {score}" in caplog.text
+    assert json.loads((tmp_path / "queries.json").read_text())["epoch"] == 2 * number  # the best one's answers
+
+
+def test_a_figure_that_nothing_is_ranked_by_is_refused(datamanager):
+    with pytest.raises(UserError, match="rank_by must be mAP or auc, not 'rank1'"):
+        build(datamanager, rank_by="rank1")
+
+
+def test_what_ranks_candidates_is_a_figure_by_its_name():
+    assert {name: FIGURES[name].label for name in RANKED_BY} == RANKED_BY
 
 
 def test_the_rate_is_annealed_by_step_within_the_turn_of_a_candidate(datamanager, tmp_path):
@@ -119,11 +150,11 @@ def test_halving_trains_the_better_ones_on(datamanager, tmp_path, caplog):
     genotype = run(engine, tmp_path, max_epoch=7)
     candidates = [record["candidate"] for record in history(tmp_path)]
     assert [c["rung"] for c in candidates] == [1, 1, 1, 2, 2, 3, 3]
-    assert [c["mAP"] is None for c in candidates] == [False] * 5 + [True, False]
+    assert [c["score"] is None for c in candidates] == [False] * 5 + [True, False]
     first, second = candidates[:3], candidates[3:5]
-    better = sorted(first, key=lambda c: (-c["mAP"], c["number"]))[:2]
+    better = sorted(first, key=lambda c: (-c["score"], c["number"]))[:2]
     assert [c["number"] for c in second] == [c["number"] for c in better]
-    best = sorted(second, key=lambda c: -c["mAP"])[0]
+    best = sorted(second, key=lambda c: -c["score"])[0]
     assert {c["number"] for c in candidates[5:]} == {best["number"]}
     assert genotype == Genotype.from_dict(best["genotype"])
     # What goes on keeps its weights: it begins where its last turn ended, not at the start.
@@ -383,9 +414,10 @@ def test_a_second_objective_writes_its_front(datamanager, tmp_path):
     candidates = [record["candidate"] for record in history(tmp_path)]
     for one in front:
         assert one["cost"] == table.cost(Genotype.from_dict(one["genotype"]))
-        assert not any(c["mAP"] > one["mAP"] and c["cost"] <= one["cost"] for c in candidates)
+        assert not any(c["score"] > one["mAP"] and c["cost"] <= one["cost"] for c in candidates)
     assert len(front) == sum(
-        not any(o["mAP"] >= c["mAP"] and o["cost"] <= c["cost"] and o is not c for o in candidates) for c in candidates
+        not any(o["score"] >= c["score"] and o["cost"] <= c["cost"] and o is not c for o in candidates)
+        for c in candidates
     )
 
 

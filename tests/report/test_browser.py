@@ -72,7 +72,7 @@ def pages(search, make_record, write_history):
         record
         | {
             "candidate": CandidateRecord(
-                number=n, rung=1, genotype=presets[n % 2], mAP=[0.3, 0.1, 0.2][n % 3]
+                number=n, rung=1, genotype=presets[n % 2], score=[0.3, 0.1, 0.2][n % 3]
             ).to_dict()
         }
         for n, record in enumerate(records, start=1)

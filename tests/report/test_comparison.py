@@ -90,7 +90,8 @@ def test_a_lead_of_one_run_over_another_is_called_one_that_a_seed_may_turn_round
         ({"settings": {"test.dist_metric": "cosine"}}, "test.dist_metric (None / cosine)"),
         (
             {
-                "candidate": {"number": 1, "rung": 1, "genotype": Genotype.load("retrieval").to_dict(), "mAP": 0.9},
+                "candidate": {"number": 1, "rung": 1, "genotype": Genotype.load("retrieval").to_dict(), "score": 0.9,
+                              "figure": "mAP"},
             },
             "measured (the search network / the candidates, trained)",
         ),
@@ -143,14 +144,15 @@ def test_the_candidate_of_the_last_rung_is_the_score(log, tmp_path, make_record,
     genotype = Genotype.load("retrieval").to_dict()
     records = [
         make_record(epoch, 4)
-        | {"alpha": None, "candidate": {"number": number, "rung": rung, "genotype": genotype, "mAP": score}}
+        | {"alpha": None, "candidate": {"number": number, "rung": rung, "genotype": genotype, "score": score}}
         for epoch, (number, rung, score) in enumerate([(1, 1, 0.8), (2, 1, 0.7), (1, 2, 0.5), (2, 2, 0.6)], start=1)
     ]  # fmt: skip
-    for record in records:
-        record["retrieval"] = records[1]["retrieval"]
+    for record, mean in zip(records, [0.4, 0.3, 0.2, 0.1], strict=True):
+        record["candidate"]["figure"] = "auc"
+        record["retrieval"] = records[1]["retrieval"] | {"mAP": mean}
     write_history(folder / "history.jsonl", records)
     _, text = verdict_of(tmp_path, folder, log("b"))
-    assert "<th scope=row>held-out mAP</th><td>60.0%</td>" in text
+    assert "<th scope=row>held-out mAP</th><td>10.0%</td>" in text
     assert "the candidates, trained, candidate 2 of rung 2" in text
 
 

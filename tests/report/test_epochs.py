@@ -81,7 +81,7 @@ def candidates(make_record, parsed, scores):
     found = []
     for epoch, (rung, score) in enumerate(scores, start=1):
         number = epoch - sum(other < rung for other, _ in scores)
-        candidate = CandidateRecord(number=number, rung=rung, genotype=genotypes[number % len(genotypes)], mAP=score)
+        candidate = CandidateRecord(number=number, rung=rung, genotype=genotypes[number % len(genotypes)], score=score)
         found.append(make_record(epoch, len(scores)) | {"alpha": None, "candidate": candidate.to_dict()})
     return found, parsed(found)
 

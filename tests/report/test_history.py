@@ -137,7 +137,8 @@ CANDIDATE = {
     "number": 2,
     "rung": 1,
     "genotype": Genotype.load("baseline").to_dict(),
-    "mAP": 0.5,
+    "score": 0.5,
+    "figure": "auc",
     "parent": 1,
     "cost": 2.5,
 }
@@ -154,7 +155,9 @@ WRONG_OPTIONAL = [
     ("diagnosis", DIAGNOSIS | {"changed_edges": 0.5}, "diagnosis.changed_edges is 0.5, not a whole number"),
     ("candidate", [1], "candidate.number is missing"),
     ("candidate", CANDIDATE | {"rung": 0}, "candidate.rung is 0, not between 1"),
-    ("candidate", CANDIDATE | {"mAP": 50}, "candidate.mAP is 50, not between 0 and"),
+    ("candidate", CANDIDATE | {"score": 50}, "candidate.score is 50, not between 0 and"),
+    ("candidate", CANDIDATE | {"figure": "rank1"}, "candidate.figure is 'rank1', none of mAP, auc"),
+    ("candidate", CANDIDATE | {"figure": ["mAP"]}, "candidate.figure is ['mAP'], none of mAP, auc"),
     ("candidate", CANDIDATE | {"parent": 1.5}, "candidate.parent is 1.5, not a whole number"),
     ("candidate", CANDIDATE | {"genotype": None}, "genotype"),
 ]

@@ -78,10 +78,10 @@ def test_margins_are_those_of_the_rows(make_record):
 def candidates(record, scores, later=()):
     names = list(Genotype.presets().values())
     found = [
-        CandidateRecord(number=i + 1, rung=1, genotype=names[i % len(names)], mAP=score)
+        CandidateRecord(number=i + 1, rung=1, genotype=names[i % len(names)], score=score)
         for i, score in enumerate(scores)
     ]
-    found += [CandidateRecord(number=i + 1, rung=2, genotype=names[0], mAP=score) for i, score in later]
+    found += [CandidateRecord(number=i + 1, rung=2, genotype=names[0], score=score) for i, score in later]
     return [record(epoch, candidate=candidate.to_dict(), alpha=None) for epoch, candidate in enumerate(found, start=1)]
 
 
@@ -96,6 +96,12 @@ def test_candidates_are_put_beside_the_mean_of_the_blind_draws(record):
     assert worse[1].speaks_for is False  # it had less than the mean when it was one of many
 
 
+def test_candidates_that_are_ranked_by_another_figure_are_told_by_it(record):
+    found = [CandidateRecord(number=1, rung=1, genotype=Genotype.load("baseline"), score=0.9, figure="auc")]
+    text = said([record(1, candidate=found[0].to_dict(), alpha=None)])
+    assert "the best is number 1 with 90.0% AUC on identities that it was not trained on" in text
+
+
 def test_an_answer_that_a_predictor_has_chosen_is_told_apart_from_the_highest_score(record):
     drawn = [replace(Genotype.presets()["retrieval"], name=f"random_{i}") for i in range(3)]
     drawn += [
@@ -103,7 +109,7 @@ def test_an_answer_that_a_predictor_has_chosen_is_told_apart_from_the_highest_sc
         replace(Genotype.presets()["retrieval"], name="predicted_4"),
     ]
     found = [
-        CandidateRecord(number=i + 1, rung=1, genotype=genotype, mAP=score)
+        CandidateRecord(number=i + 1, rung=1, genotype=genotype, score=score)
         for i, (genotype, score) in enumerate(zip(drawn, [0.2, 0.22, 0.24, 0.3, 0.28], strict=True))
     ]
     records = [

@@ -458,6 +458,7 @@ def build_candidate_engine(
         plan,
         cfg.train.seed,
         blind,
+        cfg.search.rank_by,
         loss,
         Annealing(warmup, recipe.recipe.warmup_factor, recipe.recipe.min_lr / recipe.train.lr),
         recipe.recipe.grad_clip,

@@ -16,8 +16,10 @@ from torch import nn
 from ..checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from ..errors import UserError
 from ..evaluation import RetrievalResult
+from ..evaluation.figures import FIGURES
 from ..files import write_atomically
 from ..genotype import KINDS, Genotype, num_edges
+from ..limits import check_choice
 from ..queries import ANSWERS
 from ..records import CandidateRecord, SearchRecord
 from ..search.budget import Budget
@@ -67,6 +69,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         blocks: of a cell.
         plan: which candidate is trained when.
         seed: of the candidates' first weights.
+        rank_by: the figure of retrieval that candidates are ranked by, ``mAP`` or ``auc``.
         blind: places in the first rung of those that were drawn from the whole space, if that is of interest.
         loss: ``loss(outputs, identities)`` gives the total and its parts.
         annealing: of the learning rate in a turn.
@@ -95,6 +98,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         plan: Plan,
         seed: int = 1,
         blind: Sequence[int] = (),
+        rank_by: str = "mAP",
         loss: RetrievalLoss | None = None,
         annealing: Annealing = Annealing(),  # noqa: B008, it is immutable
         grad_clip: float = 0.0,
@@ -109,10 +113,12 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         super().__init__(datamanager, use_gpu, distributed=distributed, grad_sync=grad_sync)
         if checkpoint_every < 0 or not grad_clip >= 0:
             raise UserError("checkpoint_every and grad_clip must not be negative")
+        check_choice("search.rank_by", rank_by, "rank_by")
         self.make_training = train
         self.operations, self.blocks, self.budget = tuple(operations), blocks, budget
         self.plan = plan
         self.blind = tuple(blind)
+        self.rank_by = rank_by
         self.seed = seed
         self.loss = loss or RetrievalLoss()
         self.annealing = annealing
@@ -261,6 +267,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _validation_loaders(self) -> dict[str, Any]:
         return self.datamanager.validation_loaders
 
+    def _quality(self, result: RetrievalResult) -> float:
+        return result.figures[self.rank_by]
+
     def _record(self, means: Mapping[str, float], result: RetrievalResult | None, **common: Any) -> SearchRecord:
         turn = self._present()
         start = turn.start
@@ -268,9 +277,9 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         reached = None
         if self._ends_turn():
             assert result is not None
-            reached = float(result.mAP)
+            reached = self._quality(result)
             self.plan.tell(turn, reached)
-            line = self.plan.told(turn, self.blind)
+            line = self.plan.told(turn, self.blind, FIGURES[self.rank_by].label)
             if line and self.group.rank == 0:
                 _LOGGER.info("%s", line)
         share = 1.0 / (len(self.operations) - 1)
@@ -290,7 +299,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
                 number=turn.index + 1,
                 rung=turn.rung + 1,
                 genotype=turn.genotype,
-                mAP=reached,
+                score=reached,
+                figure=self.rank_by,
                 parent=parent,
                 cost=None if self.plan.cost is None else self.plan.cost(turn.genotype),
             ),
@@ -301,7 +311,7 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
     def _write_answer(self) -> None:
         write_atomically(self.save_dir / "genotype.json", self.genotype().save)
         if front := self.plan.front():
-            text = json.dumps([one.to_dict() for one in front], indent=1)
+            text = json.dumps([one.to_dict(self.rank_by) for one in front], indent=1)
             write_atomically(self.save_dir / "pareto.json", lambda name: Path(name).write_text(text, encoding="utf-8"))
 
     def _write_results(self) -> None:

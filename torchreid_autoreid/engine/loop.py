@@ -149,7 +149,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
         self._steps_done = False  # of this epoch: what is left of it is its evaluation
         self._pace = _Pace()
         self._sums: dict[str, list[float]] = {}  # name -> [sum over batches, number of batches], of this epoch
-        self._best_map = -1.0
+        self._best = -1.0
         self._ended = ""  # why the run has ended before its last epoch
 
     # -- what a subclass brings ---------------------------------------------------------------------------------------
@@ -389,9 +389,9 @@ class ReproducibleLoop(FaissEvaluationMixin):
             retrieval=None if result is None else retrieval_figures(result),
             ended=self._ended,
         )
-        is_best = result is not None and result.mAP > self._best_map
+        is_best = result is not None and self._quality(result) > self._best
         if result is not None and is_best:
-            self._best_map = float(result.mAP)
+            self._best = self._quality(result)
         self.group.check_same(f"after epoch {number}", **self._shared())
         with self.group.together():
             if self.group.rank == 0:
@@ -411,6 +411,10 @@ class ReproducibleLoop(FaissEvaluationMixin):
         if self.writer is not None:
             with naming(self.save_dir):
                 self._write_board(record)
+
+    def _quality(self, result: RetrievalResult) -> float:
+        """What makes one measurement better than another."""
+        return float(result.mAP)
 
     def _retrieval(self) -> RetrievalResult:
         """On the validation set. An interruption is one of the epoch that ends with it.
@@ -446,7 +450,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
                 "batch": batch,
                 "sums": self._sums if batch else {},
                 "seconds": time.monotonic() - self._epoch_started if batch else 0.0,
-                "best_map": self._best_map,
+                "best": self._best,
                 "steps_done": self._steps_done and batch > 0,
                 "rate": self._epoch_rate,
                 "ended": "" if batch else self._ended,  # in its last evaluation a run has not ended yet
@@ -508,7 +512,7 @@ class ReproducibleLoop(FaissEvaluationMixin):
             loop = state["loop"]
             self._first_batch, self._seconds = int(loop["batch"]), float(loop["seconds"])
             self._sums = {str(name): [float(total), int(count)] for name, (total, count) in loop["sums"].items()}
-            self._best_map = float(loop["best_map"])
+            self._best = float(loop["best"])
             self._steps_done, self._epoch_rate = bool(loop["steps_done"]), float(loop["rate"])
             if not (self._first_batch >= 0 and state["epoch"] >= 0):
                 raise ValueError(f"epoch {state['epoch']}, batch {self._first_batch}")

@@ -62,8 +62,8 @@ class ImagePretrainingEngine(ImageSoftmaxTrainingEngine):
             val=tested,
             seconds=round(time.monotonic() - self._epoch_started, 3),
         )
-        is_best = tested["top1"] > self._best_map
-        self._best_map = max(self._best_map, tested["top1"])
+        is_best = tested["top1"] > self._best
+        self._best = max(self._best, tested["top1"])
         self.group.check_same(f"after epoch {number}", **self._shared())
         with self.group.together():
             if self.group.rank == 0:

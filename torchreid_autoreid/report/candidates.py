@@ -21,7 +21,7 @@ _MOST = 200
 
 def _finished(records: Sequence[SearchRecord]) -> list[CandidateRecord]:
     """With a score, in the order in which they got it."""
-    return [r.candidate for r in records if r.candidate is not None and r.candidate.mAP is not None]
+    return [r.candidate for r in records if r.candidate is not None and r.candidate.score is not None]
 
 
 def candidate_strip(records: Sequence[SearchRecord]) -> Picture | None:
@@ -30,9 +30,9 @@ def candidate_strip(records: Sequence[SearchRecord]) -> Picture | None:
     if not found:
         return None
     best = max((c for c in found if c.rung == found[-1].rung), key=_score)
-    text = f"{len(found)} scores; the best of rung {best.rung} is candidate {best.number} with {best.mAP:.1%}."
-    caption = "Held-out mAP of the candidates as they were trained; the line is the best so far of each rung."
-    return picture(caption, draw_candidates([(c.rung, _score(c)) for c in found]), text=text)
+    text = f"{len(found)} scores; the best of rung {best.rung} is candidate {best.number} with {_score(best):.1%}."
+    caption = f"Held-out {best.label} of the candidates as they were trained; the line is the best so far of each rung."
+    return picture(caption, draw_candidates([(c.rung, _score(c)) for c in found], best.label), text=text)
 
 
 def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
@@ -44,13 +44,13 @@ def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
         f" The first {_MOST} of {len(found)} are shown." if len(found) > _MOST else ""
     )
     costs = any(candidate.cost is not None for candidate in found)
-    heads = ["candidate", "rung", "mAP", "parent", *(["cost"] if costs else []), *CELLS.values()]
+    heads = ["candidate", "rung", found[0].label, "parent", *(["cost"] if costs else []), *CELLS.values()]
     rows: list[list[Any]] = []
     for candidate in found[:_MOST]:
         row: list[Any] = [
             str(candidate.number),
             str(candidate.rung),
-            f"{candidate.mAP:.2%}",
+            f"{_score(candidate):.2%}",
             "–" if candidate.parent is None else str(candidate.parent),
         ]
         if costs:
@@ -60,7 +60,7 @@ def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
 
 
 def _score(candidate: CandidateRecord) -> float:
-    return candidate.mAP or 0.0
+    return candidate.score or 0.0
 
 
 def _small(candidate: CandidateRecord, kind: str) -> Markup:

@@ -26,7 +26,7 @@ __all__ = ["write_comparison"]
 
 _LETTERS = string.ascii_uppercase
 _OF_ALPHAS = ("search.split", "search.alpha_fraction")
-_OF_CANDIDATES = ("search.held_out",)
+_OF_CANDIDATES = ("search.held_out", "search.rank_by")
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class _Run:
         records = [record for record in self.log.records if record.retrieval]
         if not self.of_candidates:
             return _Score(*_figures(records[-1].retrieval), f"epoch {records[-1].epoch}") if records else None
-        done = [(r.candidate, r.retrieval) for r in records if r.candidate and r.candidate.mAP is not None]
+        done = [(r.candidate, r.retrieval) for r in records if r.candidate and r.candidate.score is not None]
         last = max((candidate.rung for candidate, _ in done), default=0)
         best = max(
-            ((c.mAP, _figures(found), c) for c, found in done if c.rung == last and c.mAP is not None),
-            key=lambda entry: entry[0],
+            ((c, found) for c, found in done if c.rung == last),
+            key=lambda entry: entry[0].score or 0.0,
             default=None,
         )
         if best is None:
             return None
-        mean, (_, rank1, queries), candidate = best
-        return _Score(mean, rank1, queries, f"candidate {candidate.number} of rung {candidate.rung}")
+        candidate, found = best
+        return _Score(*_figures(found), f"candidate {candidate.number} of rung {candidate.rung}")
 
     @property
     def measured(self) -> str:

@@ -502,11 +502,12 @@ def _name_runs(panel: Axes, kept: Sequence[Sequence[str]], epochs: Sequence[int]
 
 
 @matplotlib.rc_context(_LOOK)
-def draw_candidates(scores: Sequence[tuple[int, float]]) -> Figure:
+def draw_candidates(scores: Sequence[tuple[int, float]], label: str = "mAP") -> Figure:
     """Draws the scores of candidates in the order of their training, and the best so far of each rung.
 
     Args:
         scores: rung and score (a fraction) of each, at least one.
+        label: what the scores are.
     """
     figure = _figure(8, 2.6)
     axes = figure.add_subplot()
@@ -518,7 +519,7 @@ def draw_candidates(scores: Sequence[tuple[int, float]]) -> Figure:
         best = np.maximum.accumulate([score for _, score in points])
         axes.step([place for place, _ in points], best, where="post", color=style["color"], linewidth=1.2)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _dress(axes, "held-out mAP of the candidates")
+    _dress(axes, f"held-out {label} of the candidates")
     figure.tight_layout()
     return figure
 

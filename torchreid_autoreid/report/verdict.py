@@ -100,10 +100,10 @@ def verdict(records: Sequence[SearchRecord]) -> list[Sentence]:
 
 
 def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
-    scores: dict[int, dict[int, float]] = {}  # rung -> candidate -> mAP
+    scores: dict[int, dict[int, float]] = {}  # rung -> candidate -> score
     for record in records:
-        if record.candidate is not None and record.candidate.mAP is not None:
-            scores.setdefault(record.candidate.rung, {})[record.candidate.number] = record.candidate.mAP
+        if record.candidate is not None and record.candidate.score is not None:
+            scores.setdefault(record.candidate.rung, {})[record.candidate.number] = record.candidate.score
     if not scores:
         yield Sentence(None, "No candidate has been measured yet.")
         return
@@ -112,7 +112,7 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
     drawn = [record.candidate for record in records if record.candidate is not None]
     kept = [c.number for c in drawn if c.number in last and c.genotype == records[-1].genotype]
     answer = kept[0] if kept else best
-    held_out = "mAP on identities that it was not trained on"
+    held_out = f"{drawn[0].label} on identities that it was not trained on"
     if answer == best:
         which = "best" if len(scores) == 1 else f"best of the last {len(last)}"
         what = f", and the {which} is number {best} with {last[best]:.1%} {held_out}."
@@ -126,7 +126,10 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
     blind = [
         first[c.number]
         for c in drawn
-        if c.rung == min(scores) and c.mAP is not None and c.parent is None and not c.genotype.name.startswith(proposed)
+        if c.rung == min(scores)
+        and c.score is not None
+        and c.parent is None
+        and not c.genotype.name.startswith(proposed)
     ]
     if len(blind) > 2 and answer in first:
         mean = statistics.fmean(blind)

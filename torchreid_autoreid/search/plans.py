@@ -85,7 +85,7 @@ class Measured:
 
     Attributes:
         genotype: of the candidate.
-        score: mAP on the identities held out.
+        score: a figure of retrieval on the identities held out.
         cost: by the second objective; ``None`` without one.
         rung: in which it was measured last, from 0.
     """
@@ -95,8 +95,9 @@ class Measured:
     cost: float | None
     rung: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"genotype": self.genotype.to_dict(), "mAP": self.score, "cost": self.cost, "rung": self.rung + 1}
+    def to_dict(self, figure: str) -> dict[str, Any]:
+        """For JSON; ``figure`` is the name of the score."""
+        return {"genotype": self.genotype.to_dict(), figure: self.score, "cost": self.cost, "rung": self.rung + 1}
 
 
 class Plan(Protocol):
@@ -108,7 +109,7 @@ class Plan(Protocol):
     def total_epochs(self) -> int: ...
     def turn_at(self, epoch: int) -> Turn | None: ...
     def tell(self, turn: Turn, score: float) -> None: ...
-    def told(self, turn: Turn, blind: Sequence[int]) -> str: ...
+    def told(self, turn: Turn, blind: Sequence[int], label: str = "mAP") -> str: ...
     def answer(self) -> Genotype | None: ...
     def front(self) -> list[Measured]: ...
     def keeps(self, turn: Turn) -> bool: ...
@@ -207,19 +208,20 @@ class RungPlan:
         """
         return lambda rung, _: rung >= turn.rung - 1 or turn.position < 2
 
-    def told(self, turn: Turn, blind: Sequence[int]) -> str:
+    def told(self, turn: Turn, blind: Sequence[int], label: str = "mAP") -> str:
         """A line for the log, after the last candidate of a rung: what the best of it is worth.
 
         Args:
             turn: that has just ended.
             blind: places in the first rung of blind draws, beside whose mean it is put.
+            label: the name of the scores.
         """
         scores, rung = self.scores[turn.rung], turn.rung
         if len(scores) < self.rungs[rung].candidates:
             return ""
         best, score = max(self.last_scores(), key=lambda pair: pair[1])
         line = f"rung {rung + 1} of {len(self.rungs)}: the best of {len(scores)} is candidate {best + 1}"
-        line += f" with mAP {score:.1%}"
+        line += f" with {label} {score:.1%}"
         drawn = [self.scores[0][place] for place in blind]
         if len(drawn) > 1:
             mean, half = blind_draws(drawn)

@@ -157,9 +157,9 @@ class PredictorPlan(RungPlan):
         pairs = zip(*self._measured(len(self.scores[0])), strict=True)
         return expected_front([Measured(genotype, score, self.cost(genotype), 0) for genotype, score in pairs])
 
-    def told(self, turn: Turn, blind: Sequence[int]) -> str:
+    def told(self, turn: Turn, blind: Sequence[int], label: str = "mAP") -> str:
         """As :meth:`RungPlan.told`, with how well the predictor knew candidates that it had not seen."""
-        line = super().told(turn, blind)
+        line = super().told(turn, blind, label)
         return f"{line}\n{verdict(*self._measured(len(self.scores[0])))}" if line else ""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

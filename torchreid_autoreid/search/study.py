@@ -397,7 +397,7 @@ class StudyPlan:
 
         return is_needed
 
-    def told(self, turn: Turn, blind: Sequence[int]) -> str:
+    def told(self, turn: Turn, blind: Sequence[int], label: str = "mAP") -> str:
         """As :meth:`RungPlan.told`."""
         what = "goes on" if self._goes_on else "is done"
         number = len(self.study.trials())
