@@ -50,7 +50,7 @@ def test_the_same_command_started_twice_shares_the_trials(flags, tmp_path):
     assert [path.name for path in workers] == ["worker-1", "worker-2"]
     found = [one for folder in workers if (folder / "history.jsonl").exists() for one in candidates(folder)]
     assert sorted(one["number"] for one in found) == [1, 2, 3, 4, 5, 6]
-    best = min(found, key=lambda one: (-one["mAP"], one["number"]))  # the earlier one of equals
+    best = min(found, key=lambda one: (-one["score"], one["number"]))  # the earlier one of equals
     assert Genotype.load(tmp_path / "log" / "genotype.json") == Genotype.from_dict(best["genotype"])
     third = search(*flags)  # nothing is left to train
     assert third.returncode == 0, third.stderr

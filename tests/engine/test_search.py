@@ -471,7 +471,7 @@ def test_log_folder_holds_what_it_should(root, tmp_path):
     assert records[1]["lr"]["w"] == pytest.approx(1e-3 + (0.05 - 1e-3) / 2)
     best = max(record["retrieval"]["mAP"] for record in records)
     state_best = load_checkpoint(tmp_path / "checkpoint-best.pth")
-    assert state_best["loop"]["best_map"] == best
+    assert state_best["loop"]["best"] == best
 
 
 def test_tensorboard_gets_scalars_histograms_and_drawn_cells(root, tmp_path, drawings):
