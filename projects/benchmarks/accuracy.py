@@ -68,6 +68,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 #: of a training to the end
 WHOLE_EPOCHS = 25
+
+
+def whole_trainings(candidates: int) -> dict[str, int]:
+    """So many, one after the other."""
+    return {"search.candidate_epochs": WHOLE_EPOCHS, "train.max_epoch": candidates * WHOLE_EPOCHS}
+
+
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "darts": {"search.strategy": "darts"},
     # of the search alone, which has some three times the epochs then
@@ -97,11 +104,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
     "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
     # whole trainings, whatever time they take: of seven candidates, of six after alphas, of twenty
-    "random, whole trainings": {
-        "search.strategy": "random",
-        "search.candidate_epochs": WHOLE_EPOCHS,
-        "train.max_epoch": 7 * WHOLE_EPOCHS,
-    },
+    "random, whole trainings": {"search.strategy": "random", **whole_trainings(7)},
     "darts, selection by whole trainings": {
         "search.strategy": "darts",
         "search.split": "identity",
@@ -110,12 +113,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         "search.rung_epochs": [WHOLE_EPOCHS],
         "train.max_epoch": 8,
     },
-    "predictor": {
-        "search.strategy": "predictor",
-        "search.predictor_draws": 10,
-        "search.candidate_epochs": WHOLE_EPOCHS,
-        "train.max_epoch": 20 * WHOLE_EPOCHS,
-    },
+    "predictor": {"search.strategy": "predictor", "search.predictor_draws": 10, **whole_trainings(20)},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
 }
 IMAGES = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "test.eval_freq": -1}

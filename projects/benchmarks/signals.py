@@ -13,7 +13,7 @@ every genotype of the truth set,
 - `2 epochs`, `4 epochs`: trainings of their own;
 - `2 epochs, images`: the same, but a fifth of every identity's images is held out instead;
 - `25 epochs`: a whole training, ranked by identities that were held out of it;
-- `25 epochs, 40 % held out`: the same with twice as many of them, so trained on fewer;
+- `25 epochs, 40 % held out`: the same with more of them (by default a quarter), so trained on fewer;
 - `25 epochs, 64x32`: a whole training on small images (better than a part of one on large images: Zhou et al., EcoNAS,
   CVPR 2020);
 - `one-shot`: the weights of one network that trains a path drawn uniformly among the derived cells in each step, for

@@ -20,7 +20,7 @@ from ..genotype import operation_names
 from ..keys import OF_CANDIDATES
 from ..report import amount
 from ..search.cost import LatencyTable, NetworkShape
-from ..search.halving import Rung, own_epochs
+from ..search.halving import total_epochs
 from ..space.networks import AutoReIDSearchNetwork
 from ..spec import Description
 from . import export, search
@@ -60,9 +60,9 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
             network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
         yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
         if cfg.search.selection == "halving":
-            steps = [Rung(*pair) for pair in rungs(cfg)]
-            epochs = sum(step.candidates * own for step, own in zip(steps, own_epochs(steps), strict=True))
-            yield f"candidates  {steps[0].candidates} {_candidates(cfg)} after the alphas; {epochs} epochs in all"
+            steps = rungs(cfg)
+            what = f"{steps[0].candidates} {_candidates(cfg)} after the alphas"
+            yield f"candidates  {what}; {total_epochs(steps)} epochs in all"
     latencies = None
     if cfg.search.budget.latency_ms:
         if not cfg.search.budget.latency_table:

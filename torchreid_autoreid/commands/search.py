@@ -49,7 +49,6 @@ from ..report.history import read_history
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
-from ..search.halving import Rung
 from ..search.losses import ALPHA_LOSSES, RetrievalLoss
 from ..search.plans import Evolution, EvolutionPlan, Plan, RungPlan
 from ..search.predictor import Predictor, PredictorPlan
@@ -278,7 +277,7 @@ def build_plan(
 ) -> tuple[Plan, range]:
     """Of a strategy that trains candidates; and which of the first rung are blind draws."""
     accepts, operations = (lambda _: True) if budget is None else budget.accepts, operation_names(cfg.search.space)
-    seed, blocks, steps = cfg.train.seed, cfg.autoreid.blocks, [Rung(*pair) for pair in rungs(cfg)]
+    seed, blocks, steps = cfg.train.seed, cfg.autoreid.blocks, rungs(cfg)
     measure, cost = cfg.search.second_objective, None
     if measure != "none":
         cost = cost_table(cfg, measure, latencies).cost
@@ -365,7 +364,7 @@ def select_by_halving(
     with everyone.together(), first_process_first(world):
         datamanager = candidate_data(cfg, (world.rank, world.size))
     with everyone.together():
-        plan = RungPlan([Rung(*pair) for pair in rungs(cfg)], proposals.__getitem__)
+        plan = RungPlan(rungs(cfg), proposals.__getitem__)
         chooser = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, plan, blind)
         chooser.settings = engine.settings | {
             "search.recipe": settings_of_result(recipe),

@@ -9,6 +9,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..keys import KEYS, OF_CANDIDATES, OF_ONE_RUNG
+from ..search.halving import Rung
 from .read import all_keys, get
 
 #: share of a search in which the alphas stay frozen: 15 of 50 epochs in PC-DARTS (Xu et al., ICLR 2020, section 4.2)
@@ -144,11 +145,11 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def rungs(cfg: CfgNode) -> list[tuple[int, int]]:
-    """``(candidates, epochs)`` of each rung of a search that trains derived networks."""
+def rungs(cfg: CfgNode) -> list[Rung]:
+    """Of a search that trains derived networks."""
     if cfg.search.strategy in OF_ONE_RUNG:
-        return [(cfg.train.max_epoch // cfg.search.candidate_epochs, cfg.search.candidate_epochs)]
-    return list(zip(cfg.search.rung_candidates, cfg.search.rung_epochs, strict=True))
+        return [Rung(cfg.train.max_epoch // cfg.search.candidate_epochs, cfg.search.candidate_epochs)]
+    return [Rung(*pair) for pair in zip(cfg.search.rung_candidates, cfg.search.rung_epochs, strict=True)]
 
 
 def evolution_kwargs(cfg: CfgNode) -> dict[str, int]:

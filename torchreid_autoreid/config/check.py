@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..keys import KEYS, MIXED, OF_CANDIDATES, OF_ONE_RUNG, OF_RUNGS, WITH_ALPHAS, Key, Range
 from ..limits import LEAST_SIZE, MOST_PIXELS, check_choice, check_value
-from ..search.halving import Rung, check_draws, check_rungs, total_epochs
+from ..search.halving import check_draws, check_rungs, total_epochs
 from ..search.plans import Evolution
-from .build import budget_limits, evolution_kwargs
+from .build import budget_limits, evolution_kwargs, rungs
 from .read import get
 
 __all__ = ["check_search_config", "check_test_config", "check_train_config"]
@@ -287,7 +287,7 @@ def _check_rungs(cfg: CfgNode) -> None:
         raise UserError(
             f"search.rung_candidates {candidates} and search.rung_epochs {epochs} must have a number for each rung"
         )
-    found = [Rung(*pair) for pair in zip(candidates, epochs, strict=True)]
+    found = rungs(cfg)
     check_rungs(found)
     wanted, what = total_epochs(found), "the rungs"
     if cfg.search.strategy == "evolution":

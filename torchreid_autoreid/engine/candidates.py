@@ -69,8 +69,8 @@ class ImageCandidateSearchEngine(ReproducibleLoop, torchreid.engine.Engine):
         blocks: of a cell.
         plan: which candidate is trained when.
         seed: of the candidates' first weights.
-        rank_by: the figure of retrieval that candidates are ranked by, ``mAP`` or ``auc``.
         blind: places in the first rung of those that were drawn from the whole space, if that is of interest.
+        rank_by: the figure of retrieval that candidates are ranked by, ``mAP`` or ``auc``.
         loss: ``loss(outputs, identities)`` gives the total and its parts.
         annealing: of the learning rate in a turn.
         grad_clip: largest norm of the gradient; 0 switches clipping off.

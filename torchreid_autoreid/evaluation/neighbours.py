@@ -158,8 +158,10 @@ class _Half:
     def _show(self, worker: int, rows: tuple[int, int], stop: int, transposed: int) -> None:
         """A block from the first column to ``stop``, of which the columns before ``transposed`` look at it as well."""
         first, end = rows
-        buffer = self.buffers.setdefault(worker, torch.empty(self.size, dtype=torch.float32, device=self.device))
-        block = distance_block(self.vectors.take(slice(first, end)), self.vectors.take(slice(self.start, stop)), buffer)
+        if worker not in self.buffers:
+            self.buffers[worker] = torch.empty(self.size, dtype=torch.float32, device=self.device)
+        vectors = (self.vectors.take(slice(first, end)), self.vectors.take(slice(self.start, stop)))
+        block = distance_block(*vectors, self.buffers[worker])
         self.nearest.add(first, self.start, block)  # these rows are this worker's alone
         farthest = [(first, block.amax(dim=1))]
         block = block[:, : transposed - self.start]

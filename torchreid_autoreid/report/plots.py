@@ -502,7 +502,7 @@ def _name_runs(panel: Axes, kept: Sequence[Sequence[str]], epochs: Sequence[int]
 
 
 @matplotlib.rc_context(_LOOK)
-def draw_candidates(scores: Sequence[tuple[int, float]], label: str = "mAP") -> Figure:
+def draw_candidates(scores: Sequence[tuple[int, float]], label: str) -> Figure:
     """Draws the scores of candidates in the order of their training, and the best so far of each rung.
 
     Args:
