@@ -103,15 +103,17 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     },
     "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
     "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
-    # whole trainings, whatever time they take: of seven candidates, of six after alphas, of twenty
+    # whole trainings, whatever time they take: of seven candidates, of twelve after alphas (on small images, as "darts,
+    # small images"), of twenty
     "random, whole trainings": {"search.strategy": "random", **whole_trainings(7)},
     "darts, selection by whole trainings": {
         "search.strategy": "darts",
         "search.split": "identity",
         "search.selection": "halving",
-        "search.rung_candidates": [6],
+        "search.rung_candidates": [12],
         "search.rung_epochs": [WHOLE_EPOCHS],
-        "train.max_epoch": 8,
+        "train.max_epoch": 26,
+        **SMALL_IMAGES,
     },
     "predictor": {"search.strategy": "predictor", "search.predictor_draws": 10, **whole_trainings(20)},
     "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
