@@ -124,6 +124,8 @@ def with_strategy(*names: str) -> dict[str, tuple[str, ...]]:
 
 
 CANDIDATES = with_strategy(*OF_CANDIDATES) | {"search.selection": ("halving",)}
+# Read where the alphas' strengths derive a genotype.
+DERIVED = {"search.selection": ("strength", "halving")}
 HALVING = with_strategy(*OF_RUNGS) | {"search.selection": ("halving",)}
 
 
@@ -425,9 +427,9 @@ class Search:
     # genotypes, trains each and keeps the best (Li and Talwalkar, UAI 2019), predictor lets what all of them say of an
     # operation choose the next one and the answer (search/predictor.py), halving trains many for a moment and the
     # better ones for longer (Jamieson and Talwalkar, AISTATS 2016), evolution mutates the better ones of a population
-    # and lets the best go through halving (Real et al., AAAI 2019). random is the default, because it is
-    # shown to find better networks than chance (README, Results). The recipes say darts, which is Auto-ReID's own.
-    strategy: str = key("random", (*WITH_ALPHAS, *OF_CANDIDATES))
+    # and lets the best go through halving (Real et al., AAAI 2019). darts, which is Auto-ReID's own, is the default;
+    # what decides among the networks that its alphas propose is search.selection.
+    strategy: str = key("darts", (*WITH_ALPHAS, *OF_CANDIDATES))
     # of the alphas' gradient: 1 or 2 (DARTS, section 2.3); the paper's tables do not say (open)
     order: int = key(1, (1, 2), of=with_strategy(*MIXED))
     # reid: the paper's seven operations; standard: without part_aware, the paper's ablation
@@ -456,7 +458,7 @@ class Search:
     # share of the cross-entropy in the retrieval loss, 0 to 1 (open)
     loss_lambda: float = key(0.5, Range(0, 1), of=with_strategy(*WITH_ALPHAS))
     # edge strengths without the mass of ``none``; published: with it
-    derive_renormalised: bool = key(False)
+    derive_renormalised: bool = key(False, of=DERIVED)
     # mixed precision: none, bfloat16 or float16 (on a GPU)
     amp: str = key("none", ("none", "bfloat16", "float16"))
     # under torchrun: mean or sum of the gradients of all processes
@@ -512,13 +514,14 @@ class Search:
     # after skip connections, decaying linearly to 0 (P-DARTS, section 3.3)
     skip_dropout: float = key(0.0, SHARE, of=with_strategy(*WITH_ALPHAS))
     # skip connections that a derived normal cell keeps, 2 in P-DARTS (section 3.3); -1: any
-    skip_cap: int = key(-1, Range(-1, MOST_COUNT))
+    skip_cap: int = key(-1, Range(-1, MOST_COUNT), of=DERIVED)
     # as many in the normal cell end the search, 2 in DARTS+ (2019, section 3.2)
-    stop_at_skips: int = key(0, COUNT_OR_NONE, of=with_strategy(*WITH_ALPHAS))
+    stop_at_skips: int = key(0, COUNT_OR_NONE, of=DERIVED)
     # the genotype at the end
-    # By the strength of the alphas; perturbation: by what is missed most (DARTS-PT, ICLR 2021); halving: the derived
-    # genotype, draws from the alphas and a third drawn blindly are trained in the rungs of halving; the best is kept.
-    selection: str = key("strength", ("strength", "perturbation", "halving"))
+    # halving: the derived genotype, draws from the alphas and a third drawn blindly are trained in rungs, and the
+    # best is kept. Alphas alone have found no better networks than chance (README, Results), and strength is by
+    # these alone (published); perturbation: by what is missed most (DARTS-PT, ICLR 2021).
+    selection: str = key("halving", ("strength", "perturbation", "halving"), of=with_strategy(*WITH_ALPHAS))
     # of the alpha half, on which the loss without an operation is measured
     perturbation_batches: int = key(4, COUNT, of={"search.selection": ("perturbation",)})
     # of the weights after each choice

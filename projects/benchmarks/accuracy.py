@@ -75,15 +75,17 @@ def whole_trainings(candidates: int) -> dict[str, int]:
     return {"search.candidate_epochs": WHOLE_EPOCHS, "train.max_epoch": candidates * WHOLE_EPOCHS}
 
 
+#: the answer is what the alphas prefer
+BY_STRENGTH = {"search.selection": "strength"}
 CONTESTANTS: dict[str, dict[str, Any]] = {
-    "darts": {"search.strategy": "darts"},
+    "darts": {**BY_STRENGTH, "search.strategy": "darts"},
     # of the search alone, which has some three times the epochs then
-    "darts, small images": {"search.strategy": "darts", **SMALL_IMAGES},
-    "darts, second order": {"search.strategy": "darts", "search.order": 2},
-    "gdas": {"search.strategy": "gdas"},
-    "pc_darts": {"search.strategy": "pc_darts"},
-    "drnas": {"search.strategy": "drnas"},
-    "darts, as published": {"search.strategy": "darts", **PUBLISHED},
+    "darts, small images": {**BY_STRENGTH, "search.strategy": "darts", **SMALL_IMAGES},
+    "darts, second order": {**BY_STRENGTH, "search.strategy": "darts", "search.order": 2},
+    "gdas": {**BY_STRENGTH, "search.strategy": "gdas"},
+    "pc_darts": {**BY_STRENGTH, "search.strategy": "pc_darts"},
+    "drnas": {**BY_STRENGTH, "search.strategy": "drnas"},
+    "darts, as published": {**BY_STRENGTH, "search.strategy": "darts", **PUBLISHED},
     "darts, selection halving": {"search.strategy": "darts", "search.selection": "halving", **RUNGS},
     "halving": {
         "search.strategy": "halving",
@@ -116,7 +118,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         **SMALL_IMAGES,
     },
     "predictor": {"search.strategy": "predictor", "search.predictor_draws": 10, **whole_trainings(20)},
-    "darts, no part_aware": {"search.strategy": "darts", "search.space": "standard"},
+    "darts, no part_aware": {**BY_STRENGTH, "search.strategy": "darts", "search.space": "standard"},
 }
 IMAGES = {"data.height": 128, "data.width": 64, "train.batch_size": 32, "test.eval_freq": -1}
 #: of a search and of the network that it finds
@@ -147,6 +149,11 @@ def unit(name: str) -> int:
     return int(CONTESTANTS[name].get("search.candidate_epochs", 1))  # an epoch, of those with alphas
 
 
+def selects(name: str) -> bool:
+    """Whether a selection by halving follows the alphas."""
+    return CONTESTANTS[name].get("search.selection") == "halving"
+
+
 def folder_name(contestant: str) -> str:
     return contestant.replace(", ", "-").replace(" ", "_")
 
@@ -163,9 +170,8 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
             every_step_alike: dict[str, Any] = {"train.max_epoch": 3 * unit(name)}
             if unit(name) == 1:  # the alphas move from the first epoch on
                 every_step_alike["search.warmup_epochs"] = 0
-            own = {
-                key: value for key, value in CONTESTANTS[name].items() if key != "search.selection" and key not in RUNGS
-            }
+            own = {key: value for key, value in CONTESTANTS[name].items() if key not in RUNGS}
+            own |= BY_STRENGTH if selects(name) else {}  # only that of the alphas
             running = pool.submit(execute, "search", options, folder, SHARED | own | every_step_alike)
             ends: list[float] = []  # when an epoch's line appeared
             history = folder / "history.jsonl"
@@ -176,7 +182,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
             running.result()
         known.write_text(json.dumps({"seconds": (ends[2 * unit(name) - 1] - ends[unit(name) - 1]) / unit(name)}))
     # A selection by halving takes about as long as the alphas before it.
-    share = 0.5 if "search.selection" in CONTESTANTS[name] else 1.0
+    share = 0.5 if selects(name) else 1.0
     fitting = int(share * options.seconds / read(known)["seconds"])
     return max(1, fitting // unit(name)) * unit(name)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -25,7 +26,7 @@ train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epo
 loss: {softmax: {label_smooth: false}}
 test: {eval_freq: 1, batch_size: 8}
 """
-SEARCH = "search: {strategy: darts}\n"
+SEARCH = "search: {selection: strength}\n"
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +256,8 @@ def test_a_killed_loader_process_ends_the_search_with_its_state_kept(server, opt
     status, text = run.wait(), log.with_suffix(".out").read_text()
     if status != 0:  # else that process had loaded its last batch already
         assert status == 2
+        # CPython 3.11, in a process that is forked while a thread starts; what it says has no consequence
+        text = re.sub(r"Exception ignored in thread started by.*?KeyError: [^\n]*\n", "", text, flags=re.DOTALL)
         assert_one_line(text, "loader process has died", "--resume")
     assert wait_until(lambda: not run.family())
     assert search(server, options, log)[0] == 0

@@ -278,8 +278,8 @@ def test_a_preset_is_not_taken_for_a_file_of_that_name(tmp_path, monkeypatch):
 def test_the_network_of_a_search_is_tested_as_it_was_made(images, tmp_path):
     """Its checkpoint says strategy, space and size itself."""
     pairs = (
-        "search.strategy gdas search.space standard train.max_epoch 1 train.batch_size 8 sampler.num_instances 2 "
-        "autoreid.channels 4 autoreid.blocks 2 data.height 32 data.width 32"
+        "search.strategy gdas search.selection strength search.space standard train.max_epoch 1 train.batch_size 8 "
+        "sampler.num_instances 2 autoreid.channels 4 autoreid.blocks 2 data.height 32 data.width 32"
     )
     done = command(
         "search", "--config-file", "autoreid_search.yaml", "--root", images, "-s", "folder", *pairs.split(),

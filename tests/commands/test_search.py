@@ -20,7 +20,7 @@ TINY = """
 data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
 sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
 autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
-search: {strategy: darts}
+search: {selection: strength}
 train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epoch: 2, batch_size: 8, print_freq: 1}
 loss: {softmax: {label_smooth: false}}
 test: {eval_freq: 1}
@@ -177,11 +177,31 @@ def test_halving_goes_on_in_another_folder(images, config, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_recipe_that_cannot_be_read_ends_a_search_before_its_alphas_move(images, config, tmp_path):
+def test_mistakes_of_a_selection_end_a_search_before_its_alphas_move(images, config, tmp_path):
     options = ["--config-file", config, "--root", images, "search.selection", "halving", "search.rung_candidates", [2]]
-    options += ["search.rung_epochs", [1], "search.recipe", tmp_path / "none.yaml", "data.save_dir", tmp_path / "log"]
-    assert_one_line(search(*options), "none.yaml")
+    options += ["search.rung_epochs", [1], "data.save_dir", tmp_path / "log"]
+    assert_one_line(search(*options, "search.recipe", tmp_path / "none.yaml"), "none.yaml")
+    assert_one_line(search(*options, "search.recipe", tmp_path / "none.yaml", "--dry-run"), "none.yaml")
+    # All 8 identities train the alphas, 6 of them a candidate.
+    assert_one_line(search(*options, "train.batch_size", 16), "6 identities", "a batch of 16", "12")
     assert not (tmp_path / "log" / "history.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_alphas_that_go_on_propose_anew_and_keep_the_earlier_selection(images, config, tmp_path):
+    log = tmp_path / "log"
+    options = ["--config-file", config, "--root", images, "data.save_dir", log, "search.selection", "halving"]
+    options += ["search.rung_candidates", [2], "search.rung_epochs", [1], "train.lr_scheduler", "single_step"]
+    options += ["train.stepsize", [9], "search.warmup_epochs", 0, "search.alpha_lr", 0.5]
+    assert search(*options, "train.max_epoch", 1).returncode == 0
+    before = (log / "selection" / "history.jsonl").read_bytes()
+    done = search("--resume", log, *options, "train.max_epoch", 3)
+    assert done.returncode == 0, done.stderr
+    assert (log / "selection-1" / "history.jsonl").read_bytes() == before
+    assert "the earlier selection is in" in (log / "search.log").read_text()
+    records = [json.loads(line) for line in (log / "selection" / "history.jsonl").read_text().splitlines()]
+    best = max(records, key=lambda record: record["candidate"]["score"])
+    assert json.loads((log / "genotype.json").read_text()) == best["candidate"]["genotype"]
 
 
 @pytest.mark.slow
@@ -196,6 +216,9 @@ def test_selection_by_halving_is_the_best_of_what_the_alphas_propose_and_goes_on
     assert names[:4] == ["searched", "proposed", "proposed", "blind"]
     last = max(records[4:], key=lambda record: record["candidate"]["score"])
     assert json.loads((whole / "genotype.json").read_text()) == last["candidate"]["genotype"]
+    closing = done.stdout.partition("the search has ended")[2]
+    answer = last["candidate"]
+    assert f"the best of the last 2 is number {answer['number']} with {answer['score']:.1%} mAP" in closing
     # Interrupted among the candidates, it names the checkpoint of the search, and goes on with the candidates.
     done = stopped("search.py", [*options, "data.save_dir", cut], "candidate 2 in rung 1", signal.SIGINT)
     assert done.returncode == 130, done.stderr

@@ -99,9 +99,8 @@ def test_a_damaged_history_is_told_and_the_next_state_shown(folder):
 
 def test_status_says_how_long_it_takes_yet():
     def log(epochs, last=10, running=True):
-        return SimpleNamespace(
-            records=[SimpleNamespace(epoch=n, epochs=last, seconds=60.0) for n in range(1, epochs + 1)], running=running
-        )
+        records = [SimpleNamespace(epoch=n, epochs=last, seconds=60.0) for n in range(1, epochs + 1)]
+        return SimpleNamespace(records=records, present=records, selects=False, running=running)
 
     assert status(log(4), True, 0) == "Epoch 5 of 10 is running; about 6 min left of the whole run."
     assert status(log(4), True, 240) == "Epoch 5 of 10 is running; about 2 min left of the whole run."

@@ -28,7 +28,8 @@ print("walked", *sorted(name for name in sys.modules if name.split(".")[0] == "t
 def test_the_way_from_the_command_to_the_figures(tmp_path):
     options = ["--config-file", "autoreid_search.yaml", "--root", draw_people(tmp_path / "images")]
     options += ["-s", "folder", "-t", "folder", "data.save_dir", tmp_path / "log"]
-    tiny = ["autoreid.channels", 2, "autoreid.layers", "[1, 1, 1, 1]", "train.max_epoch", 1, "search.strategy", "darts"]
+    tiny = ["autoreid.channels", 2, "autoreid.layers", "[1, 1, 1, 1]", "train.max_epoch", 1]
+    tiny += ["search.rung_candidates", "[2]", "search.rung_epochs", "[1]"]
     tiny += ["train.batch_size", 8, "sampler.num_instances", 2, "data.workers", 0, "data.height", 64, "data.width", 32]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WALK, *map(str, [*options, *tiny])],

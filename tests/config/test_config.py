@@ -24,6 +24,7 @@ from torchreid_autoreid.config.build import (
     optimizer_kwargs,
     rungs,
     searchdata_kwargs,
+    selects_by_halving,
     settings_of_result,
     shape_kwargs,
     traindata_kwargs,
@@ -457,7 +458,7 @@ def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
         ("search.strategy gdas search.tau_end 20", ["search.tau_end 20.0", "search.tau_start 10.0"]),
         ("search.strategy gdas search.order 2", ["search.order 2", "no effect", "search.strategy gdas"]),
         ("search.strategy gdas search.auxiliary_skip 1", ["search.auxiliary_skip", "no effect", "gdas"]),
-        ("search.strategy gdas search.selection perturbation", ["search.selection", "no effect", "gdas"]),
+        ("search.strategy gdas search.selection perturbation", ["search.selection perturbation", "drnas", "gdas"]),
         ("search.tau_end 1", ["search.tau_end 1.0", "no effect", "search.strategy darts", "gdas"]),
         ("search.partial_channels 2", ["search.partial_channels 2", "no effect", "pc_darts"]),
         ("search.strategy pc_darts search.partial_channels 0", ["search.partial_channels", "at least 1", "0"]),
@@ -468,19 +469,22 @@ def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
         ("search.strategy drnas search.beta_weight 1", ["search.beta_weight 1.0", "no effect", "drnas"]),
         ("search.candidate_epochs 2", ["search.candidate_epochs 2", "no effect", "random"]),
         ("search.strategy random search.candidate_epochs 0", ["search.candidate_epochs", "at least 1", "0"]),
-        ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 15", "search.candidate_epochs 4", "16"]),
+        ("search.strategy random search.candidate_epochs 4", ["train.max_epoch 10", "search.candidate_epochs 4", "12"]),
         ("search.strategy random search.held_out 0", ["search.held_out", "above 0", "0"]),
-        ("search.held_out 0.5", ["search.held_out 0.5", "no effect", "darts", "predictor or halving or evolution"]),
+        (
+            "search.selection strength search.held_out 0.5",
+            ["search.held_out 0.5", "no effect", "darts", "predictor or halving"],
+        ),
         ("search.strategy halving search.split identity", ["search.split 'identity'", "no effect", "halving"]),
-        ("search.strategy halving", ["train.max_epoch 15", "135"]),
-        ("search.strategy evolution", ["train.max_epoch 15", "the evolution and the rungs", "635"]),
+        ("search.strategy halving", ["train.max_epoch 10", "20"]),
+        ("search.strategy evolution", ["train.max_epoch 10", "the evolution and the rungs", "520"]),
         ("search.strategy evolution search.population 101", ["population", "101"]),
         (
             "search.strategy evolution search.evolution_candidates 20 search.rung_candidates [21,9]",
             ["first rung has 21", "only 20"],
         ),
-        ("search.strategy halving search.rung_epochs [9]", ["search.rung_candidates [9, 3]", "[9]"]),
-        ("search.strategy halving search.rung_epochs [9,9]", ["9 x 9, 3 x 9", "more epochs"]),
+        ("search.strategy halving search.rung_epochs [9]", ["search.rung_candidates [6, 2]", "[9]"]),
+        ("search.strategy halving search.rung_epochs [9,9]", ["6 x 9, 2 x 9", "more epochs"]),
         ("search.strategy random search.order 2", ["search.order 2", "no effect", "random"]),
         ("search.strategy random search.alpha_lr 0.1", ["search.alpha_lr 0.1", "no effect", "random"]),
         ("search.strategy random search.skip_cap 2", ["search.skip_cap 2", "no effect", "random"]),
@@ -493,7 +497,7 @@ def test_a_file_of_a_search_may_hold_the_recipe_of_the_training():
         ("search.skip_cap 9", ["search.skip_cap", "at most 8", "9"]),
         ("search.stop_at_skips -1", ["search.stop_at_skips", "at least 0", "-1"]),
         ("search.selection chance", ["search.selection", "strength or perturbation", "'chance'"]),
-        ("search.perturbation_steps 5", ["search.perturbation_steps 5", "no effect", "search.selection strength"]),
+        ("search.perturbation_steps 5", ["search.perturbation_steps 5", "no effect", "search.selection halving"]),
         ("search.selection perturbation search.perturbation_batches 0", ["search.perturbation_batches", "at least 1"]),
         ("search.selection perturbation search.perturbation_steps -1", ["search.perturbation_steps", "at least 0"]),
         ("search.selection perturbation search.skip_cap 1", ["search.skip_cap 1", "search.selection perturbation"]),
@@ -591,7 +595,72 @@ def test_values_out_of_range_get_one_line_that_names_them(opts, words):
     ],
 )
 def test_values_in_range_pass(opts):
-    check_search_config(search_config(*opts.split()))
+    check_search_config(search_config(*opts.split()), opts.split()[::2])
+
+
+@pytest.mark.parametrize("name", ["autoreid_search", "autoreid_search_market1501"])
+@pytest.mark.parametrize(
+    ("strategy", "epochs"),
+    [("gdas", 10), ("pc_darts", 10), ("drnas", 10), ("random", 100), ("predictor", 100), ("evolution", 0)],
+)
+def test_one_file_serves_all_strategies(name, strategy, epochs, tmp_path):
+    """What the file says of its own strategy has its default where the command line chooses another."""
+    words = ["search.strategy", strategy]
+    if strategy == "evolution":
+        words += ["search.rung_candidates", "[9, 3]", "search.rung_epochs", "[9, 27]"]
+        epochs = 100 * 5 + 135
+    words += ["train.max_epoch", str(epochs)]
+    cfg = load_config(f"{name}.yaml", words)
+    check_search_config(cfg, words[::2])
+    if strategy in ("gdas", "random", "predictor", "evolution"):
+        assert cfg.search.order == 1
+    if strategy in ("random", "predictor"):
+        assert (cfg.search.rung_epochs, cfg.search.alpha_loss) == ([9, 27], "scale_free")
+    (tmp_path / "config.yaml").write_text(cfg.dump())  # as a log folder has it: it can be repeated
+    check_search_config(load_config(str(tmp_path / "config.yaml")))
+
+
+def test_a_study_and_a_second_objective_go_with_the_strategies_that_have_them(tmp_path):
+    """A search with alphas that held on to them would end with an error of Python's."""
+    own = "strategy: random, candidate_epochs: 1, study: st.log, second_objective: macs, budget: {width: 64}"
+    (tmp_path / "own.yaml").write_text(f"sampler: {{train_sampler: RandomIdentitySampler}}\nsearch: {{{own}}}")
+    cfg = load_config(str(tmp_path / "own.yaml"), ["search.strategy", "darts"])
+    assert (cfg.search.study, cfg.search.second_objective, cfg.search.candidate_epochs) == ("", "none", 5)
+    with pytest.raises(UserError, match=r"search.budget.width 64 has no effect without a limit"):
+        check_search_config(cfg)
+
+
+@pytest.mark.parametrize(("name", "value"), [("order", "2"), ("rung_epochs", "[2, 7]"), ("selection", "strength")])
+def test_what_a_strategy_does_not_read_is_refused_on_the_command_line_and_in_its_own_file(name, value, tmp_path):
+    words = ["search.strategy", "random", f"search.{name}", value]
+    with pytest.raises(UserError, match=rf"search\.{name} .*has no effect"):
+        check_search_config(search_config(*words), words[::2])
+    search = f"search: {{strategy: random, {name}: {value}}}"
+    (tmp_path / "own.yaml").write_text(f"sampler: {{train_sampler: RandomIdentitySampler}}\n{search}")
+    for again in ([], ["search.strategy", "random"]):
+        with pytest.raises(UserError, match=rf"search\.{name} .*has no effect"):
+            check_search_config(load_config(str(tmp_path / "own.yaml"), again), again[::2])
+
+
+def test_what_is_given_in_vain_is_refused_even_with_its_default():
+    words = ["search.strategy", "random", "search.selection", "halving"]
+    with pytest.raises(UserError, match=r"search.selection 'halving' has no effect with search.strategy random; set"):
+        check_search_config(search_config(*words), words[::2])
+
+
+def test_the_advice_names_what_is_not_so_yet():
+    words = ["search.strategy", "random", "search.rung_candidates", "[6, 2]"]
+    with pytest.raises(UserError) as caught:
+        check_search_config(search_config(*words), words[::2])
+    ways = "halving or evolution or darts or pc_darts or drnas or gdas"
+    assert f"has no effect with search.strategy random; set search.strategy to {ways}, or leave" in str(caught.value)
+
+
+def test_without_alphas_there_is_no_selection():
+    for strategy in ("darts", "gdas"):
+        assert selects_by_halving(search_config("search.strategy", strategy))
+        assert not selects_by_halving(search_config("search.strategy", strategy, "search.selection", "strength"))
+    assert not selects_by_halving(search_config("search.strategy", "random"))
 
 
 def test_without_a_configuration_the_fix_is_told():
@@ -685,8 +754,11 @@ def test_recipes_of_training_are_the_papers(name):
         (["train.start_epoch", "3"], "use --resume"),
         (["data.k_tfm", "2"], "data.k_tfm 2"),
         (["model.name", "autoreid_search"], "autoreid_search is the network of a search"),
-        (["loss.name", "softmax"], "loss.triplet.weight_x 1.0 has no effect with loss.name softmax"),
-        (["loss.name", "contrastive"], "loss.triplet.weight_x 1.0 has no effect with loss.name contrastive"),
+        (
+            ["loss.name", "softmax", "loss.triplet.weight_x", "0.5"],
+            "loss.triplet.weight_x 0.5 has no effect with loss.name softmax",
+        ),
+        (["loss.name", "contrastive"], "loss.name must be softmax or triplet, not 'contrastive'"),
         (["loss.triplet.weight_x", "0", "loss.triplet.weight_t", "0"], "are both 0"),
         (["sampler.train_sampler", "RandomSampler"], "set sampler.train_sampler RandomIdentitySampler"),
         (["sampler.train_sampler", "Randomly"], "sampler.train_sampler must be"),
@@ -737,6 +809,7 @@ def test_mistakes_in_a_training_get_one_line(opts, words):
     "opts",
     [
         ["search.strategy", "darts", "search.order", "2"],  # of a file that serves a search as well
+        ["loss.name", "softmax"],  # what the file says of the triplet loss is passed over
         ["recipe.warmup_factor", "0.5"],
         ["train.fixbase_epoch", "1", "train.open_layers", "[neck]"],
         ["test.visrank", "true", "test.visrank_topk", "5"],

@@ -21,7 +21,7 @@ TINY = """
 data: {sources: [folder], targets: [folder], height: 64, width: 32, workers: 0, transforms: [random_flip, random_crop]}
 sampler: {train_sampler: RandomIdentitySampler, num_instances: 2}
 autoreid: {channels: 2, layers: [1, 1, 1, 1], blocks: 1}
-search: {strategy: darts}
+search: {selection: strength}
 train: {optim: sgd, lr: 0.05, weight_decay: 5.e-5, lr_scheduler: cosine, max_epoch: 3, batch_size: 8, print_freq: 1}
 loss: {softmax: {label_smooth: false}}
 test: {eval_freq: 1, batch_size: 8}

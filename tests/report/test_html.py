@@ -12,12 +12,15 @@ import pytest
 from forks import completed
 
 from torchreid_autoreid import files
+from torchreid_autoreid.commands.serve import Follower, status
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import Genotype
 from torchreid_autoreid.provenance import FILE, Start, note_start
 from torchreid_autoreid.queries import Image, Queries, Query
-from torchreid_autoreid.report import log, write_report
+from torchreid_autoreid.records import CandidateRecord
+from torchreid_autoreid.report import log, verdict, write_report
 from torchreid_autoreid.report.costs import Costs, Network
+from torchreid_autoreid.report.log import read_log
 
 NASTY = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 
@@ -347,3 +350,96 @@ def test_the_command_tells_a_mistake_in_a_line(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "holds no history.jsonl" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def selected(log_dir, records, write_history):
+    """A search whose alphas proposed two candidates beside a blind one; the second is the answer."""
+    folder = log_dir / "selection"
+    folder.mkdir()
+    own, (other, third) = Genotype.from_dict(records[-1]["genotype"]), list(Genotype.presets().values())[:2]
+    named = [replace(own, name="searched"), replace(other, name="proposed_0"), replace(third, name="blind_0")]
+    found = [
+        records[0]
+        | {"epoch": number, "epochs": 3, "alpha": None, "retrieval": records[-1]["retrieval"]}
+        | {"candidate": CandidateRecord(number=number, rung=1, genotype=one, score=score).to_dict()}
+        for number, one, score in zip((1, 2, 3), named, (0.2, 0.375, 0.3), strict=True)
+    ]
+    write_history(folder / "history.jsonl", found)
+    named[1].save(log_dir / "genotype.json")
+    (log_dir / "config.yaml").write_text("search: {strategy: darts, selection: halving}\n")
+    return log_dir
+
+
+def test_the_page_has_the_candidates_of_a_selection_and_how_it_chose(selected, no_drawing):
+    page = read(write_report(selected))
+    assert "3 candidates were measured, and the best is number 2 with 37.5% mAP" in page.text
+    assert "What the alphas proposed" in page.text
+    for origin in ("preferred by the alphas", "drawn from the alphas", "drawn blindly"):
+        assert origin in page.text
+    assert re.search(r"answer, held-out mAP\s*37.5%\s*candidate 2 of 3", page.text)
+    assert "the genotype that the alphas prefer" in page.text
+    assert "not the genotype of the last epoch" not in page.text  # it is one of the candidates
+    assert "of it for the selection" in page.text
+    assert "SHA-256 of selection/history.jsonl" in page.text
+    assert "darts · selection by halving" in page.text
+    assert not read_log(selected).running
+
+
+def test_what_the_verdict_says_of_the_cells_is_of_the_answer(selected):
+    own = Genotype.load(selected / "genotype.json")
+    skips = Genotype("proposed_0", tuple(((("skip_connect", 0), ("skip_connect", 1)),) * own.blocks), own.reduce)
+    log = read_log(selected)
+    texts = [sentence.text for sentence in verdict(log.records, log.selection, skips)]
+    assert any("The normal cell has collapsed: 8 of its 8" in text for text in texts)
+    assert not any("has collapsed" in sentence.text for sentence in verdict(log.records, log.selection, log.genotype))
+
+
+def test_a_selection_in_progress_is_told(selected, no_drawing):
+    history = selected / "selection" / "history.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:2]) + lines[2][:40])
+    log = read_log(selected)
+    still, torn = log.notes()
+    assert still == "The selection that follows the alphas is still running, or was stopped: 2 of 3 epochs are done."
+    assert torn.startswith("The last line of selection/history.jsonl is torn")
+    assert status(log, True, 1.0).startswith("Epoch 3 of 3 of the selection is running; about 12 s left")
+    assert status(log, False, 1.0) == "The search is not running: 2 of 3 epochs of the selection are done."
+    assert re.search(r"best candidate so far, held-out mAP\s*37.5%\s*candidate 2\s", read(write_report(selected)).text)
+    history.unlink()  # the alphas have ended, and no candidate has had an epoch
+    log = read_log(selected)
+    assert "the selection that follows them is missing" in next(iter(log.notes()))
+    assert "the first candidate of the selection is in training" in status(log, True, 1.0)
+    assert "and no candidate of its selection" in status(log, False, 1.0)
+
+
+def test_a_page_follows_the_selection(selected):
+    follower = Follower(selected, dict)
+    before = follower.version()
+    with open(selected / "selection" / "history.jsonl", "a") as file:
+        file.write("{")
+    assert follower.version() != before
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "history.jsonl").write_text("{}\n" * 3), "selection was left out: line 1"),
+        (lambda folder: folder.rename(folder.with_name("gone")) and folder.write_text(""), "selection is no folder"),
+    ],
+)
+def test_a_damaged_selection_is_left_out_and_told(selected, damage, words, no_drawing):
+    damage(selected / "selection")
+    notes = " ".join(read_log(selected).notes())
+    assert words in notes
+    assert "genotype.json is not the genotype of the last epoch" in notes
+    assert not read_log(selected).selection
+    write_report(selected)
+
+
+def test_a_selection_of_other_alphas_is_left_out_and_told(selected, records, write_history):
+    """As of a search that has gone on since, or of another one."""
+    write_history(selected / "history.jsonl", [*records[:-1], records[-1] | {"genotype": records[0]["genotype"]}])
+    log = read_log(selected)
+    assert not log.selection
+    assert "selection/ is not of these alphas and was left out." in list(log.notes())

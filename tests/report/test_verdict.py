@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype, derive, num_edges
 from torchreid_autoreid.records import CandidateRecord, SearchRecord
@@ -87,13 +88,28 @@ def candidates(record, scores, later=()):
 
 def test_candidates_are_put_beside_the_mean_of_the_blind_draws(record):
     text = said(candidates(record, [0.2, 0.22, 0.3, 0.24], [(2, 0.5), (1, 0.4)]))
-    half = 200 * np.std([0.2, 0.22, 0.3, 0.24], ddof=1) / math.sqrt(4)
+    half = 100 * t.ppf(0.975, 3) * np.std([0.2, 0.22, 0.3, 0.24], ddof=1) / math.sqrt(4)
     assert "4 candidates were measured, and the best of the last 2 is number 3 with 50.0% mAP" in text
     assert f"+6.0 points more than the mean of 4 drawn blindly (± {half:.1f}" in text
     assert "10.0 points behind" in text
     assert "those of the search network" not in text
     worse = verdict(candidates(record, [0.2, 0.22, 0.3, 0.24], [(0, 0.5)]))
     assert worse[1].speaks_for is False  # it had less than the mean when it was one of many
+
+
+def test_a_selection_speaks_first_and_then_the_alphas_that_proposed(record):
+    own, selection = [record()], candidates(record, [0.2, 0.22, 0.3], [(2, 0.5), (1, 0.4)])
+    sentences = verdict(own, selection)
+    assert sentences[0].text.startswith("3 candidates were measured, and the best of the last 2 is number 3 with 50.0%")
+    assert "more than the mean of 3 drawn blindly" in sentences[1].text
+    alone = verdict(own)
+    assert sentences[-1].text != alone[-1].text
+    (settled,) = [one.text for one in alone if one.text.startswith("Every edge was won")]
+    assert settled.replace("edge was", "edge of the genotype that the alphas prefer was") in [
+        one.text for one in sentences
+    ]
+    assert "search.selection halving does" in alone[-1].text
+    assert "which the selection has trained" in sentences[-1].text
 
 
 def test_candidates_that_are_ranked_by_another_figure_are_told_by_it(record):

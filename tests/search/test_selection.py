@@ -113,7 +113,7 @@ def test_a_seed_gives_one_genotype_and_a_budget_is_kept():
     assert first == [draw_genotype(OPERATION_NAMES, 4, str(seed), accepts) for seed in range(20)]
     assert all(accepts(genotype) for genotype in first)
     assert len(set(first)) == 20
-    with pytest.raises(UserError, match="none of 10000 random genotypes is within the budget"):
+    with pytest.raises(UserError, match="none of 10000 random genotypes is within the limits"):
         draw_genotype(OPERATION_NAMES, 4, "1", lambda _: False)
 
 
@@ -166,8 +166,21 @@ def test_draws_from_alphas_keep_a_budget():
 
     rows = rows_of(2, "max_pool_3x3", 0.5)
     assert all(accepts(draw_from_alphas(rows, OPERATION_NAMES, 2, f"{i}", accepts)) for i in range(20))
-    with pytest.raises(UserError, match="within the budget"):
+    with pytest.raises(UserError, match="within the limits"):
         draw_from_alphas(rows, OPERATION_NAMES, 2, "0", lambda _: False)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2])
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.0])
+def test_draws_keep_a_cap_of_skip_connections_even_of_alphas_that_have_collapsed(cap, share):
+    rows = rows_of(4, "skip_connect", share)
+    drawn = [draw_from_alphas(rows, OPERATION_NAMES, 4, f"{i}", skip_cap=cap) for i in range(20)]
+    assert max(genotype.count("skip_connect")["normal"] for genotype in drawn) == cap
+    assert (
+        min(genotype.count("skip_connect")["reduce"] for genotype in drawn) > 8 * share - 6
+    )  # P-DARTS: the normal cell
+    if share < 1:
+        assert len({genotype.normal for genotype in drawn}) > 10
 
 
 def test_proposals_are_the_derived_one_first_then_draws_then_a_third_blind_ones():

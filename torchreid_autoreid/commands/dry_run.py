@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..config import budget_limits, network_kwargs, settings_of_result, shape_kwargs
-from ..config.build import rungs
+from ..config.build import rungs, selects_by_halving
 from ..data.datasets import FolderDataset, check_dataset
 from ..deploy.onnx import OnnxExtractor
 from ..engine.loop import check_settings
@@ -53,13 +53,15 @@ def _search(args: argparse.Namespace, cfg: Any) -> Iterator[str]:
     device = _device(cfg)
     MixedPrecision(cfg.search.amp, device, "search.amp")
     yield f"device      {device}"
+    if cfg.search.strategy in OF_CANDIDATES or selects_by_halving(cfg):
+        search.candidate_recipe(cfg)
     if cfg.search.strategy in OF_CANDIDATES:  # which trains no search network
         yield f"candidates  {_candidates(cfg)}; {cfg.train.max_epoch} epochs in all"
     else:
         with torch.device("meta"):
             network = AutoReIDSearchNetwork(1, **network_kwargs(cfg))
         yield f"network     {_parameters(network)} parameters in the search network, without its classifier"
-        if cfg.search.selection == "halving":
+        if selects_by_halving(cfg):
             steps = rungs(cfg)
             what = f"{steps[0].candidates} {_candidates(cfg)} after the alphas"
             yield f"candidates  {what}; {total_epochs(steps)} epochs in all"

@@ -143,16 +143,19 @@ examples:
       --root DIR search.amp bfloat16
   # another strategy with alphas: gdas, pc_darts, drnas
   autoreid search --config-file autoreid_search.yaml search.strategy gdas
-  # random genotypes, each trained for search.candidate_epochs
-  autoreid search --config-file autoreid_search.yaml search.strategy random
+  # six random genotypes, each trained for search.candidate_epochs, by default five
+  autoreid search --config-file autoreid_search.yaml search.strategy random train.max_epoch 30
+  # the genotype that the alphas prefer, without a selection among networks that they propose
+  autoreid search --config-file autoreid_search.yaml search.selection strength
   # go on after an interruption: the checkpoint has the configuration
   autoreid search --resume log/search
   # go on if there is a checkpoint, else begin: the same command for a queue that may stop a job at any time
   autoreid search --config-file autoreid_search.yaml --resume auto
 
 The log folder (data.save_dir) holds genotype.json (the answer), report.html (the pictures), history.jsonl (a line an
-epoch), checkpoint.pth (latest), checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the
-held-out half), queries.json (of that measurement), provenance.json, config.yaml, search.log and TensorBoard events.
+epoch), selection/ (the log of the candidates that retrieval chose from), checkpoint.pth (latest),
+checkpoint-previous.pth (the one before it), checkpoint-best.pth (best retrieval on the held-out half), queries.json (of
+that measurement), provenance.json, config.yaml, search.log and TensorBoard events.
 """
 
 _TRAIN = """

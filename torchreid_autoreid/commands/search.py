@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torchreid
 
-from ..checkpoint import LATEST, Checkpoint, newest_checkpoint
+from ..checkpoint import LATEST, Checkpoint, load_checkpoint, newest_checkpoint
 from ..config.build import (
     arguments_of,
     budget_limits,
@@ -25,6 +25,7 @@ from ..config.build import (
     rungs,
     scheduler_kwargs,
     searchdata_kwargs,
+    selects_by_halving,
     settings_of_result,
     shape_kwargs,
     traindata_kwargs,
@@ -45,7 +46,7 @@ from ..parallel.launch import OneProcess, first_process_first, torchrun_processe
 from ..provenance import Start, note_start
 from ..records import SearchRecord
 from ..report import amount, verdict, write_report
-from ..report.history import read_history
+from ..report.log import SELECTION, SearchLog, read_log
 from ..search.alpha_optimizer import build_alpha_optimizer
 from ..search.budget import UNITS, Budget
 from ..search.cost import CostTable, LatencyTable, NetworkShape, measure_latency
@@ -64,8 +65,6 @@ from .origin import IMAGES, SAME_DATA
 
 _LOGGER = logging.getLogger("torchreid_autoreid.search")
 
-#: folder within the log folder, of the candidates of search.selection halving
-SELECTION = "selection"
 
 LATENCIES = "latency.json"  # in the log folder
 
@@ -95,8 +94,7 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
             "search.study is shared by commands that train a network each, and torchrun starts processes that train "
             "one together; start the command several times instead"
         )
-    # Of the candidates, in a strategy or in the selection that follows it: a mistake in it ends the search now.
-    recipe: Any = candidate_recipe(cfg) if by_candidates or cfg.search.selection == "halving" else None
+    recipe: Any = candidate_recipe(cfg) if by_candidates or selects_by_halving(cfg) else None
     with everyone.together():  # a mistake that one of them finds ends them all
         log = begin_log(world.rank)
         if log and not cfg.search.study:
@@ -109,10 +107,12 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
         budget = build_budget(cfg, latencies)
         if budget is not None:
             _LOGGER.info("%s", describe_budget(budget))
-        torchreid.utils.set_random_seed(cfg.train.seed)
         torch.backends.cudnn.deterministic = True  # one seed fixes everything, on a GPU too
         with first_process_first(world), details_of(log):
             share = (world.rank, world.size)
+            # Of the selection that follows the alphas: a mistake in it ends the search now.
+            candidates = candidate_data(cfg, share) if selects_by_halving(cfg) else None
+            torchreid.utils.set_random_seed(cfg.train.seed)
             datamanager: Any = (
                 candidate_data(cfg, share)
                 if by_candidates
@@ -165,15 +165,14 @@ def search(cfg: Any, resume: Checkpoint | None, device: torch.device, world: One
         dist_metric=recipe.test.dist_metric if by_candidates else cfg.test.dist_metric,
         normalize_feature=recipe.test.normalize_feature if by_candidates else cfg.test.normalize_feature,
     )
-    if cfg.search.selection == "halving":
-        genotype = select_by_halving(cfg, recipe, engine, device, world, budget, fresh=resume is None)
+    if candidates is not None:
+        genotype = select_by_halving(cfg, recipe, candidates, engine, device, world, budget, resume)
     if cfg.search.study:
         tell_study(Path(cfg.data.save_dir), engine.plan, genotype)
     with everyone.together():
         if world.rank == 0 and (save_dir / "history.jsonl").exists():
             report = write_report(save_dir, costs=count_costs(cfg, genotype))
-            records, _ = read_history(save_dir / "history.jsonl")
-            _LOGGER.info("%s", summary(cfg, genotype, save_dir, report, records))
+            _LOGGER.info("%s", summary(cfg, genotype, read_log(save_dir), report))
 
 
 def described_data(datamanager: Any) -> dict[str, str]:
@@ -347,31 +346,42 @@ def candidate_data(cfg: Any, share: tuple[int, int]) -> TrainDataManager:
 def select_by_halving(
     cfg: Any,
     recipe: Any,
+    datamanager: TrainDataManager,
     engine: ImageAutoReIDSearchEngine,
     device: torch.device,
     world: OneProcess,
     budget: Budget | None,
-    fresh: bool,
+    resume: Checkpoint | None,
 ) -> Genotype:
     """Lets what the alphas propose and a few blind draws compete as derived networks; the best one is the answer.
 
-    The competition has a run folder of its own, ``save_dir/selection``, in which an interrupted one goes on.
+    The competition has a run folder of its own, ``save_dir/selection``, in which an interrupted one goes on. One whose
+    alphas have been trained on since is kept beside it.
     """
     save_dir, everyone = Path(cfg.data.save_dir), engine.group
     folder = save_dir / SELECTION
     _LOGGER.info("selection by halving: the log of the candidates is in %s", folder)
     proposals, blind = proposals_of(cfg, engine, budget)
-    with everyone.together(), first_process_first(world):
-        datamanager = candidate_data(cfg, (world.rank, world.size))
+    proposed = [genotype.to_dict() for genotype in proposals]
+    with everyone.together():
+        found = None if resume is None else newest_checkpoint(folder)
+        made_with = {} if found is None else load_checkpoint(found[0], ("settings",))["settings"]
+        earlier = isinstance(made_with, Mapping) and made_with.get("proposals", proposed) != proposed
+    with everyone.together():
+        if earlier:
+            found = None
+            if world.rank == 0:
+                kept = next(path for n in count(1) if not (path := folder.with_name(f"{SELECTION}-{n}")).exists())
+                folder.rename(kept)
+                _LOGGER.info("the alphas propose other candidates than before: the earlier selection is in %s", kept)
     with everyone.together():
         plan = RungPlan(rungs(cfg), proposals.__getitem__)
         chooser = build_candidate_engine(cfg, recipe, datamanager, device, world, budget, plan, blind)
         chooser.settings = engine.settings | {
             "search.recipe": settings_of_result(recipe),
-            "proposals": [genotype.to_dict() for genotype in proposals],
+            "proposals": proposed,
         }
         chooser.configuration = engine.configuration
-        found = None if fresh else newest_checkpoint(folder)
         if found and found[1] and world.rank == 0:
             _LOGGER.warning("%s", found[1])
         start_epoch = chooser.resume(found[0]) if found else 0
@@ -388,8 +398,9 @@ def select_by_halving(
             dist_metric=recipe.test.dist_metric,
             normalize_feature=recipe.test.normalize_feature,
         )
-    except Interrupted:
-        raise Interrupted(str(save_dir / LATEST)) from None  # what the whole search goes on from
+    except Interrupted:  # the whole search goes on from its own checkpoint, be it in the folder that it went on from
+        latest = save_dir / LATEST
+        raise Interrupted(str(latest if resume is None or latest.exists() else resume.path)) from None
     with everyone.together():
         if world.rank == 0:
             write_atomically(save_dir / "genotype.json", chosen.save)
@@ -400,20 +411,26 @@ def proposals_of(
     cfg: Any, engine: ImageAutoReIDSearchEngine, budget: Budget | None
 ) -> tuple[list[Genotype], list[int]]:
     """The candidates of a selection by halving, and which of them are blind draws; they depend on alphas and seed."""
-    model, accepts = engine.model, (lambda _: True) if budget is None else budget.accepts
+    model, cap = engine.model, cfg.search.skip_cap
     probabilities = {kind: rows.double().tolist() for kind, rows in model.probabilities().items()}
     edges = {kind: model.strategy.edge_weights(model.architecture.of(kind)[1]) for kind in probabilities}
     factors = {kind: weights.detach().double().tolist() for kind, weights in edges.items() if weights is not None}
     seed, blocks = cfg.train.seed, model.blocks
 
+    def within(genotype: Genotype) -> bool:
+        return budget is None or budget.accepts(genotype)
+
     def drawn(index: int) -> Genotype:
-        name = f"proposed_{index}"
+        text = f"proposal {seed} {index}"
         return draw_from_alphas(
-            probabilities, model.operations, blocks, f"proposal {seed} {index}", accepts, factors, name
+            probabilities, model.operations, blocks, text, within, factors, f"proposed_{index}", skip_cap=cap
         )
 
     def blind(index: int) -> Genotype:
-        return draw_genotype(model.operations, blocks, f"blind {seed} {index}", accepts, f"blind_{index}")
+        def keeps(genotype: Genotype) -> bool:
+            return within(genotype) and (cap < 0 or genotype.count("skip_connect")["normal"] <= cap)
+
+        return draw_genotype(model.operations, blocks, f"blind {seed} {index}", keeps, f"blind_{index}")
 
     return propose(engine.genotype(), drawn, blind, cfg.search.rung_candidates[0])
 
@@ -571,19 +588,15 @@ def describe(genotype: Genotype, kind: str) -> str:
     return " | ".join(" ".join(f"{name}<-{source}" for name, source in block) for block in cell)
 
 
-def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records: Sequence[SearchRecord]) -> str:
+def summary(cfg: Any, genotype: Genotype, log: SearchLog, report: Path) -> str:
     """What the search has found, what it costs, how far to trust it, and the command that trains it."""
     shape = NetworkShape(**shape_kwargs(cfg))
     found = count_network(cfg, genotype)
     network = f"{amount(found.params)} {UNITS['params']}, {amount(found.macs)} {UNITS['macs']}"
-    words = ["--genotype", save_dir / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
+    words = ["--genotype", log.folder / "genotype.json", "--config-file", cfg.search.recipe, "--root", cfg.data.root]
     words += ["data.height", cfg.data.height, "data.width", cfg.data.width]
     words += ["-s", *cfg.data.sources, "-t", *cfg.data.targets]
     signs = {True: "+", False: "-", None: " "}
-    selection = []
-    if cfg.search.selection == "halving":
-        folder = shlex.quote(str(save_dir / SELECTION))
-        selection = [f"  selection       autoreid report {folder} compares its candidates"]
     return "\n".join(
         [
             "the search has ended",
@@ -591,11 +604,10 @@ def summary(cfg: Any, genotype: Genotype, save_dir: Path, report: Path, records:
             f"  reduction cell  {describe(genotype, 'reduce')}",
             f"  network         {network} of {shape.height} x {shape.width}, at {shape.channels} channels "
             f"and {sum(shape.layers)} cells",
-            *_measured(records),
-            f"  genotype        {save_dir / 'genotype.json'}",
+            *_measured(log.records),
+            f"  genotype        {log.folder / 'genotype.json'}",
             f"  report          {report}",
-            *selection,
-            *(f"  {signs[one.speaks_for]} {one.text}" for one in verdict(records)),
+            *(f"  {signs[one.speaks_for]} {one.text}" for one in verdict(log.records, log.selection, genotype)),
             f"to train it: autoreid train {shlex.join(map(str, words))}",
         ]
     )
@@ -608,5 +620,5 @@ def _measured(records: Sequence[SearchRecord]) -> Iterator[str]:
         (epoch, last), (best_epoch, best) = measured[-1], max(measured, key=lambda found: found[1]["mAP"])
         yield (
             f"  held out        mAP {last['mAP']:.1%} in epoch {epoch} (best {best['mAP']:.1%}, epoch {best_epoch}), "
-            f"rank-1 {last['rank1']:.1%}"
+            f"rank-1 {last['rank1']:.1%}" + ("" if records[-1].candidate else ", of the search network")
         )

@@ -19,13 +19,20 @@ from ..errors import UserError
 from ..loopback import HOST, LoopbackHandler, listen
 from ..numbers import duration
 from ..report.html import contents
-from ..report.log import SearchLog, read_log
+from ..report.log import SELECTION, SearchLog, read_log
 from ..report.page import render_page
 from .report import report_kwargs
 
 __all__ = ["Follower", "make_server", "serve", "status"]
 
-_READ = ("history.jsonl", "genotype.json", "config.yaml", "queries.json", "provenance.json")
+_READ = (
+    "history.jsonl",
+    f"{SELECTION}/history.jsonl",
+    "genotype.json",
+    "config.yaml",
+    "queries.json",
+    "provenance.json",
+)
 _RECENT = 5  # epochs that tell how long one takes
 
 
@@ -113,7 +120,9 @@ class Follower:
 
     def _status(self, log: SearchLog | str) -> str:
         try:
-            since = time.time() - (self.folder / "history.jsonl").stat().st_mtime
+            of_selection = not isinstance(log, str) and log.present is not log.records
+            history = self.folder / (SELECTION if of_selection else "") / "history.jsonl"
+            since = time.time() - history.stat().st_mtime
         except OSError:
             since = 0.0
         return status(None if isinstance(log, str) else log, is_claimed(self.folder), since)
@@ -131,20 +140,25 @@ def status(log: SearchLog | None, running: bool, since: float) -> str:
         if running:
             return "The first epoch is running; how long the search takes is known when it has ended."
         return "No epoch has ended, and no search is running in this folder."
-    last = log.records[-1]
-    done = f"{last.epoch} of {last.epochs} epochs"
+    last, what = log.present[-1], "" if log.present is log.records else " of the selection"
+    done = f"{last.epoch} of {last.epochs} epochs{what}"
     if not log.running:
         return (
             f"All epochs are done ({done}), and the search is still at work."
             if running
             else f"The search has ended: {done}."
         )
+    # The alphas have ended, and no candidate of the selection has had an epoch.
+    between = log.selects and not log.selection and (last.epoch == last.epochs or bool(last.ended))
     if not running:
-        return f"The search is not running: {done} are done."
-    recent = [record.seconds for record in log.records[-_RECENT:]]
+        return f"The search is not running: {done} are done{', and no candidate of its selection' if between else ''}."
+    if between:
+        return f"The alphas have ended ({done}), and the first candidate of the selection is in training."
+    recent = [record.seconds for record in log.present[-_RECENT:]]
     left = sum(recent) / len(recent) * (last.epochs - last.epoch) - since
-    rest = f"about {duration(left)} left of the whole run" if left > 0 else "it takes longer than those before"
-    return f"Epoch {last.epoch + 1} of {last.epochs} is running; {rest}."
+    whole = "alphas" if log.selects and not what else "whole run"
+    rest = f"about {duration(left)} left of the {whole}" if left > 0 else "it takes longer than those before"
+    return f"Epoch {last.epoch + 1} of {last.epochs}{what} is running; {rest}."
 
 
 def make_server(follower: Follower, port: int = 0) -> ThreadingHTTPServer:

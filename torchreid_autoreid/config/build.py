@@ -8,7 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..keys import KEYS, OF_CANDIDATES, OF_ONE_RUNG
+from ..keys import KEYS, OF_CANDIDATES, OF_ONE_RUNG, WITH_ALPHAS
 from ..search.halving import Rung
 from .read import all_keys, get
 
@@ -26,6 +26,7 @@ __all__ = [
     "optimizer_kwargs",
     "scheduler_kwargs",
     "searchdata_kwargs",
+    "selects_by_halving",
     "settings_of_result",
     "shape_kwargs",
     "traindata_kwargs",
@@ -143,6 +144,11 @@ def network_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "last_norm": cfg.autoreid.last_norm,
         "activation_checkpointing": cfg.search.activation_checkpointing,
     }
+
+
+def selects_by_halving(cfg: CfgNode) -> bool:
+    """Whether what the alphas of a search propose competes at its end; a search of candidates has no alphas."""
+    return cfg.search.strategy in WITH_ALPHAS and cfg.search.selection == "halving"
 
 
 def rungs(cfg: CfgNode) -> list[Rung]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -11,8 +12,8 @@ from ..keys import KEYS, MIXED, OF_CANDIDATES, OF_ONE_RUNG, OF_RUNGS, WITH_ALPHA
 from ..limits import LEAST_SIZE, MOST_PIXELS, check_choice, check_value
 from ..search.halving import check_draws, check_rungs, total_epochs
 from ..search.plans import Evolution
-from .build import budget_limits, evolution_kwargs, rungs
-from .read import get
+from .build import budget_limits, evolution_kwargs, rungs, selects_by_halving
+from .read import get, is_chosen
 
 __all__ = ["check_search_config", "check_test_config", "check_train_config"]
 
@@ -33,8 +34,8 @@ def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     One file may serve a search and a training: what it says of the training (``recipe.*``) is passed over.
 
     Args:
-        given: keys of the command line, which are refused even so, as are those there that train the search network of
-            a strategy that has none; a file may hold them, so that one file serves all strategies.
+        given: keys of the command line, which are refused even so, and even where they have their defaults, as are
+            those there that train the search network of a strategy that has none.
 
     Raises:
         UserError: naming the key, the value and the fix.
@@ -49,7 +50,7 @@ def check_search_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     unused = {
         name: key.unused_in_search for name, key in KEYS.items() if not name.startswith("recipe.") or name in given
     }
-    _check_all_read(cfg, unused, "a search")
+    _check_all_read(cfg, unused, "a search", given)
     _check_values(cfg)
     _check_images(cfg)
     _check_search_batches(cfg)
@@ -83,7 +84,7 @@ def check_train_config(cfg: CfgNode, given: Sequence[str] = ()) -> None:
     unused = {
         name: key.unused_in_training for name, key in KEYS.items() if not name.startswith("search.") or name in given
     }
-    _check_all_read(cfg, unused, "a training")
+    _check_all_read(cfg, unused, "a training", given)
     _check_values(cfg)
     _check_images(cfg)
     _check_optimisation(cfg, "recipe.min_lr")
@@ -117,21 +118,34 @@ def _check_recipe(cfg: CfgNode) -> None:
             )
 
 
-def _check_all_read(cfg: CfgNode, unused: dict[str, str], what: str) -> None:
+def _check_all_read(cfg: CfgNode, unused: dict[str, str], what: str, given: Sequence[str]) -> None:
     changed = _changed(cfg)
     for name in changed:
         if unused.get(name):
             raise UserError(f"{name} {get(cfg, name)!r} has no effect in {what}: {unused[name]}; leave the key out")
-    for name, key in changed.items():
-        if key.of and not any(get(cfg, chooser) in values for chooser, values in key.of.items()):
-            chosen = ", ".join(f"{chooser} {get(cfg, chooser)}" for chooser in key.of)
-            ways = ", or ".join(f"{chooser} to {' or '.join(map(str, values))}" for chooser, values in key.of.items())
+    for name, key in KEYS.items():
+        if name not in changed and name not in given:
+            continue
+        if not is_chosen(cfg, key):
+            wanted = _wanted(cfg, key)
+            chosen = ", ".join(f"{chooser} {get(cfg, chooser)}" for chooser in wanted)
+            ways = ", or ".join(f"{chooser} to {' or '.join(map(str, values))}" for chooser, values in wanted.items())
             raise UserError(f"{name} {get(cfg, name)!r} has no effect with {chosen}; set {ways}, or leave the key out")
         if key.above_zero and get(cfg, key.above_zero) == 0:
             raise UserError(
                 f"{name} {get(cfg, name)!r} has no effect with {key.above_zero} 0; set {key.above_zero} above 0, or "
                 "leave the key out"
             )
+
+
+def _wanted(cfg: CfgNode, key: Key) -> dict[str, tuple[Any, ...]]:
+    """What would have a key read that is not: choosers -> values that they do not have."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for chooser, values in key.of.items():
+        missing = _wanted(cfg, KEYS[chooser]) if get(cfg, chooser) in values else {chooser: values}
+        for name, own in missing.items():
+            found[name] = (*found.get(name, ()), *own)
+    return found
 
 
 def _changed(cfg: CfgNode) -> dict[str, Key]:
@@ -251,25 +265,13 @@ def _check_strategy(cfg: CfgNode) -> None:
         )
     if own.strategy == "predictor":
         check_draws(own.predictor_draws, cfg.train.max_epoch // own.candidate_epochs)
-    if own.selection != "strength" and own.strategy not in (MIXED if own.selection == "perturbation" else WITH_ALPHAS):
+    if own.selection == "perturbation" and own.strategy in WITH_ALPHAS and own.strategy not in MIXED:
         raise UserError(
-            f"search.selection {own.selection!r} has no effect with search.strategy {own.strategy}; leave the key out"
+            f"search.selection perturbation needs one of {', '.join(MIXED)}, which mix all operations of an edge, not "
+            f"search.strategy {own.strategy}; set search.selection halving or strength"
         )
-    if own.selection == "halving" or own.strategy in OF_RUNGS:
+    if selects_by_halving(cfg) or own.strategy in OF_RUNGS:
         _check_rungs(cfg)
-    changed = _changed(cfg)
-    # What only a derivation by strength reads.
-    for name in ("derive_renormalised", "skip_cap", "stop_at_skips"):
-        key = f"search.{name}"
-        if key not in changed:
-            continue
-        if own.strategy in OF_CANDIDATES or own.selection == "perturbation":
-            by_strategy = own.strategy in OF_CANDIDATES
-            chooser = f"search.strategy {own.strategy}" if by_strategy else "search.selection perturbation"
-            raise UserError(
-                f"{key} {get(cfg, key)} has no effect with {chooser}, which does not rank by the alphas; "
-                "leave one of them out"
-            )
 
 
 def _check_study(cfg: CfgNode) -> None:

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError, short
 from ..files import naming
-from ..keys import default_tree
+from ..keys import KEYS, Key, default_tree
 
 __all__ = [
     "all_keys",
@@ -77,7 +77,8 @@ def load_config(
     """The defaults, changed by a YAML file, then by the named options, then by ``KEY VALUE`` pairs.
 
     Where ``train.max_epoch`` is among the pairs, warm-ups of the file become as short as it demands, with a warning.
-    ``~`` in a path is the home folder.
+    Where a pair chooses another value than the file, such as another ``search.strategy``, what the file says for its
+    own choice has its default again, so that one file serves all. ``~`` in a path is the home folder.
 
     Args:
         config_file: a path, or the name of a shipped file (:func:`shipped_configs`).
@@ -121,9 +122,11 @@ def read_config(
         raise UserError(
             f"{_COMMAND_LINE}: keys and values come in pairs, and {short(opts[-1])} is alone; write KEY VALUE"
         )
+    of_file = cfg.clone()
     for name, text in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, name, _parse(cfg, name, text), _COMMAND_LINE)
         given.add(name)
+    _pass_over(cfg, of_file, opts[::2])
     if "train.max_epoch" in opts[::2]:
         _shorten_warm_ups(cfg, opts[::2])
     for name in _PATHS:
@@ -170,6 +173,23 @@ def expanded_path(text: str, name: str) -> str:
     if path.startswith("~"):
         raise UserError(f"{name}: there is no home folder {text.split('/')[0]}; write ./{text} for a file of that name")
     return path
+
+
+def is_chosen(cfg: CfgNode, key: Key) -> bool:
+    """Whether a key is read with the choices of a configuration: its own choosers have one of its values, and are read.
+
+    One of them is enough.
+    """
+    return not key.of or any(
+        get(cfg, chooser) in values and is_chosen(cfg, KEYS[chooser]) for chooser, values in key.of.items()
+    )
+
+
+def _pass_over(cfg: CfgNode, of_file: CfgNode, given: Sequence[str]) -> None:
+    """Gives the default to what the file says for a choice of its own that the command line has changed."""
+    for name, key in KEYS.items():
+        if name not in given and is_chosen(of_file, key) and not is_chosen(cfg, key):
+            _set(cfg, name, list(key.default) if isinstance(key.default, list) else key.default, _COMMAND_LINE)
 
 
 def _shorten_warm_ups(cfg: CfgNode, given: Sequence[str]) -> None:

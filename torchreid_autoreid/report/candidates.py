@@ -17,6 +17,8 @@ from .plots import draw_candidates
 __all__ = ["candidate_strip", "candidate_table"]
 
 _MOST = 200
+#: how the names of the candidates of a selection begin -> where they come from
+_ORIGINS = {"searched": "preferred by the alphas", "proposed": "drawn from the alphas", "blind": "drawn blindly"}
 
 
 def _finished(records: Sequence[SearchRecord]) -> list[CandidateRecord]:
@@ -40,19 +42,19 @@ def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
     found = sorted(_finished(records), key=lambda c: (-c.rung, -_score(c)))
     if not found:
         return None
+    origins = [_ORIGINS[kind] for c in found if (kind := c.genotype.name.partition("_")[0]) in _ORIGINS]
+    of_alphas = len(origins) == len(found)  # else they are not of a selection
     caption = "A head sorts by its column." + (
         f" The first {_MOST} of {len(found)} are shown." if len(found) > _MOST else ""
     )
     costs = any(candidate.cost is not None for candidate in found)
-    heads = ["candidate", "rung", found[0].label, "parent", *(["cost"] if costs else []), *CELLS.values()]
+    heads = ["candidate", "rung", found[0].label, "from" if of_alphas else "parent"]
+    heads += [*(["cost"] if costs else []), *CELLS.values()]
     rows: list[list[Any]] = []
-    for candidate in found[:_MOST]:
-        row: list[Any] = [
-            str(candidate.number),
-            str(candidate.rung),
-            f"{_score(candidate):.2%}",
-            "–" if candidate.parent is None else str(candidate.parent),
-        ]
+    for place, candidate in enumerate(found[:_MOST]):
+        parent = "–" if candidate.parent is None else str(candidate.parent)
+        row: list[Any] = [str(candidate.number), str(candidate.rung), f"{_score(candidate):.2%}"]
+        row.append(origins[place] if of_alphas else parent)
         if costs:
             row.append("–" if candidate.cost is None else amount(candidate.cost))
         rows.append(row + [_small(candidate, kind) for kind in KINDS])

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config.read import plain_yaml
 from ..genotype import Genotype
+from ..keys import OF_CANDIDATES
 from ..numbers import amount, duration
 from ..queries import Queries
 from ..records import SearchRecord
@@ -23,7 +21,7 @@ from .candidates import candidate_strip, candidate_table
 from .cells import CELLS
 from .costs import Costs, cost_picture, cost_table
 from .epochs import steps_of, thinned
-from .log import SearchLog, read_log
+from .log import SELECTION, SearchLog, read_log, setting, settings_of
 from .page import Picture, Table, cell_picture, check_page, picture, write_page
 from .plots import COST_LABELS, MEASURE_NAMES, draw_costs, draw_history, draw_ribbon
 from .trained import Trained, measured_alike, trained_runs, trained_table
@@ -89,8 +87,8 @@ def contents(
         "name": log.name,
         "settings": "" if config is None else _settings(config),
         "notes": list(log.notes()),
-        "verdict": verdict(records),
-        "tiles": list(_tiles(records, genotype, costs)),
+        "verdict": verdict(records, log.selection, genotype),
+        "tiles": list(_tiles(log, costs)),
         "genotype_name": genotype.name,
         "cells": [cell_picture(genotype, kind) for kind in CELLS],
         "trained": trained_table(trainings) if trainings else None,
@@ -102,8 +100,9 @@ def contents(
         "steps": steps_of(with_alphas or records, costs),
         "ribbon": _ribbon(with_alphas) if with_alphas else None,
         "operations": records[-1].operations,
-        "strip": candidate_strip(records),
-        "candidates": candidate_table(records),
+        "strip": candidate_strip(log.selection or records),
+        "candidates": candidate_table(log.selection or records),
+        "selected": bool(log.selection),
         "queries": _queries(log.queries, records, read_jpeg, pictures),
         "epochs": _epochs(records),
         "provenance": _provenance(log),
@@ -159,33 +158,39 @@ def _networks(costs: Costs, trainings: Sequence[Trained]) -> dict[str, Any]:
 
 def _settings(config: str) -> str:
     """The settings that tell one search from another, in a line; what is not there is left out."""
-    try:
-        tree = plain_yaml(config)
-    except yaml.YAMLError:
-        return ""  # the file itself is shown below as it is
+    tree = settings_of(config)  # if it is none, the file itself is shown below as it is
 
     def value(section: str, key: str) -> str:
-        branch = tree.get(section) if isinstance(tree, dict) else None
-        leaf = branch.get(key) if isinstance(branch, dict) else None
+        leaf = setting(tree, section, key)
         leaves = leaf if isinstance(leaf, list) else [leaf]
         return ", ".join(str(leaf)[:60] for leaf in leaves[:8] if isinstance(leaf, str | int | float))
 
     height, width = value("data", "height"), value("data", "width")
+    own = [
+        (value("search", "order"), "order {}"),
+        (value("search", "split"), "split by {}"),
+        (value("search", "selection"), "selection by {}"),
+    ]
     parts = [
         (value("data", "sources"), "{}"),
         (height and width and f"{height}×{width}", "{} pixels"),
         (value("autoreid", "channels"), "C = {}"),
         (value("autoreid", "layers"), "L = ({})"),
         (value("search", "strategy"), "{}"),
-        (value("search", "order"), "order {}"),
-        (value("search", "split"), "split by {}"),
+        *(own if value("search", "strategy") not in OF_CANDIDATES else []),
         (value("train", "seed"), "seed {}"),
     ]
     return " · ".join(form.format(text) for text, form in parts if text)
 
 
-def _tiles(records: Sequence[SearchRecord], genotype: Genotype, costs: Costs | None) -> Iterator[tuple[str, str, str]]:
+def _tiles(log: SearchLog, costs: Costs | None) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of each figure at the top."""
+    records, genotype = log.records, log.genotype
+    if scores := [r.candidate for r in log.selection if r.candidate is not None and r.candidate.score is not None]:
+        chosen = max((one for one in scores if one.rung == scores[-1].rung), key=lambda one: one.score or 0.0)
+        number = sum(one.rung == scores[0].rung for one in scores)
+        whose, of = ("best candidate so far", "") if log.running else ("answer", f" of {number}")
+        yield f"{whose}, held-out {chosen.label}", f"{chosen.score:.1%}", f"candidate {chosen.number}{of}"
     measured = [(record.epoch, record.retrieval) for record in records if record.retrieval]
     if measured:
         (epoch, last), (best_epoch, best) = measured[-1], max(measured, key=lambda found: found[1]["mAP"])
@@ -193,14 +198,18 @@ def _tiles(records: Sequence[SearchRecord], genotype: Genotype, costs: Costs | N
         yield whose, f"{last['mAP']:.1%}", f"best {best['mAP']:.1%}, epoch {best_epoch}"
         yield "held-out rank-1", f"{last['rank1']:.1%}", f"{last['num_valid_queries']} queries, epoch {epoch}"
     seconds = sum(record.seconds for record in records)
-    yield "time", duration(seconds), f"{duration(seconds / len(records))} an epoch"
+    if after := sum(record.seconds for record in log.selection):
+        yield "time", duration(seconds + after), f"{duration(after)} of it for the selection"
+    else:
+        yield "time", duration(seconds), f"{duration(seconds / len(records))} an epoch"
     yield "epochs", str(records[-1].epoch), f"of {records[-1].epochs}"
     for name, operation in (("part-aware edges", "part_aware"), ("skip connections", "skip_connect")):
         count = genotype.count(operation)
         note = f"{count['normal']} normal, {count['reduce']} reduction"
         yield name, f"{sum(count.values())} of {4 * genotype.blocks}", note
     for measure, cost in (records[-1].cost or {}).items():
-        yield MEASURE_NAMES[measure], amount(cost["genotype"]), f"at most {amount(cost['limit'])}"
+        whose = ", as the alphas prefer" if log.selects else ""
+        yield MEASURE_NAMES[measure] + whose, amount(cost["genotype"]), f"at most {amount(cost['limit'])}"
     if costs is not None:
         yield "parameters", amount(costs.own.params), "of the network found"
         yield "multiply–adds", amount(costs.own.macs), f"an image of {costs.size[0]} × {costs.size[1]}"
@@ -275,7 +284,7 @@ def _provenance(log: SearchLog) -> Table:
             versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
             what = "started" if start.epoch == 1 else f"went on, epoch {start.epoch}"
             rows.append([what, f"{start.date}: {start.command} ({versions}; {start.machine})"])
-    for name in ("history.jsonl", "genotype.json", "config.yaml", "queries.json"):
+    for name in ("history.jsonl", f"{SELECTION}/history.jsonl", "genotype.json", "config.yaml", "queries.json"):
         path = log.folder / name
         if path.is_file():
             rows.append([f"SHA-256 of {name}", hashlib.sha256(path.read_bytes()).hexdigest()])

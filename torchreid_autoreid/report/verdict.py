@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..genotype import KINDS, cell_edges
+from ..genotype import KINDS, Genotype, cell_edges
 from ..records import SearchRecord, check_records
+from ..search.halving import blind_draws
 
 __all__ = ["Edge", "Sentence", "kept_edges", "verdict", "wilson"]
 
@@ -88,15 +88,30 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def verdict(records: Sequence[SearchRecord]) -> list[Sentence]:
+def verdict(
+    records: Sequence[SearchRecord], selection: Sequence[SearchRecord] = (), answer: Genotype | None = None
+) -> list[Sentence]:
     """The findings on a search, finished or not, the most important first.
+
+    Args:
+        records: of its epochs.
+        selection: of those of a selection by halving that followed them.
+        answer: the genotype found; by default that of the last epoch.
 
     Raises:
         UserError: if there are no records.
     """
     check_records(records)
-    of_candidates = records[-1].candidate is not None
-    return [*(_candidates(records) if of_candidates else _alphas(records)), *_measurement(records, of_candidates)]
+    if records[-1].candidate is not None:
+        return [*_candidates(records), *_measurement(records)]
+    of_alphas = [*_alphas(records, " that the alphas prefer" if selection else "")]
+    decided = selection or any(record.alpha is not None for record in records)
+    cells = [*_cells(answer or records[-1].genotype)] if decided else []
+    measured = [*_measurement(records)]
+    of_whom = [_of_whom(bool(selection))] if any(record.retrieval for record in records) else []
+    if selection:
+        return [*_candidates(selection), *cells, *of_alphas, *measured, *of_whom]
+    return [*of_alphas, *cells, *measured, *of_whom]
 
 
 def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
@@ -131,14 +146,13 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         and c.parent is None
         and not c.genotype.name.startswith(proposed)
     ]
-    if len(blind) > 2 and answer in first:
-        mean = statistics.fmean(blind)
-        half = 2 * statistics.stdev(blind) / math.sqrt(len(blind))
+    if len(blind) > 1 and answer in first:
+        mean, half = blind_draws(blind)
         gain = first[answer] - mean
         yield Sentence(
             gain > half,
             f"After equal training it had {100 * gain:+.1f} points more than the mean of {len(blind)} drawn blindly "
-            f"(± {100 * half:.1f}, two standard errors of that mean). The best of several scores is flattered by "
+            f"(± {100 * half:.1f}, the 95 % interval of that mean). The best of several scores is flattered by "
             "chance; only a full training tells what it is worth.",
         )
     if len(last) > 1 and answer == best:
@@ -146,7 +160,8 @@ def _candidates(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         yield Sentence(None, f"The second best is {100 * (last[best] - second):.1f} points behind.")
 
 
-def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
+def _alphas(records: Sequence[SearchRecord], of: str) -> Iterator[Sentence]:
+    """How the alphas have decided; ``of`` tells their genotype from the answer."""
     last = records[-1]
     if last.alpha is None and all(record.alpha is None for record in records):
         yield Sentence(None, "The alphas have not moved yet: all epochs so far belong to their warm-up.")
@@ -161,7 +176,7 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
         total = sum(known)
         yield Sentence(
             total == 0,
-            f"{'In its last epoch' if len(known) == 1 else f'In its last {len(known)} epochs'} the genotype "
+            f"{'In its last epoch' if len(known) == 1 else f'In its last {len(known)} epochs'} the genotype{of} "
             + (
                 f"changed on {total} edge{'s' if total > 1 else ''}: it has not settled, and more epochs may give "
                 "another."
@@ -172,13 +187,15 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
     if edges:
         close = [edge for edge in edges if edge.margin < _CLOSE]
         least = min(edges, key=lambda edge: edge.margin)
+        where_of = of and f" of the genotype{of}"
         where = f"{least.operation} before {least.runner_up} in the {_NAMES[least.kind]}"
         yield Sentence(
             not close,
-            f"{len(close)} of {len(edges)} edges {'was' if len(close) == 1 else 'were'} won by less than {_CLOSE} of "
-            f"probability (the closest by {least.margin:.3f}: {where}); another seed may turn those round."
+            f"{len(close)} of {len(edges)} edges{where_of} {'was' if len(close) == 1 else 'were'} won by less than "
+            f"{_CLOSE} of probability (the closest by {least.margin:.3f}: {where}); another seed may turn those round."
             if close
-            else f"Every edge was won by {_CLOSE} of probability or more (the closest by {least.margin:.3f}: {where}).",
+            else f"Every edge{where_of} was won by {_CLOSE} of probability or more (the closest by "
+            f"{least.margin:.3f}: {where}).",
         )
         for kind in KINDS:
             own = [edge for edge in edges if edge.kind == kind]
@@ -186,10 +203,13 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
             if outweighed:
                 yield Sentence(
                     False,
-                    f"In the {_NAMES[kind]} the operation none outweighs the kept one on {len(outweighed)} of "
+                    f"In the {_NAMES[kind]}{of} the operation none outweighs the kept one on {len(outweighed)} of "
                     f"{len(own)} edges: the search network would rather do without them.",
                 )
-    skips, number = last.genotype.count("skip_connect")["normal"], 2 * last.genotype.blocks
+
+
+def _cells(genotype: Genotype) -> Iterator[Sentence]:
+    skips, number = genotype.count("skip_connect")["normal"], 2 * genotype.blocks
     if skips >= _COLLAPSED * number:
         yield Sentence(
             False,
@@ -197,13 +217,13 @@ def _alphas(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
             ".auxiliary_skip or .stop_at_skips is against that.",
         )
     for kind in KINDS:
-        names = [edge.operation for edge in edges if edge.kind == kind]
-        common = statistics.mode(names) if names else "skip_connect"
+        names = [operation for block in getattr(genotype, kind) for operation, _ in block]
+        common = statistics.mode(names)
         if common != "skip_connect" and names.count(common) >= 0.75 * len(names):
             yield Sentence(False, f"{names.count(common)} of {len(names)} edges of the {_NAMES[kind]} are {common}.")
 
 
-def _measurement(records: Sequence[SearchRecord], of_candidates: bool) -> Iterator[Sentence]:
+def _measurement(records: Sequence[SearchRecord]) -> Iterator[Sentence]:
     measured = [record for record in records if record.retrieval]
     if not measured:
         yield Sentence(False, "Retrieval was never measured (test.eval_freq).")
@@ -219,10 +239,16 @@ def _measurement(records: Sequence[SearchRecord], of_candidates: bool) -> Iterat
             f"Retrieval was measured with {queries} queries: rank-1 {found['rank1']:.1%}, between {low:.1%} and "
             f"{high:.1%} (95 %){', which is too wide to compare searches by' if few else ''}.",
         )
-    if not of_candidates:
-        yield Sentence(
-            None,
-            "These figures are those of the search network, on images of the half that trained the alphas. They say "
-            "nothing of the network of the genotype: train it, and compare it with a genotype drawn at random, as "
-            "search.selection halving does.",
-        )
+
+
+def _of_whom(selected: bool) -> Sentence:
+    rest = (
+        ", which the selection has trained for a while."
+        if selected
+        else ": train it, and compare it with a genotype drawn at random, as search.selection halving does."
+    )
+    return Sentence(
+        None,
+        "These figures are those of the search network, on images of the half that trained the alphas. They say "
+        f"nothing of the network of the genotype{rest}",
+    )

@@ -26,8 +26,16 @@ class Rung:
 
 def check_rungs(rungs: Sequence[Rung]) -> None:
     """Raises UserError unless epochs rise from rung to rung, and candidates do not."""
-    if not rungs or min(min(rung.candidates, rung.epochs) for rung in rungs) < 1:
-        raise UserError(f"rungs need at least one candidate and one epoch each, not {_text(rungs)}")
+    if not rungs:
+        raise UserError(
+            "search.rung_candidates and search.rung_epochs are empty; give a number for each rung, such as [9,3] and "
+            "[9,27]"
+        )
+    if min(min(rung.candidates, rung.epochs) for rung in rungs) < 1:
+        raise UserError(
+            "search.rung_candidates and search.rung_epochs need at least one candidate and one epoch in each rung, "
+            f"not {_text(rungs)}"
+        )
     for one, other in zip(rungs, rungs[1:], strict=False):
         if other.candidates > one.candidates or other.epochs <= one.epochs:
             raise UserError(

@@ -14,6 +14,7 @@ from ..space.strategies import Mixture
 __all__ = ["draw_from_alphas", "draw_genotype", "log_probability", "propose", "select_by_perturbation"]
 
 _MOST_DRAWS = 10_000
+_NOT_WITHIN = "is within the limits (search.budget, search.skip_cap); raise them"
 
 Mixtures = Mapping[str, Mixture]
 
@@ -117,7 +118,7 @@ def draw_genotype(
         operations: names to draw from.
         blocks: of a cell.
         seed: of this draw; the same seed gives the same genotype.
-        accepts: says whether a genotype is within a budget; those that are not are drawn again.
+        accepts: says whether a genotype is within the limits; those that are not are drawn again.
         name: of the result.
 
     Raises:
@@ -137,7 +138,7 @@ def draw_genotype(
         genotype = Genotype(name, cell(), cell())
         if accepts(genotype):
             return genotype
-    raise UserError(f"none of {_MOST_DRAWS} random genotypes is within the budget; raise it")
+    raise UserError(f"none of {_MOST_DRAWS} random genotypes {_NOT_WITHIN}")
 
 
 def draw_from_alphas(
@@ -148,6 +149,7 @@ def draw_from_alphas(
     accepts: Callable[[Genotype], bool] = lambda _: True,
     edge_weights: Mapping[str, Sequence[float]] | None = None,
     name: str = "proposed",
+    skip_cap: int = -1,
 ) -> Genotype:
     """Draws cells from what the alphas say, where :func:`genotype.derive` takes the most probable ones.
 
@@ -159,9 +161,11 @@ def draw_from_alphas(
         operations: names of the columns.
         blocks: of a cell.
         seed: of this draw; the same seed and probabilities give the same genotype.
-        accepts: says whether a genotype is within a budget; those that are not are drawn again.
+        accepts: says whether a genotype is within the limits; those that are not are drawn again.
         edge_weights: E factors of the edges, by kind.
         name: of the result.
+        skip_cap: skip connections of a normal cell; once it has them, its edges draw from the other operations. -1: any
+            number.
 
     Raises:
         UserError: if ten thousand draws in a row are not accepted.
@@ -174,22 +178,32 @@ def draw_from_alphas(
         rows = probabilities[kind]
         factors = (edge_weights or {}).get(kind) or [1.0] * len(rows)
         found: list[Block] = []
-        for block in range(blocks):
-            own = [(edge, source) for edge, number, source in cell_edges(blocks) if number == block]
+        skips = 0
+        for number in range(blocks):
+            own = [(edge, source) for edge, of, source in cell_edges(blocks) if of == number]
             weights = [factors[edge] * sum(rows[edge][column] for column in columns) for edge, _ in own]
-            chosen = sorted(_draw_two(generator, weights))
-            one, other = ((_draw_name(rows[own[place][0]]), own[place][1]) for place in chosen)
-            found.append((one, other))
+            block = []
+            for place in sorted(_draw_two(generator, weights)):
+                edge, source = own[place]
+                block.append((drawn := draw_name(rows[edge], skips == skip_cap and kind == "normal"), source))
+                skips += drawn == "skip_connect"
+            found.append((block[0], block[1]))
         return tuple(found)
 
-    def _draw_name(row: Sequence[float]) -> str:
-        return generator.choices(names, [row[column] for column in columns])[0]
+    def draw_name(row: Sequence[float], no_skip: bool) -> str:
+        weights = [
+            0.0 if no_skip and name == "skip_connect" else row[column]
+            for name, column in zip(names, columns, strict=True)
+        ]
+        if not any(weights):  # the others have no probability at all
+            weights = [float(name != "skip_connect") for name in names]
+        return generator.choices(names, weights)[0]
 
     for _ in range(_MOST_DRAWS):
         genotype = Genotype(name, cell("normal"), cell("reduce"))
         if accepts(genotype):
             return genotype
-    raise UserError(f"none of {_MOST_DRAWS} genotypes drawn from the alphas is within the budget; raise it")
+    raise UserError(f"none of {_MOST_DRAWS} genotypes drawn from the alphas {_NOT_WITHIN}")
 
 
 def log_probability(
