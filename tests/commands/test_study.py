@@ -63,7 +63,7 @@ def test_the_same_command_started_twice_shares_the_trials(flags, tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_was_killed_goes_on_bit_for_bit(flags, tmp_path):
     rungs = ["search.strategy", "halving", "search.rung_candidates", [4, 2], "search.rung_epochs", [1, 3]]
-    rungs += ["train.max_epoch", 8, "search.candidate_epochs", 5]  # as if it were not set
+    rungs += ["train.max_epoch", 8]
     other = [*flags[:-1], tmp_path / "whole.log", "data.save_dir", tmp_path / "whole", *rungs]
     assert search(*other).returncode == 0
     running = server().start("search.py", [*flags, *rungs], tmp_path / "killed.txt")
@@ -81,7 +81,7 @@ def test_a_worker_that_was_killed_goes_on_bit_for_bit(flags, tmp_path):
 
 
 def test_a_study_fits_searches_of_candidates_in_one_process_each(flags, tmp_path):
-    refused = search(*flags, "search.strategy", "darts", "search.candidate_epochs", 5)
+    refused = search(*flags, "search.strategy", "darts")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "search.study" in refused.stderr
     assert "random" in refused.stderr

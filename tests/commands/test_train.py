@@ -161,7 +161,7 @@ def test_a_stopped_and_resumed_training_ends_the_same(trained, images, config, t
     [
         "model.name resnet18",  # the recipe's autoreid.* are for our network
         "model.name hacnn data.height 160 data.width 64 recipe.neck none",  # several features and logits
-        "loss.name softmax loss.triplet.weight_x 0 sampler.train_sampler RandomSampler",
+        "loss.name softmax sampler.train_sampler RandomSampler",
         "recipe.held_out 0.4 recipe.amp bfloat16 recipe.flip_test true autoreid.auxiliary_weight 0.4",
         "train.staged_lr true train.fixbase_epoch 1 test.rerank true test.visrank true",
     ],

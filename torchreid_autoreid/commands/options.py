@@ -131,7 +131,7 @@ def told_once() -> Iterator[None]:
 
 _SEARCH = """
 examples:
-  # the embedded default: draws its own pedestrians, no download, no GPU, about two minutes
+  # the embedded default: draws its own pedestrians, no download, no GPU, two to three minutes
   autoreid search --config-file autoreid_search.yaml
   # the paper's search on Market-1501, which is expected in DIR/market1501/Market-1501-v15.09.15
   autoreid search --config-file autoreid_search_market1501.yaml --root DIR
