@@ -14,24 +14,29 @@ from .cells import CELLS, cell_in_words, cell_svg
 from .page import Picture, Table, picture
 from .plots import draw_candidates
 
-__all__ = ["candidate_strip", "candidate_table"]
+__all__ = ["best_of_last_rung", "candidate_strip", "candidate_table", "finished"]
 
 _MOST = 200
 #: how the names of the candidates of a selection begin -> where they come from
 _ORIGINS = {"searched": "preferred by the alphas", "proposed": "drawn from the alphas", "blind": "drawn blindly"}
 
 
-def _finished(records: Sequence[SearchRecord]) -> list[CandidateRecord]:
+def finished(records: Sequence[SearchRecord]) -> list[CandidateRecord]:
     """With a score, in the order in which they got it."""
     return [r.candidate for r in records if r.candidate is not None and r.candidate.score is not None]
 
 
+def best_of_last_rung(found: Sequence[CandidateRecord]) -> CandidateRecord:
+    """The candidate with the highest score where the last one got its own; ``found`` are finished, at least one."""
+    return max((c for c in found if c.rung == found[-1].rung), key=_score)
+
+
 def candidate_strip(records: Sequence[SearchRecord]) -> Picture | None:
     """Scores in the order of training, with the best so far of each rung; ``None`` before the first one."""
-    found = _finished(records)
+    found = finished(records)
     if not found:
         return None
-    best = max((c for c in found if c.rung == found[-1].rung), key=_score)
+    best = best_of_last_rung(found)
     text = f"{len(found)} scores; the best of rung {best.rung} is candidate {best.number} with {_score(best):.1%}."
     caption = f"Held-out {best.label} of the candidates as they were trained; the line is the best so far of each rung."
     return picture(caption, draw_candidates([(c.rung, _score(c)) for c in found], best.label), text=text)
@@ -39,7 +44,7 @@ def candidate_strip(records: Sequence[SearchRecord]) -> Picture | None:
 
 def candidate_table(records: Sequence[SearchRecord]) -> Table | None:
     """The candidates with their scores, the last rung and the best first."""
-    found = sorted(_finished(records), key=lambda c: (-c.rung, -_score(c)))
+    found = sorted(finished(records), key=lambda c: (-c.rung, -_score(c)))
     if not found:
         return None
     origins = [_ORIGINS[kind] for c in found if (kind := c.genotype.name.partition("_")[0]) in _ORIGINS]

@@ -17,7 +17,7 @@ from ..queries import Queries
 from ..records import SearchRecord
 from ..version import __version__
 from .answers import ReadJpeg, cards
-from .candidates import candidate_strip, candidate_table
+from .candidates import best_of_last_rung, candidate_strip, candidate_table, finished
 from .cells import CELLS
 from .costs import Costs, cost_picture, cost_table
 from .epochs import steps_of, thinned
@@ -186,8 +186,8 @@ def _settings(config: str) -> str:
 def _tiles(log: SearchLog, costs: Costs | None) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of each figure at the top."""
     records, genotype = log.records, log.genotype
-    if scores := [r.candidate for r in log.selection if r.candidate is not None and r.candidate.score is not None]:
-        chosen = max((one for one in scores if one.rung == scores[-1].rung), key=lambda one: one.score or 0.0)
+    if scores := finished(log.selection):
+        chosen = best_of_last_rung(scores)
         number = sum(one.rung == scores[0].rung for one in scores)
         whose, of = ("best candidate so far", "") if log.running else ("answer", f" of {number}")
         yield f"{whose}, held-out {chosen.label}", f"{chosen.score:.1%}", f"candidate {chosen.number}{of}"
