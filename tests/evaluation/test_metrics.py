@@ -20,13 +20,13 @@ from torchreid_autoreid.parallel.launch import OneProcess
 
 
 @pytest.fixture(
-    params=[(256, 4096, 1, 0.2), (7, 13, 1, 2), (7, 13, 3, -1)],
-    ids=["one block", "many blocks, no sorted rows", "three workers, sorted rows"],
+    params=[(256, 4096, 1, ranking.SORTED_ROW), (7, 13, 1, 0), (7, 13, 3, 1e9)],
+    ids=["one block", "many blocks, all matches looked up", "three workers, matches compared with their rows"],
 )
 def block_sizes(request, monkeypatch):
-    *shape, threads, many = request.param
+    *shape, threads, sorted_row = request.param
     monkeypatch.setattr(pairwise, "CPU_BLOCK", tuple(shape))
-    monkeypatch.setattr(ranking, "MANY", many)
+    monkeypatch.setattr(ranking, "SORTED_ROW", sorted_row)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     yield
@@ -53,23 +53,55 @@ def test_ties_are_broken_by_gallery_position(seed):
 
 
 @pytest.mark.parametrize("make", [clustered, tied])
-def test_rows_with_many_closer_items_are_sorted_whole_and_the_ranks_are_the_same(monkeypatch, make):
+def test_matches_that_much_is_closer_than_are_counted_one_by_one_and_the_ranks_are_the_same(monkeypatch, make):
     query, gallery = make(40, seed=0), make(500, seed=1)
+    monkeypatch.setattr(pairwise, "CPU_BLOCK", (16, 100))
     keys, looked_up = ranking.keys_by_row, []
     monkeypatch.setattr(ranking, "keys_by_row", lambda *of: looked_up.append(len(of[1])) or keys(*of))
     results, counts = [], []
-    for many in (2, 0.2, -1):
-        monkeypatch.setattr(ranking, "MANY", many)
+    for sorted_row in (0, 100, 1e9):
+        monkeypatch.setattr(ranking, "SORTED_ROW", sorted_row)
         results.append(evaluate(query, gallery, metric="euclidean"))
         counts.append(sum(looked_up))
         looked_up.clear()
     for result in results[1:]:
         np.testing.assert_array_equal(result.average_precision, results[0].average_precision)
         np.testing.assert_array_equal(result.first_match, results[0].first_match)
-    if make is clustered:
-        assert counts[0] > counts[1] > counts[2] == 0
-    else:  # rows of ties are not counted by sorting
-        assert counts[0] >= counts[1] >= counts[2] > 0
+    assert counts[0] > counts[1] > counts[2]
+
+
+@pytest.mark.usefixtures("block_sizes")
+@pytest.mark.parametrize("flushed", [False, True])
+def test_ties_at_zero_at_infinity_and_between_the_smallest_numbers(flushed):
+    """Where there is no next number, or PyTorch has been told to take it for zero."""
+    values = np.array([-np.inf, -1, -0.0, 0.0, 1.2e-38, 1, np.inf, *([] if flushed else [1e-45, 2e-45])], np.float32)
+    distances = values[np.random.default_rng(0).integers(0, len(values), (30, 90))]
+    query, gallery = tied(30, seed=0), tied(90, seed=1)
+    labels = query.pids, gallery.pids, query.camids, gallery.camids
+    torch.set_flush_denormal(flushed)
+    try:
+        _, mean = evaluate_rank(distances, *labels)
+    finally:
+        torch.set_flush_denormal(False)
+    assert mean == pytest.approx(market1501(distances, query, gallery)[0], abs=1e-12)
+
+
+def test_a_match_is_counted_alone_where_sorting_what_is_closer_takes_longer(monkeypatch):
+    """One near match is looked up, a far one in front of which nearly all items lie is not."""
+    random = np.random.default_rng(0)
+    gallery = np.concatenate([[[0.1, 0]], random.uniform(1, 2, (3000, 2)), [[9.0, 0]]]).astype(np.float32)
+    pids = np.array([0, *range(1, 3001), 0])
+    alone = []
+    count = ranking.CloserCounter._closer_one_by_one
+    monkeypatch.setattr(
+        ranking.CloserCounter,
+        "_closer_one_by_one",
+        lambda self, column, block, chosen, row: alone.extend(chosen) or count(self, column, block, chosen, row),
+    )
+    query = Embeddings(np.zeros((1, 2), dtype=np.float32), [0], [0])
+    result = evaluate(query, Embeddings(gallery, pids, np.ones(3002, dtype=int)), metric="euclidean")
+    assert alone == [1]
+    assert result.average_precision.tolist() == [(1 + 2 / 3002) / 2]
 
 
 @pytest.mark.usefixtures("block_sizes")

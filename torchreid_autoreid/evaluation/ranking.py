@@ -18,8 +18,8 @@ COLUMNS_AT_ONCE = 4096
 PAIRS_AT_ONCE = 1 << 19  # pairs of one identity that are held together
 PAIRS_OF_ROWS = 1 << 17  # pairs of one identity that a worker looks at together
 CANDIDATES_AT_ONCE = 1 << 18
-MANY = 0.2  # share of a row's columns within its limit from which on sorting the whole row is faster
-SAMPLED_COLUMN = 16  # of so many, for that share
+SORTED_ROW = 300  # time to sort a whole row with its keys, in comparisons of the row with one value
+SAMPLED_COLUMN = 128  # of so many, where nothing is known of a row
 SOME_QUERIES, SOME_MATCHES = 128, 8  # true matches that a space is chosen by
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
 
@@ -274,8 +274,9 @@ def pair_values(distances: Distances, rows: np.ndarray, columns: np.ndarray, q_p
 class CloserCounter:
     """Counts, for every true match, the items of other identities that are closer or tie at an earlier position.
 
-    Most queries have few items closer than their farthest match; those are sorted together, and the matches looked up
-    among them. Of a query with many, the whole row is sorted.
+    Most matches have few items closer: those of a row are sorted together, and the matches looked up among them. A
+    match that many items are closer than is compared with the whole row instead (on the CPU). Which is faster is told
+    by the pieces of the gallery seen so far.
 
     Args:
         matches: the true matches of all processes.
@@ -293,16 +294,14 @@ class CloserCounter:
         self.matches, self.pairs, self.first, self.find_ties = matches, pairs, first, find_ties
         num_queries = len(matches.offsets) - 1
         self.closer = np.zeros(len(matches.distances), dtype=np.int64)
-        limits = np.full(num_queries, -np.inf, dtype=np.float32)
-        counted = np.diff(matches.offsets) > 0
-        limits[counted] = matches.distances[matches.offsets[1:][counted] - 1]
+        self.columns = np.zeros(num_queries, dtype=np.int64)  # that each query has seen
         self.own_offsets = np.searchsorted(pairs.rows, np.arange(num_queries + 1))
         self.seen = np.full(len(pairs.rows), np.nan, dtype=np.float32)
         self.tied = np.zeros(num_queries, dtype=bool)
         self.lock = Lock()  # the workers meet in one counter: a copy for each would cost memory for every pair
         thresholds = ordered(torch.from_numpy(matches.distances)) << 21
         arrays = (torch.from_numpy(array) for array in (matches.positions, matches.rows))
-        self.tables = {CPU: (torch.from_numpy(limits), thresholds, *arrays)}
+        self.tables = {CPU: (thresholds, *arrays)}
 
     def _tables(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         with self.lock:
@@ -317,46 +316,92 @@ class CloserCounter:
             self._add(row + start, column, block[start:stop])
 
     def _add(self, row: int, column: int, block: torch.Tensor) -> None:
-        limits, all_thresholds, all_positions, all_rows = self._tables(block.device)
-        height, width = block.shape
         flat = block.view(-1)
-        own = self._own(row, column, height, width)
+        own = self._own(row, column, *block.shape)
         places = torch.from_numpy(own[1]).to(block.device)
         kept = flat[places]
         self.seen[own[0]] = kept.cpu().numpy()
         flat[places] = torch.nan  # below no limit
-        close = self._close(row, block, limits[row : row + height, None])
+        of_block = slice(*self.matches.offsets[[row, row + len(block)]])
+        limits, alone = self._plan(row, column, block)
+        closer = self._closer_by_sorting(row, column, block, torch.from_numpy(limits).to(block.device)).cpu().numpy()
+        if alone.any():
+            closer[alone] = self._closer_one_by_one(column, block.numpy(), of_block.start + np.flatnonzero(alone), row)
+        with self.lock:
+            self.closer[of_block] += closer
+            self.columns[row : row + len(block)] += block.shape[1]
+        flat[places] = kept
+
+    def _plan(self, row: int, column: int, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(rows,) limits up to which items are sorted; which matches are beyond them, to be counted one by one."""
+        height = len(block)
+        offsets = self.matches.offsets[row : row + height + 1]
+        distances = self.matches.distances[offsets[0] : offsets[-1]]
+        rows = np.flatnonzero(np.diff(offsets))
+        counts, starts = np.diff(offsets)[rows], offsets[rows] - offsets[0]
+        number = np.arange(len(distances)) - np.repeat(starts, counts)  # of a match in its row
+        last = counts - 1  # of those that are looked up
+        if block.device == CPU and not self.find_ties and len(rows):
+            price = SORTED_ROW * self._shares(row, column, block) - number - 1
+            least = np.minimum.reduceat(price, starts)
+            last = np.maximum.reduceat(np.where(price <= np.repeat(least, counts), number, -1), starts)
+            last[least >= 0] = -1
+        limits = np.full(height, -np.inf, dtype=np.float32)
+        limits[rows[last >= 0]] = distances[(starts + last)[last >= 0]]
+        return limits, number > np.repeat(last, counts)
+
+    def _shares(self, row: int, column: int, block: torch.Tensor) -> np.ndarray:
+        """(matches of the rows,) about what share of a row is closer: of the columns before, or of some of these."""
+        offsets = self.matches.offsets[row : row + len(block) + 1]
+        with self.lock:
+            columns = self.columns[row : row + len(block)].copy()
+            closer = self.closer[offsets[0] : offsets[-1]].copy()
+        if not columns.all():
+            some = block[:, ::SAMPLED_COLUMN].contiguous()
+            limits = some.new_full((len(block),), torch.inf)
+            return self._closer_by_sorting(row, column, some, limits).numpy() / some.shape[1]
+        return closer / np.repeat(columns, np.diff(offsets))
+
+    def _closer_by_sorting(self, row: int, column: int, block: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+        """(M,) how many items within the limits are before each match of the rows."""
+        all_thresholds, all_positions, all_rows = self._tables(block.device)
+        height, width = block.shape
         of_block = slice(*self.matches.offsets[[row, row + height]])
         # A match before this piece of the gallery wins its ties (0), one behind it loses them (width + 1).
         columns = (all_positions[of_block] - (self.first + column) + 1).clamp(0, width + 1)
         starts = (all_rows[of_block] - row) << 53
         thresholds = starts | all_thresholds[of_block] | columns
-        for some in close.split(CANDIDATES_AT_ONCE):
-            keys = in_order(keys_by_row(flat.take(some), some, height, width))
-            closer = torch.searchsorted(keys, thresholds) - torch.searchsorted(keys, starts)
-            with self.lock:
-                self.closer[of_block] += closer.cpu().numpy()
+        closer = torch.zeros_like(thresholds)
+        for some in places_within(block, limits[:, None]).split(CANDIDATES_AT_ONCE):
+            keys = in_order(keys_by_row(block.view(-1).take(some), some, height, width))
+            closer += torch.searchsorted(keys, thresholds) - torch.searchsorted(keys, starts)
             if self.find_ties:
                 values = thresholds >> 21
                 ties = torch.searchsorted(keys, values << 21) < torch.searchsorted(keys, (values + 1) << 21)
-                self.tied[row + (values[ties] >> 32).cpu().numpy()] = True
-        flat[places] = kept
-
-    def _close(self, row: int, block: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-        """Flat positions of what is within the limits, but of the rows that are counted here, by sorting them."""
-        if block.device.type != "cpu":
-            return places_within(block, limits)
-        distances = block.numpy()
-        close = distances <= limits.numpy()
-        for i in np.flatnonzero(close[:, ::SAMPLED_COLUMN].mean(axis=1) > MANY):
-            own = slice(*self.matches.offsets[row + i : row + i + 2])
-            values = np.sort(distances[i])
-            closer, at_most = (values.searchsorted(self.matches.distances[own], side) for side in ("left", "right"))
-            if (closer == at_most).all():  # no ties, which positions would decide
                 with self.lock:
-                    self.closer[own] += closer
-                close[i] = False
-        return torch.from_numpy(np.flatnonzero(close))
+                    self.tied[row + (values[ties] >> 32).cpu().numpy()] = True
+        return closer
+
+    def _closer_one_by_one(self, column: int, block: np.ndarray, chosen: np.ndarray, row: int) -> np.ndarray:
+        """How many items of its row are before each of the matches chosen, which are sorted by row."""
+        width = block.shape[1]
+        distances = self.matches.distances[chosen]
+        places = self.matches.positions[chosen] - (self.first + column)
+        # Of items that tie with a match, those at an earlier position are before it. The next number above tells them
+        # from others in the same comparison; infinity has none, and that of zero is zero where denormals are flushed.
+        size = np.abs(distances)
+        behind = (places >= width) & (size < np.inf) & (size > np.finfo(np.float32).tiny)
+        below = np.where(behind, np.nextafter(distances, np.float32(np.inf)), distances)[:, None]
+        rows = self.tables[CPU][2].numpy()[chosen] - row
+        ends = np.flatnonzero(np.diff(rows, append=-1)) + 1
+        closer = np.empty(len(chosen), dtype=np.int64)
+        counts = np.uint16 if width < 1 << 16 else np.uint32  # the smaller, the faster
+        for first, end in itertools.pairwise([0, *ends.tolist()]):
+            before = block[rows[first]] < below[first:end]
+            np.add.reduce(before.view(np.uint8), axis=1, dtype=counts, out=closer[first:end])
+        for i in np.flatnonzero((places > 0) & ~behind):
+            closer[i] += np.count_nonzero(block[rows[i], : places[i]] == distances[i])
+        return closer
 
     def _own(self, row: int, column: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """(entries of the pairs, flat positions in the block) of the pairs of one identity, which are not counted."""
