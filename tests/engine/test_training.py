@@ -13,6 +13,7 @@ from drawn_images import draw_people
 from torchreid_autoreid.checkpoint import load_checkpoint, newest_checkpoint
 from torchreid_autoreid.data import TrainDataManager
 from torchreid_autoreid.engine import ImageSoftmaxTrainingEngine, ImageTripletTrainingEngine, Recipe, build_scheduler
+from torchreid_autoreid.engine.loop import classification_figures
 from torchreid_autoreid.errors import Interrupted, UserError
 from torchreid_autoreid.search.losses import batch_hard_triplet
 from torchreid_autoreid.space.neck import add_neck
@@ -107,6 +108,34 @@ def test_without_options_a_step_is_torchreids(root, kind):
         assert torch.allclose(left.grad, right.grad, rtol=1e-3, atol=1e-6)
         told = right.grad.abs() > 1e-5  # Adam's first step follows the sign, which below this is that of rounding
         assert torch.allclose(left[told], right[told], atol=2e-6)
+
+
+def test_a_collapsed_network_is_named_once_and_its_accuracy_is_that_of_chance(root, tmp_path, caplog):
+    for folder, factor in (("healthy", 1.0), ("collapsed", 0.0)):
+        engine = build(root, lr=0.0)
+        with torch.no_grad():
+            engine.model.classifier.weight *= factor
+            engine.model.classifier.bias *= factor
+        run(engine, tmp_path / folder)
+        named = [record.getMessage() for record in caplog.records if "the same answer" in record.getMessage()]
+        assert len(named) == (factor == 0)
+    assert "epoch 1: the network gives all images of a batch the same answer" in named[0]
+    train = history(tmp_path / "collapsed")[-1]["train"]
+    people = engine.datamanager.num_train_pids
+    assert [train["top1"], train["top5"]] == pytest.approx([1 / people, min(1, 5 / people)])
+
+
+def test_accuracy_is_torchreids_and_counts_no_tie_and_no_missing_number_as_right():
+    random = torch.Generator().manual_seed(0)
+    logits, identities = torch.randn(64, 20, generator=random), torch.randint(20, (64,), generator=random)
+    (theirs,) = torchreid.metrics.accuracy(logits, identities, topk=(1,))
+    figures = classification_figures(logits, identities, (1, 3))
+    assert figures["top1"] == pytest.approx(float(theirs) / 100)
+    assert figures["top3"] == (logits.topk(3).indices == identities[:, None]).any(dim=1).double().mean()
+    assert classification_figures(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([0])) == {
+        "top1": 0.5, "top5": 1.0, "top10": 1.0,
+    }  # fmt: skip
+    assert classification_figures(torch.full((2, 30), torch.nan), torch.tensor([0, 1]))["top10"] == 0
 
 
 @pytest.mark.parametrize(

@@ -606,13 +606,17 @@ class _Pace:
 
 @torch.no_grad()
 def classification_figures(logits: Tensor, identities: Tensor, ranks: Iterable[int] = (1, 5, 10)) -> dict[str, float]:
-    """Top-k accuracy (fractions) of (B, K) logits.
+    """Top-k accuracy (fractions) of (B, K) logits; classes that tie with the true one are in any order, on average.
 
     torchreid's ``metrics.accuracy`` fails for more ranks than classes, and for any k > 1 with today's PyTorch.
+
+    >>> classification_figures(torch.zeros(2, 100), torch.tensor([3, 7]))  # a network that has collapsed knows nothing
+    {'top1': 0.01, 'top5': 0.05, 'top10': 0.1}
     """
     own = logits.gather(1, identities[:, None])
-    better = (logits > own).sum(dim=1)  # how many classes score above the true one
-    return {f"top{k}": float((better < k).float().mean()) for k in ranks}
+    better = (~(logits <= own)).sum(dim=1)  # how many classes score above the true one; all, if it is no number
+    tied = (logits == own).sum(dim=1).clamp(min=1)  # with itself
+    return {f"top{k}": float(((k - better).double() / tied).clamp(0, 1).mean()) for k in ranks}
 
 
 def retrieval_figures(result: RetrievalResult) -> dict[str, float | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from ..search.losses import batch_hard_triplet
 from .loop import Batch, ReproducibleLoop, RunOptions, classification_figures
 from .precision import MixedPrecision, check_precision
 from .resume import load_like
+
+_LOGGER = logging.getLogger(__name__)
+#: logits that differ by no more are the same
+ALIKE = 1e-4
 
 __all__ = ["ImageSoftmaxTrainingEngine", "ImageTripletTrainingEngine", "Recipe", "build_scheduler"]
 
@@ -72,6 +77,8 @@ class _Training(ReproducibleLoop):
     """
 
     checkpoint_keys = (*ReproducibleLoop.checkpoint_keys, "training")
+    _tells_apart: bool | None = None  # whether a step of this epoch has; none has been made
+    _collapsed = False
 
     def __init__(self, *args: Any, recipe: Recipe | None = None, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -142,8 +149,25 @@ class _Training(ReproducibleLoop):
         self._average_buffers()
         if self.average is not None:
             self.average.update_parameters(self._network())
+        logits = logits.detach()
+        self._tells_apart = bool(self._tells_apart or (logits - logits[0]).abs().amax() > ALIKE)
         figures = {"loss": total.item()} | {name: part.item() for name, part in parts.items()}
-        return figures | classification_figures(logits.detach(), identities)
+        return figures | classification_figures(logits, identities)
+
+    def _before_epoch(self) -> None:
+        super()._before_epoch()
+        self._tells_apart = None
+
+    def _after_steps(self) -> None:
+        super()._after_steps()
+        if self._tells_apart is False and not self._collapsed:
+            _LOGGER.warning(
+                "epoch %d: the network gives all images of a batch the same answer, from which nothing can be learned; "
+                "if it stays so, start again with a lower train.lr (the rate is %.2g now)",
+                self.epoch + 1,
+                self._epoch_rate,
+            )
+        self._collapsed = self._tells_apart is False
 
     def _clip(self) -> None:
         if not self.recipe.grad_clip and self.scaler.is_enabled():
