@@ -158,6 +158,11 @@ class Genotype:
         return "".join(f"<div>{plots.figure_to_svg(figure)}</div>" for figure in figures)
 
     @property
+    def cells(self) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+        """The normal and the reduction cell: what makes two genotypes the same network, whatever their names."""
+        return self.normal, self.reduce
+
+    @property
     def blocks(self) -> int:
         """Number of blocks in each cell."""
         return len(self.normal)
@@ -180,7 +185,7 @@ class Genotype:
             raise UserError(f"genotypes of {self.blocks} and {other.blocks} blocks have no edges in common places")
         return sum(
             sum((Counter(block) - Counter(before)).values())
-            for cell, cell_before in ((self.normal, other.normal), (self.reduce, other.reduce))
+            for cell, cell_before in zip(self.cells, other.cells, strict=True)
             for block, before in zip(cell, cell_before, strict=True)
         )
 

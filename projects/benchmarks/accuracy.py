@@ -202,7 +202,7 @@ def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> d
         for number in range(options.trainings)
     ]
     genotype = Genotype.load(found)
-    edges = [operation for cell in (genotype.normal, genotype.reduce) for block in cell for operation, _ in block]
+    edges = [operation for cell in genotype.cells for block in cell for operation, _ in block]
     return {
         "contestant": name, "seed": seed, "epochs": epochs, **used,
         "mAP": statistics.fmean(result["mAP"] for result in tested),

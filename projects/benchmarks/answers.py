@@ -36,7 +36,6 @@ from truth import SHALLOW, rows_of, share, train_genotype  # noqa: E402
 from torchreid_autoreid.commands.console import run  # noqa: E402
 from torchreid_autoreid.errors import UserError  # noqa: E402
 from torchreid_autoreid.genotype import Genotype, operation_names  # noqa: E402
-from torchreid_autoreid.search.plans import cells  # noqa: E402
 from torchreid_autoreid.search.predictor import OperationCounts  # noqa: E402
 from torchreid_autoreid.search.selection import draw_genotype  # noqa: E402
 from torchreid_autoreid.search.truth import Ranked, TruthSet  # noqa: E402
@@ -101,9 +100,9 @@ def confirmed(rows: list[dict[str, object]]) -> list[str]:
     """How well the regression of the whole truth set ranks the answers that the truth set does not have."""
     truth = TruthSet.load()
     means, own = truth.means(SHALLOW), {network.index: network.genotype for network in truth.networks}
-    known = {cells(genotype) for genotype in own.values()}
+    known = {genotype.cells for genotype in own.values()}
     fresh = [(Genotype.from_dict(row["genotype"]), 100 * row["mAP"]) for row in rows]
-    fresh = [(genotype, mean_ap) for genotype, mean_ap in fresh if cells(genotype) not in known]
+    fresh = [(genotype, mean_ap) for genotype, mean_ap in fresh if genotype.cells not in known]
     if len(fresh) < 5:
         return []
     learned = OperationCounts([own[index] for index in means], list(means.values()))

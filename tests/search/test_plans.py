@@ -8,7 +8,7 @@ import pytest
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import KINDS, OPERATION_NAMES, Genotype
 from torchreid_autoreid.search.halving import Rung
-from torchreid_autoreid.search.plans import Evolution, EvolutionPlan, RungPlan, cells, front_order, mutate, simulate
+from torchreid_autoreid.search.plans import Evolution, EvolutionPlan, RungPlan, front_order, mutate, simulate
 from torchreid_autoreid.search.selection import draw_genotype
 
 BLOCKS = 4
@@ -61,7 +61,7 @@ def test_evolution_mutates_the_best_of_the_living():
         living = plan.scores[0][turn.index - 8 : turn.index]
         score = plan.scores[0][turn.start.index]
         assert sum(other > score for other in living) <= 4  # the best of four of eight beats at least three
-    assert len({cells(turn.genotype) for turn in turns[:40]}) == 40
+    assert len({turn.genotype.cells for turn in turns[:40]}) == 40
     # Its survivors are trained from scratch, and go on from what they were in the first of their own rungs.
     order = sorted(range(40), key=lambda i: -plan.scores[0][i])
     assert [turn.index for turn in turns[40:43]] == order[:3]
@@ -125,12 +125,12 @@ def test_a_mutant_differs_in_one_operation_or_one_input_and_stays_in_the_space()
 
 def test_mutants_keep_a_budget_and_avoid_what_is_known():
     generator, parent = random.Random(1), draw_genotype(["skip_connect", "max_pool_3x3"], 1, "1")
-    seen = {cells(parent)}
+    seen = {parent.cells}
     for _ in range(4):  # four edges with one other operation each
         child = mutate(parent, ["skip_connect", "max_pool_3x3", "none"], generator, known=seen)
-        assert cells(child) not in seen
-        seen.add(cells(child))
-    assert cells(mutate(parent, ["skip_connect", "max_pool_3x3"], generator, known=seen)) in seen  # there is no other
+        assert child.cells not in seen
+        seen.add(child.cells)
+    assert mutate(parent, ["skip_connect", "max_pool_3x3"], generator, known=seen).cells in seen  # there is no other
     with pytest.raises(UserError, match="none of 100 mutants of random is within the budget; raise it"):
         mutate(parent, OPERATION_NAMES, generator, lambda _: False)
 

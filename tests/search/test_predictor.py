@@ -10,7 +10,7 @@ from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import KINDS, OPERATION_NAMES
 from torchreid_autoreid.search import predictor
 from torchreid_autoreid.search.halving import Rung
-from torchreid_autoreid.search.plans import RungPlan, cells, simulate
+from torchreid_autoreid.search.plans import RungPlan, simulate
 from torchreid_autoreid.search.predictor import OperationCounts, Predictor, PredictorPlan
 from torchreid_autoreid.search.selection import draw_genotype
 
@@ -91,8 +91,8 @@ def test_it_finds_better_cells_than_random_search_of_the_same_cost():
 def test_the_first_candidates_are_blind_draws_and_none_comes_twice():
     plan, turns = predictor_plan(3), []
     simulate(plan, lambda turn: turns.append(turn) or measured(3)(turn))
-    assert [cells(turn.genotype) for turn in turns[:10]] == [cells(drawer(3)(index)) for index in range(10)]
-    assert len({cells(turn.genotype) for turn in turns}) == 24
+    assert [turn.genotype.cells for turn in turns[:10]] == [drawer(3)(index).cells for index in range(10)]
+    assert len({turn.genotype.cells for turn in turns}) == 24
     later = statistics.fmean(worth(turn.genotype) for turn in turns[10:])
     assert later > statistics.fmean(worth(turn.genotype) for turn in turns[:10]) + 1
     assert [turn.genotype.name for turn in turns[9:12]] == ["draw_9", "predicted_10", "predicted_11"]
@@ -128,7 +128,7 @@ def test_a_second_objective_keeps_the_cheap_beside_the_good():
     front = plan.front()
     assert [one.score for one in front] == sorted((one.score for one in front), reverse=True)
     assert [one.cost for one in front] == sorted((one.cost for one in front), reverse=True)
-    assert cells(front[0].genotype) == cells(plan.answer())
+    assert front[0].genotype.cells == plan.answer().cells
     blind = statistics.fmean(cost(drawer(4)(index)) for index in range(200))
     assert statistics.fmean(cost(plan.genotype_of(index)) for index in range(10, 24)) < blind
 
@@ -136,7 +136,7 @@ def test_a_second_objective_keeps_the_cheap_beside_the_good():
 def test_a_space_smaller_than_the_search_repeats_its_candidates():
     few = [drawer("few")(index) for index in range(6)]
     plan = PredictorPlan(12, 1, Predictor(4, lambda index: few[index % 6], 1))
-    assert cells(simulate(plan, lambda turn: worth(turn.genotype))) in {cells(genotype) for genotype in few}
+    assert simulate(plan, lambda turn: worth(turn.genotype)).cells in {genotype.cells for genotype in few}
 
 
 def test_draws_that_leave_nothing_to_the_predictor_are_refused():

@@ -7,7 +7,7 @@ import pytest
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.genotype import OPERATION_NAMES, Genotype
 from torchreid_autoreid.search.halving import Rung
-from torchreid_autoreid.search.plans import Evolution, cells, simulate
+from torchreid_autoreid.search.plans import Evolution, simulate
 from torchreid_autoreid.search.predictor import Predictor
 from torchreid_autoreid.search.selection import draw_genotype
 from torchreid_autoreid.search.study import Study, StudyPlan, shown
@@ -48,7 +48,7 @@ def test_one_worker_trains_all_and_the_study_is_readable(tmp_path, place):
     plan = plan_of(place)
     turns = turns_of(plan)
     first = [turn for turn in turns if turn.rung == 0]
-    assert [cells(turn.genotype) for turn in first] == [cells(draw(index)) for index in range(9)]
+    assert [turn.genotype.cells for turn in first] == [draw(index).cells for index in range(9)]
     assert turns[0].rung == 0
     assert turns[1].rung == 1  # the first is the best so far, and goes on
     trials = plan.study.trials()
@@ -58,7 +58,7 @@ def test_one_worker_trains_all_and_the_study_is_readable(tmp_path, place):
     assert trials[0].params["normal 0 inputs"] == "0 1"
     last = [trial for trial in trials if 9 in trial.intermediate_values]
     best = max(last, key=lambda trial: trial.value)
-    assert cells(plan.answer()) == cells(draw(best.number))
+    assert plan.answer().cells == draw(best.number).cells
     assert plan_of(place).turn_at(0) is None  # nothing is left for another worker
 
 
@@ -126,8 +126,8 @@ def test_a_worker_that_resumes_ends_as_if_it_had_never_stopped(tmp_path, evoluti
         turns.append(turn)
         second.tell(turn, worth(turn))
         epoch = turn.end
-    assert [(t.rung, t.index, t.first, t.end, cells(t.genotype)) for t in turns] == [
-        (t.rung, t.index, t.first, t.end, cells(t.genotype)) for t in expected
+    assert [(t.rung, t.index, t.first, t.end, t.genotype.cells) for t in turns] == [
+        (t.rung, t.index, t.first, t.end, t.genotype.cells) for t in expected
     ]
     assert [t.start for t in turns] == [t.start for t in expected]
     assert [t.intermediate_values for t in second.study.trials()] == [
@@ -145,10 +145,10 @@ def test_an_evolution_has_children_of_the_measured_and_lets_the_best_start_anew(
         assert turn.index - 5 <= turn.start.index < turn.index
         assert turn.genotype.changed_edges(turn.start.genotype) >= 1
     anew = [turn for turn in later if turn.rung == 1]
-    assert len({cells(turn.genotype) for turn in anew}) == 3
+    assert len({turn.genotype.cells for turn in anew}) == 3
     assert all(turn.start is None for turn in anew)
     best = max(evolved, key=worth)
-    assert cells(best.genotype) == cells(anew[0].genotype)
+    assert best.genotype.cells == anew[0].genotype.cells
     assert worth(max(evolved[5:], key=worth)) > worth(max(evolved[:5], key=worth))
 
 
@@ -227,7 +227,7 @@ def test_files_of_trials_that_a_worker_may_go_back_to_are_needed(tmp_path):
 def test_genotypes_come_back_from_the_parameters_of_a_trial(tmp_path):
     plan = plan_of(tmp_path / "study.log", [Rung(5, 1)])
     for index, turn in enumerate(turns_of(plan)):
-        assert turn.genotype == Genotype(f"trial_{index}", *cells(draw(index)))
+        assert turn.genotype == Genotype(f"trial_{index}", *draw(index).cells)
     assert len(trials_of(tmp_path / "study.log")) == 5
 
 
@@ -235,10 +235,10 @@ def test_a_predictor_proposes_in_a_study(tmp_path):
     predictor = Predictor(6, draw, 1)
     plan = plan_of(tmp_path / "study.log", [Rung(16, 1)], predictor=predictor)
     turns = turns_of(plan)
-    assert [cells(turn.genotype) for turn in turns[:6]] == [cells(draw(index)) for index in range(6)]
-    assert len({cells(turn.genotype) for turn in turns}) == 16
+    assert [turn.genotype.cells for turn in turns[:6]] == [draw(index).cells for index in range(6)]
+    assert len({turn.genotype.cells for turn in turns}) == 16
     assert sum(map(worth, turns[6:])) / 10 > sum(map(worth, turns[:6])) / 6
-    assert cells(plan.answer()) in {cells(turn.genotype) for turn in turns}
+    assert plan.answer().cells in {turn.genotype.cells for turn in turns}
 
 
 def test_the_front_of_a_predictor_in_a_study_is_by_what_is_expected_as_its_answer(tmp_path):
@@ -250,5 +250,5 @@ def test_the_front_of_a_predictor_in_a_study_is_by_what_is_expected_as_its_answe
     noise = iter(range(100))
     simulate(plan, lambda turn: worth(turn) + (1.0 if next(noise) == 9 else 0.0))  # one of them is lucky
     front = plan.front()
-    assert cells(front[0].genotype) == cells(plan.answer())
+    assert front[0].genotype.cells == plan.answer().cells
     assert max(one.score for one in front) < 1.0 < max(one.score for one in plan.results())

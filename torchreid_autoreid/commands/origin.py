@@ -96,7 +96,7 @@ def tested_network(state: Checkpoint, cfg: Any, given: Collection[str]) -> Descr
         genotype = description.genotype
         if genotype and "autoreid.genotype" in given:
             other = Genotype.load(cfg.autoreid.genotype)
-            if (other.normal, other.reduce) != (genotype.normal, genotype.reduce):
+            if other.cells != genotype.cells:
                 raise _contradiction(path, "autoreid.genotype", genotype.name, cfg.autoreid.genotype)
     elif _is_of_a_search(state):
         fixed = {name: made_with[name] for name in _SEARCH_NETWORK if name in made_with}

@@ -86,7 +86,7 @@ class SearchLog:
             yield f"The history begins with epoch {self.records[0].epoch}; the time is that of the epochs in it."
         for name in self.torn:
             yield f"The last line of {name} is torn (a crash, or an epoch being written) and was left out."
-        if not any(_are_same(self.genotype, one) for one in self._answers()):
+        if self.genotype.cells not in (answer.cells for answer in self._answers()):
             yield "genotype.json is not the genotype of the last epoch in history.jsonl; its cells are the ones drawn."
         if self.config is None:
             yield "The folder holds no config.yaml, so the settings of the search are not shown."
@@ -134,12 +134,7 @@ def read_log(log_dir: str | Path) -> SearchLog:
 def _is_of(first: SearchRecord, last: SearchRecord) -> bool:
     """Whether a selection begins with the genotype that a search ended with."""
     own = first.candidate
-    return own is not None and _are_same(own.genotype, last.genotype)
-
-
-def _are_same(one: Genotype, other: Genotype) -> bool:
-    """Whether two genotypes have the same cells, whatever their names."""
-    return (one.normal, one.reduce) == (other.normal, other.reduce)
+    return own is not None and own.genotype.cells == last.genotype.cells
 
 
 def _measured(records: Sequence[SearchRecord]) -> Iterator[tuple[int, float]]:

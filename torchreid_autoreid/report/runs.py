@@ -102,7 +102,7 @@ class Comparison:
         one, other = self.genotypes
         assert one is not None
         assert other is not None
-        pairs = [*zip(one.normal, other.normal, strict=False), *zip(one.reduce, other.reduce, strict=False)]
+        pairs = [pair for cells in zip(one.cells, other.cells, strict=True) for pair in zip(*cells, strict=False)]
         return sum(len(set(first) - set(second)) for first, second in pairs)
 
 

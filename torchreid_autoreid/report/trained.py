@@ -121,7 +121,7 @@ def _whose(folder: Path, settings: dict[str, Any], genotype: Genotype) -> str:
         found = Genotype.load(given)
     except UserError:
         return "not checked: the file of the genotype is not where it was"
-    if (found.normal, found.reduce) != (genotype.normal, genotype.reduce):
+    if found.cells != genotype.cells:
         raise UserError(f"{folder} trained {given}, whose cells are not those of the search; give trainings of these")
     return "these"
 

@@ -201,7 +201,7 @@ class CostTable:
     def cost(self, genotype: Genotype) -> float:
         """The cost of the derived network, without its classifier."""
         total = self.base
-        for kind, cell in zip(KINDS, (genotype.normal, genotype.reduce), strict=True):
+        for kind, cell in zip(KINDS, genotype.cells, strict=True):
             for block, edges in enumerate(cell):
                 total += sum(self._numbers[kind, block, source, name] for name, source in edges)
         return total

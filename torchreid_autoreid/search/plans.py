@@ -25,7 +25,6 @@ __all__ = [
     "Start",
     "Turn",
     "best_order",
-    "cells",
     "first_front",
     "front_of",
     "front_order",
@@ -385,7 +384,7 @@ class EvolutionPlan(RungPlan):
         living = self.living(index)
         drawn = sorted(generator.sample(living, self.evolution.tournament))
         parent = self.best_of(drawn, [self.scores[0][i] for i in drawn], 1)[0]
-        known = {cells(self.genotype_of(i)) for i in range(index)}
+        known = {self.genotype_of(i).cells for i in range(index)}
         child = mutate(self.genotype_of(parent), self.operations, generator, self.accepts, known, f"evolved_{index}")
         self._parents[index] = parent
         return child
@@ -410,7 +409,7 @@ class EvolutionPlan(RungPlan):
         if rung != 1:
             return super().candidates_of(rung)
         order = self.best_of(super().candidates_of(0), self.scores[0], len(self.scores[0]))
-        different = {cells(self.genotype_of(index)): index for index in reversed(order)}
+        different = {self.genotype_of(index).cells: index for index in reversed(order)}
         kept = sorted(different.values(), key=order.index)
         kept += [index for index in order if index not in kept]  # twins, where there are too few others
         return kept[: self.rungs[1].candidates]
@@ -436,11 +435,6 @@ def simulate(plan: Plan, measure: Callable[[Turn], float]) -> Genotype:
     answer = plan.answer()
     assert answer is not None
     return answer
-
-
-def cells(genotype: Genotype) -> tuple[Any, Any]:
-    """What makes two genotypes the same network: all but the name."""
-    return genotype.normal, genotype.reduce
 
 
 def mutate(
@@ -471,7 +465,7 @@ def mutate(
         if not accepts(child):
             continue
         accepted = accepted or child
-        if cells(child) not in known:
+        if child.cells not in known:
             return child
     if accepted is None:
         raise UserError(f"none of {_MOST_TRIES} mutants of {genotype.name} is within the budget; raise it")

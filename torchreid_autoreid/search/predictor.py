@@ -12,7 +12,7 @@ import numpy as np
 from ..genotype import KINDS, Genotype
 from ..limits import check_value
 from .halving import Rung, check_draws
-from .plans import Measured, RungPlan, Turn, cells, first_front, front_of
+from .plans import Measured, RungPlan, Turn, first_front, front_of
 
 __all__ = ["OperationCounts", "Predictor", "PredictorPlan", "answer_of"]
 
@@ -109,8 +109,8 @@ class Predictor:
         """
         if number < self.draws or len(scores) < 2:
             return self.draw(number)
-        known, first = {cells(genotype) for genotype in genotypes}, (number + 1) * _POOL
-        pool = [drawn for i in range(first, first + _POOL) if cells(drawn := self.draw(i)) not in known]
+        known, first = {genotype.cells for genotype in genotypes}, (number + 1) * _POOL
+        pool = [drawn for i in range(first, first + _POOL) if (drawn := self.draw(i)).cells not in known]
         if not pool:  # a space smaller than the number of candidates
             return self.draw(number)
         found = OperationCounts(genotypes, scores).sample(pool, np.random.default_rng([self.seed, number]))

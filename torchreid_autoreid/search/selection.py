@@ -248,7 +248,7 @@ def propose(
     Returns:
         The genotypes, no two of them alike unless a hundred draws in a row are, and the places of the blind ones.
     """
-    found, cells = [derived], {(derived.normal, derived.reduce)}
+    found, known = [derived], {derived.cells}
     blind_from = number - number // 3
     next_draw = {drawn: 0, blind: 0}
     for place in range(1, number):
@@ -256,8 +256,8 @@ def propose(
         for _ in range(100):
             genotype = draw(next_draw[draw])
             next_draw[draw] += 1
-            if (genotype.normal, genotype.reduce) not in cells:
+            if genotype.cells not in known:
                 break
         found.append(genotype)
-        cells.add((genotype.normal, genotype.reduce))
+        known.add(genotype.cells)
     return found, list(range(max(1, blind_from), number))

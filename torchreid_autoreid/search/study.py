@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import UserError, differences, short, way_out
 from ..genotype import KINDS, Block, Genotype
 from .halving import Rung, check_rungs, own_epochs
-from .plans import Evolution, Measured, Start, Turn, best_order, cells, front_of, mutate
+from .plans import Evolution, Measured, Start, Turn, best_order, front_of, mutate
 from .predictor import Predictor, answer_of, expected_front
 
 __all__ = ["Study", "StudyPlan", "shown"]
@@ -276,7 +276,7 @@ class StudyPlan:
         living = measured[-self.evolution.population :]
         drawn = generator.sample(living, min(self.evolution.tournament, len(living)))
         parent = self._ordered(sorted(drawn, key=lambda one: one[0]))[0]
-        known = {cells(genotype) for _, genotype, _ in measured}
+        known = {genotype.cells for _, genotype, _ in measured}
         return mutate(parent[1], self.operations, generator, self.accepts, known)
 
     def _measured(self) -> tuple[list[Genotype], list[float]]:
@@ -288,9 +288,9 @@ class StudyPlan:
         if not measured:
             return self._draw(number)
         trials = self.study.trials()[self.evolved : number]
-        taken = {cells(_genotype_of(trial.params, self.blocks)) for trial in trials if trial.params}
+        taken = {_genotype_of(trial.params, self.blocks).cells for trial in trials if trial.params}
         order = self._ordered(measured)
-        return next((g for _, g, _ in order if cells(g) not in taken), order[0][1])
+        return next((g for _, g, _ in order if g.cells not in taken), order[0][1])
 
     def _parent(self, number: int) -> Start | None:
         """Whose weights a child begins with: the measured one that it differs least from, the newest of them."""

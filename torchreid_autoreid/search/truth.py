@@ -374,7 +374,7 @@ def _associations(truth: TruthSet, indices: list[int], means: np.ndarray) -> lis
         "parameters": [own[index].params for index in indices],
         "MACs": [own[index].macs for index in indices],
     }
-    names = sorted({name for g in genotypes for cell in (g.normal, g.reduce) for block in cell for name, _ in block})
+    names = sorted({name for g in genotypes for cell in g.cells for block in cell for name, _ in block})
     for kind in KINDS:
         for name in names:
             counted[f"{name}, {kind}"] = [genotype.count(name)[kind] for genotype in genotypes]
