@@ -14,7 +14,15 @@ from oracles import assert_result, clustered, distance_matrix, market1501, tied
 
 from torchreid_autoreid.errors import UserError
 from torchreid_autoreid.evaluation import Embeddings, evaluate, evaluate_rank, metrics, pairwise, ranking, roc
-from torchreid_autoreid.evaluation.ranking import Labels, Nearest, limits_of_nearest, ordered, places_within, unordered
+from torchreid_autoreid.evaluation.ranking import (
+    Labels,
+    Nearest,
+    flat_places,
+    limits_of_nearest,
+    ordered,
+    places_within,
+    unordered,
+)
 from torchreid_autoreid.evaluation.space import Space
 from torchreid_autoreid.parallel.launch import OneProcess
 
@@ -84,6 +92,13 @@ def test_ties_at_zero_at_infinity_and_between_the_smallest_numbers(flushed):
     finally:
         torch.set_flush_denormal(False)
     assert mean == pytest.approx(market1501(distances, query, gallery)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 1), (3, 7), (1, 8), (5, 16), (64, 100)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
+def test_places_in_a_mask(shape, share):
+    mask = np.random.default_rng(0).random(shape) < share
+    np.testing.assert_array_equal(flat_places(mask), np.flatnonzero(mask))
 
 
 def test_a_match_is_counted_alone_where_sorting_what_is_closer_takes_longer(monkeypatch):
