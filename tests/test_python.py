@@ -191,6 +191,15 @@ def test_two_runs_beside_each_other(tmp_path):
     assert any(line.startswith("best mAP") for line in lines)
 
 
+def test_the_selection_of_a_search_is_beside_another_run_too(tmp_path):
+    one, other = write_log(tmp_path / "one", [0.2]), write_log(tmp_path / "other", [0.1])
+    write_log(one / "selection", [0.3, 0.6])
+    found = torchreid_autoreid.compare(one, other).figures
+    assert found["best mAP"] == (0.2, 0.1)
+    assert found["selection, best mAP"] == (0.6, None)
+    assert found["selection, epochs"] == (2, None)
+
+
 def small_network(**options):
     return torchreid_autoreid.AutoReIDNetwork(**{"num_classes": 3, "channels": 2, "layers": (1, 1, 1, 1), **options})
 

@@ -157,6 +157,38 @@ def test_the_candidate_of_the_last_rung_is_the_score(log, tmp_path, make_record,
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_a_search_with_a_selection_is_judged_by_the_candidates_of_it(log, tmp_path, make_record, write_history):
+    """So it is ranked beside a search that trains candidates, and not beside a search network."""
+
+    def trained(epochs, scores, name):
+        genotype = Genotype.load("retrieval").to_dict() | {"name": name}
+        return [
+            make_record(epoch, epochs)
+            | {"alpha": None, "seconds": 60.0, "retrieval": make_record(4, 4)["retrieval"] | {"mAP": score}}
+            | {"candidate": {"number": epoch, "rung": 1, "genotype": genotype, "score": score, "figure": "mAP"}}
+            for epoch, score in enumerate(scores, start=1)
+        ]
+
+    with_selection = []
+    for seed, scores in enumerate([(0.5, 0.6), (0.7, 0.3)], start=1):
+        folder = log(f"selected-{seed}", 0.1, seed, settings={"search.selection": "halving"}, seconds=30.0)
+        (folder / "selection").mkdir()
+        write_history(folder / "selection" / "history.jsonl", trained(2, scores, "searched"))
+        with_selection.append(folder)
+    random = log("random", strategy="random")
+    write_history(random / "history.jsonl", trained(3, (0.2, 0.4, 0.3), "random"))
+    sentences, text = verdict_of(tmp_path, *with_selection, random, log("darts", 0.9))
+    said = " ".join(sentence for _, sentence in sentences)
+    assert "A and B have 25.0 points more mAP than C" in said  # 65.0 and 40.0
+    assert "In the order of their held-out mAP (means): A and B (65.0%) &gt; C (40.0%)." in said
+    assert "A, B and C and of D are not ranked: they differ in measured" in said
+    assert "the search network, not the network of" not in said
+    assert "<td>4 of 4, then 2 of 2</td><td>4 of 4, then 2 of 2</td><td>3 of 3</td><td>4 of 4</td>" in text
+    assert "<td>4 min</td><td>4 min</td><td>3 min</td>" in text
+    assert "darts, selection by halving, seed 1" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_shared_edges_are_those_of_the_genotypes(log, tmp_path):
     presets = ("retrieval", "baseline", "retrieval")
     said, text = verdict_of(

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import UserError
 from ..genotype import KINDS, Block, Genotype
 from ..numbers import amount, duration
+from ..records import SearchRecord
 from .cells import CELLS
 from .log import SearchLog, read_log
 from .page import Table, cell_picture, check_page, picture, write_page
@@ -48,13 +49,22 @@ class _Run:
     settings: Mapping[str, Any]
 
     @property
+    def deciding(self) -> Sequence[SearchRecord]:
+        """The epochs whose figures judge the search: of its selection, if it has one."""
+        return self.log.selection or self.log.records
+
+    @property
     def of_candidates(self) -> bool:
-        return self.log.records[-1].candidate is not None
+        return self.deciding[-1].candidate is not None
+
+    @property
+    def has_alphas(self) -> bool:
+        return self.log.records[-1].candidate is None
 
     @property
     def score(self) -> _Score | None:
         """Of the best candidate of the last rung, or of the search network at the last measurement."""
-        records = [record for record in self.log.records if record.retrieval]
+        records = [record for record in self.deciding if record.retrieval]
         if not self.of_candidates:
             return _Score(*_figures(records[-1].retrieval), f"epoch {records[-1].epoch}") if records else None
         done = [(r.candidate, r.retrieval) for r in records if r.candidate and r.candidate.score is not None]
@@ -72,6 +82,22 @@ class _Run:
     @property
     def measured(self) -> str:
         return "the candidates, trained" if self.of_candidates else "the search network"
+
+    @property
+    def epochs(self) -> str:
+        """How many are done, of the alphas and then of their selection."""
+        parts = [self.log.records, *([self.log.selection] if self.log.selection else [])]
+        return ", then ".join(f"{part[-1].epoch} of {part[-1].epochs}" for part in parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for part in (self.log.records, self.log.selection) for record in part)
+
+    @property
+    def cost(self) -> Mapping[str, Any]:
+        """By measure, where the log has them of the answer, which need not be what the alphas prefer."""
+        last = self.log.records[-1]
+        return last.cost or {} if self.log.genotype.cells == last.genotype.cells else {}
 
     def protocol(self) -> dict[str, Any]:
         """What has to be alike before two figures can be ranked."""
@@ -127,12 +153,12 @@ def write_comparison(log_dirs: Sequence[str | Path], output: str | Path) -> Path
     target = check_page(output)
     groups, protocols = list(_groups(runs)), list(_protocols(runs))
     panels: list[tuple[str, dict[str, list[tuple[float, float]]], float | None]] = [
-        (f"held-out mAP{_of(protocol) if len(protocols) > 1 else ''}", _curves(protocol, _mean_precision), 0.0)
+        (f"held-out mAP{_of(protocol) if len(protocols) > 1 else ''}", _precision_curves(protocol), 0.0)
         for protocol in protocols
     ]
     panels += [
         ("loss of the weights", _curves(runs, lambda record: record.w["loss"]), None),
-        ("indecision of the α (entropy)", _curves([r for r in runs if not r.of_candidates], _entropy), None),
+        ("indecision of the α (entropy)", _curves([r for r in runs if r.has_alphas], _entropy), None),
     ]
     write_page(
         "comparison.html",
@@ -260,12 +286,12 @@ def _lead(first: Sequence[_Run], second: Sequence[_Run]) -> Sentence:
 
 
 def _runs(runs: Sequence[_Run]) -> Table:
-    measures = sorted({measure for run in runs for measure in run.log.records[-1].cost or {}})
+    measures = sorted({measure for run in runs for measure in run.cost})
     heads = ["figure", "folder", "settings", "held-out mAP", "rank-1 (95 %)", "queries", "measured", "epochs", "time"]
     heads += ["part-aware edges", "skip connections", *(MEASURE_NAMES[measure] for measure in measures)]
     rows = []
     for run in runs:
-        last, score, genotype = run.log.records[-1], run.score, run.log.genotype
+        score, genotype = run.score, run.log.genotype
         figures = ["–"] * 4
         if score is not None:
             interval = ""
@@ -281,9 +307,9 @@ def _runs(runs: Sequence[_Run]) -> Table:
         seed = run.settings.get("train.seed")
         described = [
             _shown(run.settings.get("search.strategy", "–")),
+            *(["selection by halving"] if run.log.selection else []),
             *([f"seed {_shown(seed)}"] if seed is not None else []),
         ]
-        cost = last.cost or {}
         counts = (sum(genotype.count(name).values()) for name in ("part_aware", "skip_connect"))
         rows.append(
             [
@@ -291,10 +317,10 @@ def _runs(runs: Sequence[_Run]) -> Table:
                 run.log.name,
                 ", ".join(described),
                 *figures,
-                f"{last.epoch} of {last.epochs}",
-                duration(sum(record.seconds for record in run.log.records)),
+                run.epochs,
+                duration(run.seconds),
                 *(f"{count} of {4 * genotype.blocks}" for count in counts),
-                *(amount(cost[measure]["genotype"]) if measure in cost else "–" for measure in measures),
+                *(amount(run.cost[measure]["genotype"]) if measure in run.cost else "–" for measure in measures),
             ]
         )
     named, *figures_of = zip(heads, *rows, strict=True)
@@ -331,16 +357,18 @@ def _dots(protocol: Sequence[_Run], groups: Sequence[Sequence[_Run]]) -> Any:
 
 def _curves(runs: Iterable[_Run], figure: Any) -> dict[str, list[tuple[float, float]]]:
     """Letter -> (epoch, figure) of the epochs that have it."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        points = [(float(r.epoch), value) for r in run.log.records if (value := figure(r)) is not None]
-        if points:
-            found[run.letter] = points
-    return found
+    found = {run.letter: _points(run.log.records, figure) for run in runs}
+    return {letter: points for letter, points in found.items() if points}
 
 
-def _mean_precision(record: Any) -> float | None:
-    return record.retrieval["mAP"] if record.retrieval else None
+def _precision_curves(runs: Iterable[_Run]) -> dict[str, list[tuple[float, float]]]:
+    """Of the measurements that judge the searches."""
+    found = {run.letter: _points(run.deciding, lambda r: r.retrieval["mAP"] if r.retrieval else None) for run in runs}
+    return {letter: points for letter, points in found.items() if points}
+
+
+def _points(records: Iterable[SearchRecord], figure: Any) -> list[tuple[float, float]]:
+    return [(float(record.epoch), value) for record in records if (value := figure(record)) is not None]
 
 
 def _entropy(record: Any) -> float:

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import as_path, naming
 from ..genotype import Genotype
 from .history import read_lines
+from .log import SELECTION
 
 __all__ = ["PLACES", "PROTOCOL", "Comparison", "compare", "read_history", "read_settings"]
 
@@ -113,7 +114,7 @@ def compare(log_a: str | PathLike[str], log_b: str | PathLike[str]) -> Compariso
         UserError: if a folder holds no history, or one of its files is damaged.
     """
     logs = as_path(log_a, "the log folder"), as_path(log_b, "the log folder")
-    one, other = (_figures(_rows(log)) for log in logs)
+    one, other = (_figures_of(log) for log in logs)
     names = [*one, *(name for name in other if name not in one)]
     first, second = (read_settings(log) for log in logs)
     return Comparison(
@@ -126,6 +127,14 @@ def compare(log_a: str | PathLike[str], log_b: str | PathLike[str]) -> Compariso
         },
         (_genotype(logs[0]), _genotype(logs[1])),
     )
+
+
+def _figures_of(log: Path) -> dict[str, float]:
+    found, folder = _figures(_rows(log)), log / SELECTION
+    if (folder / "history.jsonl").is_file():
+        chosen = _figures(_rows(folder))
+        found |= {f"selection, {name}": chosen[name] for name in ("epochs", "seconds", "best mAP") if name in chosen}
+    return found
 
 
 def _figures(rows: list[dict[str, float]]) -> dict[str, float]:
