@@ -1,4 +1,4 @@
-"""The README's examples: commands are understood as they stand, and Python blocks use what there is."""
+"""The READMEs: commands are understood as they stand, Python blocks use what there is, links lead somewhere."""
 
 import ast
 import importlib
@@ -11,7 +11,9 @@ import pytest
 import torchreid_autoreid
 from torchreid_autoreid.commands.options import COMMANDS, parse
 
-TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [ROOT / "README.md", ROOT / "projects" / "benchmarks" / "README.md"]
+TEXT = "".join(file.read_text(encoding="utf-8") for file in FILES)
 
 
 def blocks(language):
@@ -55,3 +57,19 @@ def test_a_block_of_python_uses_what_there_is(code):
         owner = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else ""
         if aliases.get(owner) == "torchreid_autoreid":
             assert node.attr in torchreid_autoreid.__all__
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_and_named_files_lead_somewhere(file):
+    text = file.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line[:1] == "#"
+    }
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert all(link[1:] in headings if link[0] == "#" else (file.parent / link).exists() for link in links)
+    named = re.findall(r"`((?:projects|configs|torchreid_autoreid|tests)/[\w/.]+)`", text)
+    assert links
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

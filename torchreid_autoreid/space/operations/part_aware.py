@@ -54,8 +54,9 @@ class PartAware(nn.Module):
 
     - The scores are divided by ``sqrt(C')``, as in Vaswani et al. (NeurIPS 2017, section 3.2.1), and query and key
       begin by Glorot's initialisation. The author's scores grow with ``C'``: the attention becomes a hard choice within
-      some steps of SGD, and a network with such operations in its reduction cell does not fit its training set (README,
-      Results). Small scores would be as bad: the attention would be uniform, and all parts would get one vector.
+      some steps of SGD, and a network with such operations in its reduction cell does not fit its training set
+      (projects/benchmarks/README.md). Small scores would be as bad: the attention would be uniform, and all parts would
+      get one vector.
     - ``C'`` is at least 4, or C if that is less: with one feature, as for a quarter of 16 channels, no part can be told
       from another.
     - The transforms have no bias, which the batch norm would take away.
