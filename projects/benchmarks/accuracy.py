@@ -17,11 +17,11 @@ that a seed draws. Each of them
    seeds, and tested (train.py).
 
 A network is as wide and as deep as its search network. Networks that nobody searched (`--network`, with `--seeds`
-trainings each) are trained by the same recipe, but for the optimiser and rate that suit them. `OUTPUT/results.jsonl` gets a line when a network has been tested, and
-the same command again goes on where it was stopped. `--table` prints means and standard deviations over the seeds, and
-differences between contestants of the same seed: their mean with its 95 % interval (Student's t), and the p-value of
-Wilcoxon's signed-rank test, by Holm's method over all pairs shown. Time is that of the processor with start-up and
-evaluation, memory the highest resident size of the search.
+trainings each) are trained by the same recipe, but for the optimiser and rate that suit them. `OUTPUT/results.jsonl`
+gets a line when a network has been tested, and the same command again goes on where it was stopped. `--table` prints
+means and standard deviations over the seeds, and differences between contestants of the same seed: their mean with its
+95 % interval (Student's t), and the p-value of Wilcoxon's signed-rank test, by Holm's method over all pairs shown.
+Time is that of the processor with start-up and evaluation, memory the highest resident size of the search.
 """
 
 from __future__ import annotations
