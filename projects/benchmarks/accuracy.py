@@ -105,7 +105,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         "search.rung_epochs": [3, 9],
         "train.max_epoch": 70,
     },
-    "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS},
+    "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS, "train.max_epoch": 72},
     "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
     # whole trainings, whatever time they take: of seven candidates, of twelve after alphas (on small images, as "darts,
     # small images"), of twenty
