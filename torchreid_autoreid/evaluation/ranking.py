@@ -19,6 +19,7 @@ PAIRS_AT_ONCE = 1 << 19  # pairs of one identity that are held together
 PAIRS_OF_ROWS = 1 << 17  # pairs of one identity that a worker looks at together
 CANDIDATES_AT_ONCE = 1 << 18
 SORTED_ROW = 300  # time to sort a whole row with its keys, in comparisons of the row with one value
+ROWS_TOGETHER = 16  # that are compared with a value each
 SAMPLED_COLUMN = 128  # of so many, where nothing is known of a row
 SOME_QUERIES, SOME_MATCHES = 128, 8  # true matches that a space is chosen by
 NONE = torch.iinfo(torch.int64).max  # a key after all others: no item
@@ -403,11 +404,10 @@ class CloserCounter:
         behind = (places >= width) & (size < np.inf) & (size > np.finfo(np.float32).tiny)
         below = np.where(behind, np.nextafter(distances, np.float32(np.inf)), distances)[:, None]
         rows = self.tables[CPU][2].numpy()[chosen] - row
-        ends = np.flatnonzero(np.diff(rows, append=-1)) + 1
         closer = np.empty(len(chosen), dtype=np.int64)
         counts = np.uint16 if width < 1 << 16 else np.uint32  # the smaller, the faster
-        for first, end in itertools.pairwise([0, *ends.tolist()]):
-            before = block[rows[first]] < below[first:end]
+        for first, end in ranges(len(chosen), ROWS_TOGETHER):
+            before = block[rows[first:end]] < below[first:end]
             np.add.reduce(before.view(np.uint8), axis=1, dtype=counts, out=closer[first:end])
         for i in np.flatnonzero((places > 0) & ~behind):
             closer[i] += np.count_nonzero(block[rows[i], : places[i]] == distances[i])
