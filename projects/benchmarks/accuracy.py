@@ -10,7 +10,8 @@ fit the length of the search, no warm-up), what its alphas propose in a selectio
 that a seed draws. Each of them
 
 1. is timed for a few epochs, several contestants at once as later in the searches, and gets as many epochs as fit into
-   `--seconds`; those that go by rungs have rungs of about that length, those of whole trainings take what they take;
+   `--seconds`; those that train candidates have a fixed number of about that length, those of whole trainings take
+   what they take;
 2. searches with every seed (search.py; the held-out half is looked at after the last epoch only, by those that train
    candidates after each of them);
 3. has each network that it finds trained on the whole training set for `--train-epochs`, `--trainings` times with other
@@ -55,7 +56,6 @@ from torchreid_autoreid.search.cost import count_macs, count_parameters  # noqa:
 from torchreid_autoreid.search.halving import blind_draws  # noqa: E402
 from torchreid_autoreid.space.networks import AutoReIDNetwork  # noqa: E402
 
-CANDIDATE_EPOCHS = 2
 #: a rung has a third of the candidates of the one before, each trained three times as long
 RUNGS = {"search.rung_candidates": [9, 3], "search.rung_epochs": [3, 9]}
 PUBLISHED = {
@@ -105,7 +105,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         "search.rung_epochs": [3, 9],
         "train.max_epoch": 70,
     },
-    "random": {"search.strategy": "random", "search.candidate_epochs": CANDIDATE_EPOCHS, "train.max_epoch": 72},
+    "random": {"search.strategy": "random", "search.candidate_epochs": 2, "train.max_epoch": 72},
     "one random genotype": {"search.strategy": "random", "search.candidate_epochs": 1, "train.max_epoch": 1},
     # whole trainings, whatever time they take: of seven candidates, of twelve after alphas (on small images, as "darts,
     # small images"), of twenty
@@ -146,11 +146,6 @@ def execute(
     return {"seconds": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss / 1024}
 
 
-def unit(name: str) -> int:
-    """Epochs that a search can be lengthened by."""
-    return int(CONTESTANTS[name].get("search.candidate_epochs", 1))  # an epoch, of those with alphas
-
-
 def selects(name: str) -> bool:
     """Whether a selection by halving follows the alphas."""
     return CONTESTANTS[name].get("search.selection") == "halving"
@@ -161,7 +156,7 @@ def folder_name(contestant: str) -> str:
 
 
 def calibrate(name: str, options: argparse.Namespace) -> int:
-    """How many epochs fit into the time: from the seconds between two ends of a unit of epochs."""
+    """How many epochs fit into the time: from the seconds of the second one."""
     if "train.max_epoch" in CONTESTANTS[name]:
         return int(CONTESTANTS[name]["train.max_epoch"])
     folder = options.output / "calibration" / folder_name(name)
@@ -169,9 +164,7 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)  # of a timing that was stopped
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            every_step_alike: dict[str, Any] = {"train.max_epoch": 3 * unit(name)}
-            if unit(name) == 1:  # the alphas move from the first epoch on
-                every_step_alike["search.warmup_epochs"] = 0
+            every_step_alike = {"train.max_epoch": 3, "search.warmup_epochs": 0}  # the alphas move from the first on
             own = {key: value for key, value in CONTESTANTS[name].items() if key not in RUNGS}
             own |= BY_STRENGTH if selects(name) else {}  # only that of the alphas
             running = pool.submit(execute, "search", options, folder, SHARED | own | every_step_alike)
@@ -182,11 +175,10 @@ def calibrate(name: str, options: argparse.Namespace) -> int:
                 ends += [time.monotonic()] * (written - len(ends))
                 time.sleep(0.02)
             running.result()
-        known.write_text(json.dumps({"seconds": (ends[2 * unit(name) - 1] - ends[unit(name) - 1]) / unit(name)}))
+        known.write_text(json.dumps({"seconds": ends[1] - ends[0]}))
     # A selection by halving takes about as long as the alphas before it.
     share = 0.5 if selects(name) else 1.0
-    fitting = int(share * options.seconds / read(known)["seconds"])
-    return max(1, fitting // unit(name)) * unit(name)
+    return max(1, int(share * options.seconds / read(known)["seconds"]))
 
 
 def compete(name: str, seed: int, epochs: int, options: argparse.Namespace) -> dict[str, Any]:

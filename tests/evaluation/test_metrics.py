@@ -111,7 +111,7 @@ def test_a_match_is_counted_alone_where_sorting_what_is_closer_takes_longer(monk
     monkeypatch.setattr(
         ranking.CloserCounter,
         "_closer_one_by_one",
-        lambda self, column, block, chosen, row: alone.extend(chosen) or count(self, column, block, chosen, row),
+        lambda self, row, column, block, chosen: alone.extend(chosen) or count(self, row, column, block, chosen),
     )
     query = Embeddings(np.zeros((1, 2), dtype=np.float32), [0], [0])
     result = evaluate(query, Embeddings(gallery, pids, np.ones(3002, dtype=int)), metric="euclidean")

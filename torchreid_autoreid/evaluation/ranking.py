@@ -311,7 +311,8 @@ class CloserCounter:
         self.tied = np.zeros(num_queries, dtype=bool)
         self.lock = Lock()  # the workers meet in one counter: a copy for each would cost memory for every pair
         thresholds = ordered(torch.from_numpy(matches.distances)) << 21
-        arrays = (torch.from_numpy(array) for array in (matches.positions, matches.rows))
+        self.rows = matches.rows
+        arrays = (torch.from_numpy(array) for array in (matches.positions, self.rows))
         self.tables = {CPU: (thresholds, *arrays)}
 
     def _tables(self, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -337,7 +338,7 @@ class CloserCounter:
         limits, alone = self._plan(row, column, block)
         closer = self._closer_by_sorting(row, column, block, torch.from_numpy(limits).to(block.device)).cpu().numpy()
         if alone.any():
-            closer[alone] = self._closer_one_by_one(column, block.numpy(), of_block.start + np.flatnonzero(alone), row)
+            closer[alone] = self._closer_one_by_one(row, column, block.numpy(), of_block.start + np.flatnonzero(alone))
         with self.lock:
             self.closer[of_block] += closer
             self.columns[row : row + len(block)] += block.shape[1]
@@ -393,7 +394,7 @@ class CloserCounter:
                     self.tied[row + (values[ties] >> 32).cpu().numpy()] = True
         return closer
 
-    def _closer_one_by_one(self, column: int, block: np.ndarray, chosen: np.ndarray, row: int) -> np.ndarray:
+    def _closer_one_by_one(self, row: int, column: int, block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """How many items of its row are before each of the matches chosen, which are sorted by row."""
         width = block.shape[1]
         distances = self.matches.distances[chosen]
@@ -403,7 +404,7 @@ class CloserCounter:
         size = np.abs(distances)
         behind = (places >= width) & (size < np.inf) & (size > np.finfo(np.float32).tiny)
         below = np.where(behind, np.nextafter(distances, np.float32(np.inf)), distances)[:, None]
-        rows = self.tables[CPU][2].numpy()[chosen] - row
+        rows = self.rows[chosen] - row
         closer = np.empty(len(chosen), dtype=np.int64)
         counts = np.uint16 if width < 1 << 16 else np.uint32  # the smaller, the faster
         for first, end in ranges(len(chosen), ROWS_TOGETHER):

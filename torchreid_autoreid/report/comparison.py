@@ -49,9 +49,14 @@ class _Run:
     settings: Mapping[str, Any]
 
     @property
+    def parts(self) -> list[Sequence[SearchRecord]]:
+        """The epochs of the search, then those of its selection, if it has one."""
+        return [self.log.records, self.log.selection] if self.log.selection else [self.log.records]
+
+    @property
     def deciding(self) -> Sequence[SearchRecord]:
-        """The epochs whose figures judge the search: of its selection, if it has one."""
-        return self.log.selection or self.log.records
+        """The epochs whose figures judge the search."""
+        return self.parts[-1]
 
     @property
     def of_candidates(self) -> bool:
@@ -85,13 +90,12 @@ class _Run:
 
     @property
     def epochs(self) -> str:
-        """How many are done, of the alphas and then of their selection."""
-        parts = [self.log.records, *([self.log.selection] if self.log.selection else [])]
-        return ", then ".join(f"{part[-1].epoch} of {part[-1].epochs}" for part in parts)
+        """How many are done, of each part."""
+        return ", then ".join(f"{part[-1].epoch} of {part[-1].epochs}" for part in self.parts)
 
     @property
     def seconds(self) -> float:
-        return sum(record.seconds for part in (self.log.records, self.log.selection) for record in part)
+        return sum(record.seconds for part in self.parts for record in part)
 
     @property
     def cost(self) -> Mapping[str, Any]:
@@ -153,7 +157,11 @@ def write_comparison(log_dirs: Sequence[str | Path], output: str | Path) -> Path
     target = check_page(output)
     groups, protocols = list(_groups(runs)), list(_protocols(runs))
     panels: list[tuple[str, dict[str, list[tuple[float, float]]], float | None]] = [
-        (f"held-out mAP{_of(protocol) if len(protocols) > 1 else ''}", _precision_curves(protocol), 0.0)
+        (
+            f"held-out mAP{_of(protocol) if len(protocols) > 1 else ''}",
+            _curves(protocol, _mean_precision, deciding=True),
+            0.0,
+        )
         for protocol in protocols
     ]
     panels += [
@@ -355,20 +363,19 @@ def _dots(protocol: Sequence[_Run], groups: Sequence[Sequence[_Run]]) -> Any:
 # --- curves ----------------------------------------
 
 
-def _curves(runs: Iterable[_Run], figure: Any) -> dict[str, list[tuple[float, float]]]:
-    """Letter -> (epoch, figure) of the epochs that have it."""
-    found = {run.letter: _points(run.log.records, figure) for run in runs}
-    return {letter: points for letter, points in found.items() if points}
+def _curves(runs: Iterable[_Run], figure: Any, deciding: bool = False) -> dict[str, list[tuple[float, float]]]:
+    """Letter -> (epoch, figure) of the epochs that have it, of the search or of what judges it."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        records = run.deciding if deciding else run.log.records
+        points = [(float(r.epoch), value) for r in records if (value := figure(r)) is not None]
+        if points:
+            found[run.letter] = points
+    return found
 
 
-def _precision_curves(runs: Iterable[_Run]) -> dict[str, list[tuple[float, float]]]:
-    """Of the measurements that judge the searches."""
-    found = {run.letter: _points(run.deciding, lambda r: r.retrieval["mAP"] if r.retrieval else None) for run in runs}
-    return {letter: points for letter, points in found.items() if points}
-
-
-def _points(records: Iterable[SearchRecord], figure: Any) -> list[tuple[float, float]]:
-    return [(float(record.epoch), value) for record in records if (value := figure(record)) is not None]
+def _mean_precision(record: Any) -> float | None:
+    return record.retrieval["mAP"] if record.retrieval else None
 
 
 def _entropy(record: Any) -> float:
